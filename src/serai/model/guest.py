@@ -1,0 +1,146 @@
+"""What a guest is: what was asked for, what is stored of it, and what is shown of it.
+
+Three structs, from the wish to the view:
+
+    GuestSpec    what a customer asked for; the API body of a launch
+    GuestRecord  what the database keeps: the spec, what was allotted to it, what is wanted
+    Guest        what everybody is shown: the record and what is observed, in one flat object
+
+The states and moves of a guest are in ``model.lifecycle``.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from serai.errors import Problem
+from serai.model.lifecycle import GuestState
+from serai.units import MIB
+
+
+class GuestKind(StrEnum):
+    """What a guest runs as. Containers come later; the word is here from the first day."""
+
+    VM = "vm"
+    CONTAINER = "container"
+
+
+class Accel(StrEnum):
+    """How guest code is executed. TCG is emulation: slow, and not a security boundary."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Firmware(StrEnum):
+    """What the machine starts with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
+class RestartPolicy(StrEnum):
+    """When a guest that ended by itself is started again (a requested stop is never undone)."""
+
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+
+
+class ExitReason(StrEnum):
+    """Why a guest is not running."""
+
+    NEVER_STARTED = "never-started"
+    REQUESTED = "requested"
+    POWERED_OFF = "powered-off"  # the guest itself shut down
+    PANICKED = "panicked"  # the guest's kernel reported a panic
+    CRASHED = "crashed"  # QEMU ended by a signal or an error
+    START_FAILED = "start-failed"
+    HOST_RESTARTED = "host-restarted"  # the host went down under it
+
+
+class GuestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a customer asks for. ``disk`` 0 means the image's own size (or no disk at all)."""
+
+    image: str
+    name: str = ""
+    kind: GuestKind = GuestKind.VM
+    cpus: int = 1
+    memory: int = 256 * MIB
+    disk: int = 0
+    firmware: Firmware = Firmware.BIOS
+    restart: RestartPolicy = RestartPolicy.NO
+    labels: dict[str, str] = {}
+
+
+class GuestChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `set` may change; what is not named stays as it is."""
+
+    cpus: int | msgspec.UnsetType = msgspec.UNSET
+    memory: int | msgspec.UnsetType = msgspec.UNSET
+    disk: int | msgspec.UnsetType = msgspec.UNSET
+    restart: RestartPolicy | msgspec.UnsetType = msgspec.UNSET
+    labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the database keeps of a guest.
+
+    ``number`` is unique on this host and never used twice at a time; uid and MAC come from it.
+    ``version`` grows with every change (ETag). ``wanted_on`` is what the user wants, and is what
+    the reconciler restores; ``last_exit`` tells why the guest is not running.
+    """
+
+    id: str
+    number: int
+    version: int
+    created_at: float
+    spec: GuestSpec
+    image_digest: str
+    machine_type: str
+    mac: str
+    genid: str
+    wanted_on: bool = False
+    last_exit: ExitReason = ExitReason.NEVER_STARTED
+    problem: Problem | None = None
+
+
+class AgentState(StrEnum):
+    """What is known of the agent inside a guest."""
+
+    UNKNOWN = "unknown"
+    ANSWERING = "answering"
+    SILENT = "silent"
+
+
+class Guest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is shown of a guest: REST, CLI and SDK all give this.
+
+    Sizes are bytes, times are seconds since the epoch. ``pid`` is 0 when nothing runs.
+    ``problem`` says what is wrong, if something is (a full disk, a crash, a failed start).
+    """
+
+    name: str
+    id: str
+    kind: GuestKind
+    state: GuestState
+    accel: Accel
+    image: str
+    cpus: int
+    memory: int
+    created_at: float
+    disk: int
+    firmware: Firmware
+    restart: RestartPolicy
+    labels: dict[str, str]
+    version: int
+    image_digest: str
+    machine_type: str
+    mac: str
+    last_exit: ExitReason
+    agent: AgentState
+    pid: int
+    started_at: float
+    restarts: int
+    problem: Problem | None
+    notes: tuple[str, ...] = ()

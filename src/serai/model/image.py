@@ -1,0 +1,62 @@
+"""Images: read-only starting points with a name and a digest."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class ImageKind(StrEnum):
+    """How a guest starts from the image."""
+
+    DISK = "disk"  # a root disk; each guest gets a copy-on-write head over it
+    KERNEL = "kernel"  # a kernel and perhaps an initramfs, loaded by QEMU
+    CDROM = "cdrom"  # an installation medium; each guest gets an empty disk beside it
+
+
+class DiskFormat(StrEnum):
+    """Recorded at import by our own parser and never probed again."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+    VMDK = "vmdk"
+
+
+class Expect(StrEnum):
+    """Tri-state: does the image contain a thing?"""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+class ImageFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an image, relative to the image's folder. Digests are ``sha256:HEX``."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored and shown of an image.
+
+    ``digest`` names the whole content; the files live in a folder named by it. ``size`` is what
+    the files take, ``virtual_size`` what a guest sees as its root disk (0 without one).
+    """
+
+    name: str
+    digest: str
+    kind: ImageKind
+    created_at: float
+    size: int
+    virtual_size: int = 0
+    disk: ImageFile | None = None
+    disk_format: DiskFormat = DiskFormat.RAW
+    kernel: ImageFile | None = None
+    initrd: ImageFile | None = None
+    cmdline: str = ""
+    agent: Expect = Expect.UNKNOWN
+    firmware: tuple[str, ...] = ("bios",)
+    min_memory: int = 0
+    source: str = ""
+    details: dict[str, str] = {}

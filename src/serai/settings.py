@@ -1,0 +1,185 @@
+"""The daemon's settings as one table, and the places that follow from ``SERAI_HOME``.
+
+``SETTINGS`` is the only list: name, how to read it, default and help. ``read_settings`` takes
+them from the environment (``SERAI_`` and the name in capitals) over the file ``serai.toml`` in the
+state folder; the docs page is made from the same table. ``Settings`` is checked against it by a test.
+
+Who calls this: the daemon (all of it), the CLI and the client (only ``find_places``).
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from serai.errors import Code, Invalid
+from serai.units import GIB, MIB, parse_duration, parse_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where everything is. ``state`` survives a reboot, ``run`` need not."""
+
+    home: str
+    state: Path
+    run: Path
+
+    @property
+    def socket(self) -> Path:
+        """The socket of the API."""
+        return self.run / "api.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the daemon that owns these places."""
+        return self.run / "daemon.lock"
+
+    @property
+    def log(self) -> Path:
+        """What a daemon in the background prints."""
+        return self.state / "daemon.log"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite database."""
+        return self.state / "serai.db"
+
+    @property
+    def images(self) -> Path:
+        """One folder an image, named by digest."""
+        return self.state / "images"
+
+    @property
+    def guests(self) -> Path:
+        """One folder a guest, named by id: volumes, firmware variables, serial log."""
+        return self.state / "guests"
+
+    @property
+    def guests_run(self) -> Path:
+        """One folder a guest, named by id: sockets."""
+        return self.run / "guests"
+
+    @property
+    def scratch(self) -> Path:
+        """Unfinished downloads, imports and builds; emptied when the daemon starts."""
+        return self.state / "scratch"
+
+
+def find_places(environ: Mapping[str, str], *, is_root: bool) -> Places:
+    """Return the places for this environment; creates nothing.
+
+    ``SERAI_HOME`` moves everything under itself. Without it: the system's folders for root,
+    the XDG base directories for a user.
+    """
+    home = environ.get("SERAI_HOME", "")
+    if home:
+        top = Path(home).absolute()
+        return Places(home=str(top), state=top / "state", run=top / "run")
+    if is_root:
+        return Places(home="", state=Path("/var/lib/serai"), run=Path("/run/serai"))
+    user = Path(environ.get("HOME") or "/")
+    state = Path(environ.get("XDG_DATA_HOME") or user / ".local/share") / "serai"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    return Places(home="", state=state, run=Path(runtime) / "serai" if runtime else state / "run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting: how it is called, read, and explained."""
+
+    name: str
+    parse: Callable[[str], object]
+    default: object
+    help: str
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise Invalid(Code.VALUE_INVALID, f"{text[:40]!r} is not a whole number above 0")
+    return value
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise Invalid(Code.VALUE_INVALID, f"{text[:40]!r} is none of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(name="qemu", parse=str, default="", help="Path of qemu-system-x86_64; empty: look in PATH."),
+    Setting(name="accel", parse=_choice("auto", "kvm", "tcg"), default="auto", help="auto uses KVM only after guest code really ran under it."),
+    Setting(name="uid_base", parse=_positive, default=1_879_048_192, help="First uid for guests (root only); guest n runs as uid_base + n."),
+    Setting(name="log_limit", parse=parse_size, default=1 * MIB, help="Size at which a guest's serial log is cut to its newer half."),
+    Setting(name="agent_timeout", parse=parse_duration, default=120.0, help="How long a launch waits for the agent, in seconds."),
+    Setting(name="start_timeout", parse=parse_duration, default=30.0, help="How long QEMU may take to answer its monitor."),
+    Setting(name="stop_timeout", parse=parse_duration, default=30.0, help="How long a graceful stop waits before it is forced."),
+    Setting(name="heartbeat", parse=parse_duration, default=5.0, help="How often QEMU is asked whether it is there."),
+    Setting(name="monitor_timeout", parse=parse_duration, default=10.0, help="How long a monitor may be silent before its guest is called unresponsive."),
+    Setting(name="disk_reserve", parse=parse_size, default=256 * MIB, help="Free space below which nothing new is written, and a guest held by a full disk stays held."),
+    Setting(name="body_limit", parse=parse_size, default=1 * MIB, help="Largest request body, file transfers apart."),
+    Setting(name="image_limit", parse=parse_size, default=64 * GIB, help="Largest image that is imported, both the file and its virtual size times one."),
+    Setting(name="events_kept", parse=_positive, default=10_000, help="How many events the database keeps."),
+    Setting(name="jobs_kept", parse=_positive, default=1_000, help="How many finished jobs the database keeps."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The values of ``SETTINGS``, one field each."""
+
+    qemu: str
+    accel: str
+    uid_base: int
+    log_limit: int
+    agent_timeout: float
+    start_timeout: float
+    stop_timeout: float
+    heartbeat: float
+    monitor_timeout: float
+    disk_reserve: int
+    body_limit: int
+    image_limit: int
+    events_kept: int
+    jobs_kept: int
+
+
+def read_settings(environ: Mapping[str, str], file: Path) -> Settings:
+    """Read all settings: environment over ``file`` (TOML, may be missing) over default.
+
+    Raises Invalid (``value-invalid``) that names the setting and where it was set; an unknown
+    key in the file is refused.
+    """
+    found: dict[str, object] = {}
+    try:
+        found = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        pass
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise Invalid(Code.VALUE_INVALID, f"{file} can't be read: {error}") from error
+    unknown = sorted(set(found) - {field.name for field in fields(Settings)})
+    if unknown:
+        raise Invalid(Code.VALUE_INVALID, f"{file} sets {unknown[0]!r}, which is no setting")
+    values: dict[str, object] = {}
+    for setting in SETTINGS:
+        variable = f"SERAI_{setting.name.upper()}"
+        text, where = environ.get(variable), variable
+        if text is None and setting.name in found:
+            text, where = str(found[setting.name]), str(file)
+        try:
+            values[setting.name] = setting.default if text is None else setting.parse(text)
+        except Invalid as error:
+            raise Invalid(error.code, f"{setting.name} in {where}: {error.message}") from error
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def current_places() -> Places:
+    """Return the places for this process's own environment and user."""
+    return find_places(os.environ, is_root=os.geteuid() == 0)
