@@ -7,14 +7,14 @@ nothing. There is no flag beside the state. ``draw()`` prints the tables; the dr
 output and a test keeps it so.
 
     creating      created → stopped
-    stopped       start → starting · restart → starting · delete → deleting
-    starting      kill → stopping · up → running · start-failed → stopped · exited → crashed · powered-off → stopping · panicked → crashed
-    running       stop → stopping · kill → stopping · restart → stopping · pause → paused · exited → crashed · powered-off → stopping · panicked → crashed · held → paused · disk-full → io-error · silent → unresponsive
-    paused        stop → stopping · kill → stopping · restart → stopping · resume → running · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · disk-full → io-error · silent → unresponsive
-    io-error      stop → stopping · kill → stopping · restart → stopping · resume → running · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · silent → unresponsive
-    stopping      kill → stopping · gone → stopped · still-up → running · exited → stopped
-    unresponsive  kill → stopping · restart → stopping · exited → crashed · answered-running → running · answered-paused → paused
-    crashed       start → starting · restart → starting · delete → deleting
+    stopped       start → starting · restart → starting · delete → deleting · destroy → deleting
+    starting      kill → stopping · destroy → stopping · up → running · start-failed → stopped · exited → crashed · powered-off → stopping · panicked → crashed
+    running       stop → stopping · kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · held → paused · disk-full → io-error · silent → unresponsive
+    paused        stop → stopping · kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · disk-full → io-error · silent → unresponsive
+    io-error      stop → stopping · kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · silent → unresponsive
+    stopping      kill → stopping · destroy → stopping · gone → stopped · still-up → running · exited → stopped
+    unresponsive  kill → stopping · restart → stopping · destroy → stopping · exited → crashed · answered-running → running · answered-paused → paused
+    crashed       start → starting · restart → starting · delete → deleting · destroy → deleting
     deleting
 """
 
@@ -52,7 +52,7 @@ ON_STATES = frozenset(
 
 
 class Verb(StrEnum):
-    """What may be asked of a guest. KILL is a forced stop."""
+    """What may be asked of a guest. KILL is a forced stop, DESTROY a forced delete."""
 
     START = "start"
     STOP = "stop"
@@ -61,6 +61,7 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     DELETE = "delete"
+    DESTROY = "destroy"
     RENAME = "rename"
     SET = "set"
     TALK = "talk"  # through the agent: exec, push, pull
@@ -138,6 +139,7 @@ _OFF: dict[Verb, Admission] = {
     _V.PAUSE: Deny(_R.NOT_RUNNING),
     _V.RESUME: Deny(_R.NOT_RUNNING),
     _V.DELETE: Accept(_S.DELETING),
+    _V.DESTROY: Accept(_S.DELETING),
     _V.RENAME: _HERE,
     _V.SET: _HERE,
     _V.TALK: Deny(_R.NOT_RUNNING),
@@ -148,9 +150,10 @@ _ON: dict[Verb, Admission] = {
     _V.STOP: _STOPPING,
     _V.KILL: _STOPPING,
     _V.RESTART: _STOPPING,
-    _V.PAUSE: Accept(_S.PAUSED),
+    _V.PAUSE: _HERE,
     _V.RESUME: Ignore(),
     _V.DELETE: Deny(_R.STILL_RUNNING),
+    _V.DESTROY: _STOPPING,
     _V.RENAME: _HERE,
     _V.SET: _HERE,
     _V.TALK: _HERE,
@@ -160,14 +163,20 @@ _HELD: dict[Verb, Admission] = {
     **_ON,
     _V.START: Deny(_R.PAUSED),
     _V.PAUSE: Ignore(),
-    _V.RESUME: Accept(_S.RUNNING),
+    _V.RESUME: _HERE,
     _V.TALK: Deny(_R.PAUSED),
 }
 
 MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
     _S.CREATING: _all(_R.BEING_CREATED),
     _S.STOPPED: _OFF,
-    _S.STARTING: {**_all(_R.BEING_STARTED), _V.START: Ignore(), _V.KILL: _STOPPING, _V.LOOK: _HERE},
+    _S.STARTING: {
+        **_all(_R.BEING_STARTED),
+        _V.START: Ignore(),
+        _V.KILL: _STOPPING,
+        _V.DESTROY: _STOPPING,
+        _V.LOOK: _HERE,
+    },
     _S.RUNNING: _ON,
     _S.PAUSED: _HELD,
     _S.IO_ERROR: {
@@ -180,6 +189,7 @@ MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
         **_all(_R.BEING_STOPPED),
         _V.STOP: Ignore(),
         _V.KILL: _STOPPING,
+        _V.DESTROY: _STOPPING,
         _V.RENAME: _HERE,
         _V.TALK: _HERE,
         _V.LOOK: _HERE,
@@ -188,11 +198,12 @@ MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
         **_all(_R.UNRESPONSIVE),
         _V.START: Ignore(),
         _V.KILL: _STOPPING,
+        _V.DESTROY: _STOPPING,
         _V.RESTART: _STOPPING,
         _V.RENAME: _HERE,
     },
     _S.CRASHED: _OFF,
-    _S.DELETING: {**_all(_R.BEING_DELETED), _V.DELETE: Ignore()},
+    _S.DELETING: {**_all(_R.BEING_DELETED), _V.DELETE: Ignore(), _V.DESTROY: Ignore()},
 }
 
 _LIVE: dict[Happening, GuestState] = {

@@ -1,0 +1,331 @@
+"""The task that owns one guest.
+
+Everybody else puts orders into its mailbox; what its QEMU reports comes first. It alone admits an
+order (by the table in ``model.lifecycle``), changes the guest's state and record, and tells the
+journal. While one order is carried out (``work``), others are refused, ignored or wait, as the
+table says for the state they find; a forced stop overtakes whatever is under way.
+
+How each verb is carried out is in ``procedures``; this file knows only that there is one.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from serai.engine.house import House
+from serai.engine.jobs import LiveJob, error_of
+from serai.engine.mailbox import ORDER_LIMIT, Mailbox, Order
+from serai.errors import Busy, Code, Conflict, Problem, SeraiError
+from serai.model.actions import Action
+from serai.model.event import EventKind
+from serai.model.guest import AgentState, Guest, GuestRecord
+from serai.model.image import Image
+from serai.model.job import Job
+from serai.model.lifecycle import Accept, Deny, GuestState, Happening, Ignore, Verb, admit, after
+from serai.plan.admission import refusal
+from serai.plan.view import view_guest
+from serai.qemu.instance import Instance, InstanceEvent
+from serai.store.changes import PutGuest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What is under way: its task and, unless it is the guest's own doing, its job."""
+
+    task: asyncio.Task[None]
+    job: LiveJob | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkEnded:
+    """A piece of work has ended: the one that was begun as number ``count``."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RestartDue:
+    """The restart policy's waiting time is over; ``turn`` tells an outdated one."""
+
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """Somebody wants this job to end."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The heartbeat's finding: the happening that it stands for."""
+
+    happening: Happening
+
+
+ON_THE_WAY = frozenset({GuestState.STARTING, GuestState.STOPPING, GuestState.DELETING})
+OVERTAKING = frozenset({Verb.KILL, Verb.DESTROY})
+
+Message = InstanceEvent | WorkEnded | RestartDue | CancelJob | Beat
+Procedure = Callable[["GuestDriver", LiveJob], Awaitable[None]]
+Reaction = Callable[["GuestDriver", Message], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """How this kind of guest does things: a procedure for each verb, and what to do on events.
+
+    ``phases`` names the steps of a verb's job. Given by ``procedures`` for virtual machines;
+    containers will bring another.
+    """
+
+    procedures: Mapping[Verb, Procedure]
+    phases: Mapping[Verb, tuple[str, ...]]
+    react: Reaction
+
+
+class GuestDriver:
+    """One guest: its record, what is observed of it, and the task that owns both.
+
+    Read by everybody, changed only by its own task (and by ``procedures``, which run in it).
+    """
+
+    def __init__(
+        self, record: GuestRecord, image: Image, house: House, script: Script, state: GuestState
+    ) -> None:
+        self.record = record
+        self.image = image
+        self.house = house
+        self.state = state
+        self.instance: Instance | None = None
+        self.agent_state = AgentState.UNKNOWN
+        self.agent_answered = asyncio.Event()
+        self.powered_off = asyncio.Event()
+        self.exited = asyncio.Event()
+        self.restarts: tuple[float, ...] = ()
+        self.gone = asyncio.Event()
+        self.mailbox: Mailbox[Message] = Mailbox()
+        self.attached: list[asyncio.Task[None]] = []
+        self.turn = 0
+        self._script = script
+        self._work: Work | None = None
+        self._begun = 0
+        self._waiting: deque[Order] = deque()
+        self._view: Guest | None = None
+
+    # -- read by everybody -------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The guest's name."""
+        return self.record.spec.name
+
+    @property
+    def job(self) -> LiveJob | None:
+        """The job under way, if any."""
+        return self._work.job if self._work else None
+
+    def view(self) -> Guest:
+        """Return the guest as it is shown; made anew only after a change."""
+        if self._view is None:
+            self._view = view_guest(
+                self.record,
+                self.image,
+                self.state,
+                machine=self.instance.machine if self.instance else None,
+                accel=self.house.capabilities.accel,
+                agent=self.agent_state,
+                pid=self.instance.process.pid if self.instance else 0,
+                started_at=self.instance.started_at if self.instance else 0.0,
+                restarts=len(self.restarts),
+            )
+        return self._view
+
+    # -- asked by everybody ------------------------------------------------------------------
+
+    async def ask(self, verb: Verb, action: Action, key: str = "") -> Job:
+        """Hand an action to the guest's task; return its job once that is durable, or refuse."""
+        order = Order(verb=verb, action=action, key=key)
+        self.mailbox.ask(order)
+        return await order.accepted
+
+    def begin(self, job: LiveJob, procedure: Procedure) -> None:
+        """Carry out a job that is already accepted (a launch, or one left by an earlier daemon)."""
+        self._start_work(self._carry_out(job, procedure), job)
+
+    def follow_up(self, own: Coroutine[Any, Any, None]) -> None:
+        """Do something of the guest's own after the work under way, and before any order."""
+        before = self._work.task if self._work else None
+        self._start_work(_after(before, own), None)
+
+    def _start_work(self, work: Coroutine[Any, Any, None], job: LiveJob | None) -> None:
+        self._begun += 1
+        count = self._begun
+        task = self.house.supervisor.start(work, name=f"{self.name}: work {count}")
+        task.add_done_callback(lambda _: self.mailbox.tell(WorkEnded(count)))
+        self._work = Work(task, job)
+
+    # -- changed by the own task ---------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Note that something shown has changed."""
+        self._view = None
+
+    def enter(self, state: GuestState) -> None:
+        """Move to ``state`` and tell it."""
+        if state is self.state:
+            return
+        before, self.state = self.state, state
+        self.changed()
+        self.tell(EventKind.GUEST_STATE, state=str(state), before=str(before))
+
+    def happen(self, happening: Happening) -> None:
+        """Move to the state that follows from ``happening``."""
+        self.enter(after(self.state, happening))
+
+    def tell(self, kind: EventKind, **data: str) -> None:
+        """Tell the journal that something happened to this guest."""
+        journal = self.house.journal
+        journal.tell(journal.event(kind, self.name, self.record.id, **data))
+
+    def revise(self, **changes: object) -> PutGuest:
+        """Change the record in memory and return the change for the store."""
+        self.record = msgspec.structs.replace(
+            self.record, version=self.record.version + 1, **changes
+        )
+        self.changed()
+        return PutGuest(self.record)
+
+    def complain(self, problem: Problem | None) -> None:
+        """Show ``problem`` with the guest, without storing it."""
+        self.record = msgspec.structs.replace(self.record, problem=problem)
+        self.changed()
+
+    # -- the task ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Own the guest until it is deleted or the daemon stops; the guest itself goes on."""
+        try:
+            while not self.gone.is_set():
+                await self._handle(await self.mailbox.take())
+        finally:
+            for order in (*self._waiting, *self.mailbox.close()):
+                _refuse(order, Busy(Code.DAEMON_STOPPING, "the daemon stops, or the guest is gone"))
+
+    async def _handle(self, message: Message | Order) -> None:
+        match message:
+            case Order():
+                await self._admit(message)
+            case WorkEnded(count=count):
+                await self._work_ended(count)
+            case CancelJob(job_id=job_id):
+                if self._work and self._work.job and self._work.job.id == job_id:
+                    self._work.task.cancel()
+            case _:
+                await self._script.react(self, message)
+
+    async def _work_ended(self, count: int) -> None:
+        if count != self._begun:
+            return  # it was overtaken, and other work is under way
+        self._work = None
+        waiting, self._waiting = self._waiting, deque()
+        for order in waiting:
+            await self._admit(order)
+
+    async def _admit(self, order: Order) -> None:
+        match admit(self.state, order.verb):
+            case Deny(reason=reason):
+                _refuse(order, refusal(self.name, self.state, order.verb, reason))
+            case Ignore():
+                await self._ignore(order)
+            case Accept(state=state):
+                await self._accept(order, state)
+
+    async def _ignore(self, order: Order) -> None:
+        """It is so, or on its way already: answer with the job that does it, or an ended one."""
+        if self.job is not None and self.state in ON_THE_WAY:
+            _answer(order, self.job.job)
+            return
+        try:
+            job = await self._open(order)
+            await job.finish(message=f"nothing to do: {self.name} is {self.state}")
+        except SeraiError as error:
+            _refuse(order, error)
+        else:
+            _answer(order, job.job)
+
+    async def _accept(self, order: Order, state: GuestState | None) -> None:
+        if self._work is not None:
+            if order.verb not in OVERTAKING:
+                self._wait(order)
+                return
+            await self._overtake()
+        try:
+            job = await self._open(order)
+        except SeraiError as error:
+            _refuse(order, error)
+            return
+        if state is not None:
+            self.enter(state)
+        _answer(order, job.job)
+        self.begin(job, self._script.procedures[order.verb])
+
+    def _wait(self, order: Order) -> None:
+        if len(self._waiting) >= ORDER_LIMIT:
+            _refuse(order, Busy(Code.QUEUE_FULL, f"too many requests wait for {self.name}"))
+        else:
+            self._waiting.append(order)
+
+    async def _open(self, order: Order) -> LiveJob:
+        phases = self._script.phases[order.verb]
+        return await self.house.jobs.open(order.action, self.name, phases, key=order.key)
+
+    async def _overtake(self) -> None:
+        """End the work under way for a forced stop."""
+        if self._work is not None:
+            self._work.task.cancel()
+            await asyncio.wait({self._work.task})
+
+    async def _carry_out(self, job: LiveJob, procedure: Procedure) -> None:
+        """Run a procedure; whatever goes wrong in it ends its job, never the guest's task."""
+        try:
+            await procedure(self, job)
+        except asyncio.CancelledError as error:
+            if not self.house.closing.is_set():
+                await self._fail(job, error)
+        except Exception as error:  # the one place where a procedure's failure becomes an answer
+            await self._fail(job, error)
+
+    async def _fail(self, job: LiveJob, error: BaseException) -> None:
+        reported = error_of(error)
+        if job.ended.is_set():
+            log.warning("%s: %s after the end of its job", self.name, reported.message)
+            return
+        try:
+            await job.fail(reported, PutGuest(self.record))
+        except SeraiError as worse:
+            log.warning("the end of job %s was not stored: %s", job.id, worse.message)
+
+
+async def _after(before: asyncio.Task[None] | None, own: Coroutine[Any, Any, None]) -> None:
+    if before is not None:
+        await asyncio.wait({before})
+    await own
+
+
+def _answer(order: Order, job: Job) -> None:
+    if not order.accepted.done():
+        order.accepted.set_result(job)
+
+
+def _refuse(order: Order, error: SeraiError) -> None:
+    if not order.accepted.done():
+        order.accepted.set_exception(error)

@@ -1,0 +1,34 @@
+"""What every part of the engine is given: built once by the daemon, never changed."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serai.disk.images import ImageFolder
+from serai.engine.jobs import Jobs
+from serai.engine.journal import Journal
+from serai.host.cgroup import Cgroups
+from serai.host.supervise import Supervisor
+from serai.model.node import Capabilities
+from serai.settings import Places, Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """The daemon's own things, shared by drivers and keepers.
+
+    ``new_id`` gives unguessable ids; ``boot_id`` names this boot of the host. ``closing`` is set
+    when the daemon stops: work that is cancelled after that is left for the next one, not undone.
+    """
+
+    settings: Settings
+    places: Places
+    capabilities: Capabilities
+    journal: Journal
+    jobs: Jobs
+    images: ImageFolder
+    cgroups: Cgroups
+    supervisor: Supervisor
+    new_id: Callable[[], str]
+    boot_id: str
+    closing: asyncio.Event

@@ -1,0 +1,73 @@
+"""What happened, first durable and then told: the one way from the engine to store and bus.
+
+Everything that changes is committed here together with its events; only after the commit do the
+watchers hear of it, in the order of the store's numbers. Not for: deciding what happened.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from serai.engine.bus import Bus
+from serai.errors import SeraiError
+from serai.model.event import Event, EventKind
+from serai.store.changes import AddEvent, Change
+from serai.store.database import Store
+
+log = logging.getLogger(__name__)
+
+PENDING_LIMIT = 10_000
+
+
+class Journal:
+    """Commits changes with their events and publishes them; ``clock`` gives seconds since epoch."""
+
+    def __init__(self, store: Store, bus: Bus, clock: Callable[[], float]) -> None:
+        self.store = store
+        self._bus = bus
+        self._clock = clock
+        self._pending: deque[Event] = deque(maxlen=PENDING_LIMIT)
+        self._wake = asyncio.Event()
+
+    def now(self) -> float:
+        """Return the time that records and events carry."""
+        return self._clock()
+
+    def event(self, kind: EventKind, subject: str, subject_id: str = "", **data: str) -> Event:
+        """Make an event of this moment; its number comes from the store."""
+        return Event(
+            seq=0, at=self._clock(), kind=kind, subject=subject, subject_id=subject_id, data=data
+        )
+
+    async def commit(self, *changes: Change, events: tuple[Event, ...] = ()) -> None:
+        """Make ``changes`` and ``events`` durable together, then tell the watchers.
+
+        On failure nothing of it is stored or told. A cancelled caller does not know the outcome.
+        """
+        stored = await self.store.commit(*changes, *(AddEvent(event) for event in events))
+        for event in stored:
+            self._bus.publish(event)
+
+    def tell(self, event: Event) -> None:
+        """Store and publish ``event`` soon, without making the caller wait."""
+        self._pending.append(event)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write what ``tell`` was given, until cancelled; a full disk loses events, not guests."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all events that wait; those that can't be written are published all the same."""
+        events = tuple(self._pending)
+        self._pending.clear()
+        if not events:
+            return
+        try:
+            await self.commit(events=events)
+        except SeraiError as error:
+            log.warning("%d events were not stored: %s", len(events), error.message)

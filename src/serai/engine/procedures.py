@@ -1,0 +1,363 @@
+"""How each verb is carried out for a virtual machine: one short procedure a verb.
+
+All run inside the guest's own task (``driver``), one at a time. A procedure ends its job itself,
+together with the changes that belong to it; if it raises, the driver ends the job with what was
+raised. What holds after a failure stands in each docstring. Phases: ``PHASES``.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+
+import msgspec
+
+from serai.disk.volumes import create_root, create_uefi_vars, find_root, grow_root
+from serai.engine.driver import GuestDriver, Procedure
+from serai.engine.jobs import LiveJob, error_of
+from serai.engine.running import attach, detach, let_go, open_instance
+from serai.errors import Code, Conflict, Interrupted, SeraiError
+from serai.model.actions import LaunchGuest, RenameGuest, RestartGuest, SetGuest, StopGuest
+from serai.model.event import EventKind
+from serai.model.guest import AgentState, ExitReason, Firmware, GuestChange
+from serai.model.image import Expect
+from serai.model.lifecycle import GuestState, Happening, Verb
+from serai.plan.change import changed_spec
+from serai.store.changes import DropGuest
+
+PHASES: Mapping[Verb, tuple[str, ...]] = {
+    Verb.START: ("start",),
+    Verb.STOP: ("stop",),
+    Verb.KILL: ("stop",),
+    Verb.RESTART: ("stop", "start"),
+    Verb.PAUSE: ("pause",),
+    Verb.RESUME: ("resume",),
+    Verb.DELETE: ("delete",),
+    Verb.DESTROY: ("delete",),
+    Verb.RENAME: ("rename",),
+    Verb.SET: ("set",),
+}
+LAUNCH_PHASES = ("volumes", "start", "agent")
+CREATE_PHASES = ("volumes",)
+
+QUIT_TIMEOUT = 2.0
+POWER_OFF_ASK_TIMEOUT = 2.0
+
+
+# -- creating ------------------------------------------------------------------------------------
+
+
+async def create(driver: GuestDriver, job: LiveJob) -> None:
+    """Make the volumes of a new guest and leave it stopped. On failure nothing is left of it."""
+    try:
+        await _make_volumes(driver, job)
+    except BaseException as error:
+        await _undo_creation(driver, job, error)
+        return
+    driver.happen(Happening.CREATED)
+    await job.finish(driver.revise())
+
+
+async def launch(driver: GuestDriver, job: LiveJob) -> None:
+    """Make a new guest's volumes, start it, wait for its agent.
+
+    Fails before QEMU runs: nothing is left. Fails later (the agent stays silent): the guest runs.
+    """
+    action = job.action
+    assert isinstance(action, LaunchGuest)
+    try:
+        if driver.state is GuestState.CREATING:
+            await _make_volumes(driver, job)
+            driver.happen(Happening.CREATED)
+        if driver.instance is None:
+            await job.enter("start")
+            driver.enter(GuestState.STARTING)
+            await _start(driver)
+    except BaseException as error:
+        await _undo_creation(driver, job, error)
+        return
+    if action.wait and driver.image.agent is not Expect.NO:
+        await job.enter("agent")
+        await _wait_agent(driver)
+    await job.finish()
+
+
+async def _make_volumes(driver: GuestDriver, job: LiveJob) -> None:
+    await job.enter("volumes")
+    house, record = driver.house, driver.record
+    folder = house.places.guests / record.id
+    await asyncio.to_thread(_make_folder, driver)
+    await asyncio.to_thread(
+        create_root, folder, driver.image, house.images.folder(driver.image), record.spec.disk
+    )
+    if record.spec.firmware is Firmware.UEFI:
+        await asyncio.to_thread(create_uefi_vars, folder, house.capabilities.uefi_vars)
+
+
+def _make_folder(driver: GuestDriver) -> None:
+    folder = driver.house.places.guests / driver.record.id
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+async def _undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException) -> None:
+    """Remove all traces of a guest that could not be created, then report ``error``."""
+    if driver.house.closing.is_set():
+        raise error
+    await _end_process(driver)
+    await asyncio.to_thread(_remove_folders, driver)
+    driver.enter(GuestState.DELETING)
+    try:
+        await job.fail(error_of(error), DropGuest(driver.record.id))
+    finally:
+        driver.gone.set()
+
+
+async def _wait_agent(driver: GuestDriver) -> None:
+    """Wait until the guest's agent has answered once since its start."""
+    timeout = driver.house.settings.agent_timeout
+    answered = asyncio.ensure_future(driver.agent_answered.wait())
+    ended = asyncio.ensure_future(driver.exited.wait())
+    try:
+        await asyncio.wait(
+            {answered, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        answered.cancel()
+        ended.cancel()
+    if driver.exited.is_set():
+        raise Conflict(
+            Code.GUEST_STATE,
+            f"{driver.name} ended before its agent answered",
+            hint=f"See what it printed: serai log {driver.name}",
+        )
+    if not driver.agent_answered.is_set():
+        raise Interrupted(
+            Code.AGENT_TIMEOUT,
+            f"{driver.name} runs, but its agent has not answered within {timeout:.0f} s",
+            hint=f"See what it prints: serai log {driver.name}",
+        )
+
+
+# -- starting and stopping -------------------------------------------------------------------------
+
+
+async def start(driver: GuestDriver, job: LiveJob) -> None:
+    """Start QEMU. On failure the guest is stopped as before, and says why."""
+    await _start_or_report(driver)
+    await job.finish(driver.revise(wanted_on=True, problem=None))
+
+
+async def _start_or_report(driver: GuestDriver) -> None:
+    try:
+        await _start(driver)
+    except BaseException as error:
+        if not driver.house.closing.is_set():
+            driver.revise(
+                wanted_on=False,
+                last_exit=ExitReason.START_FAILED,
+                problem=error_of(error).problem(),
+            )
+        raise
+
+
+async def _start(driver: GuestDriver) -> None:
+    try:
+        instance = await open_instance(driver)
+    except BaseException:
+        driver.happen(Happening.START_FAILED)
+        raise
+    attach(driver, instance)
+    driver.happen(Happening.UP)
+
+
+async def stop(driver: GuestDriver, job: LiveJob) -> None:
+    """Stop gracefully within the time limit, then by force. A cancelled stop leaves it running."""
+    action = job.action
+    assert isinstance(action, StopGuest | RestartGuest)
+    try:
+        await _stop(driver, force=action.force, timeout=action.timeout)
+    except asyncio.CancelledError:
+        if driver.instance is not None:
+            driver.happen(Happening.STILL_UP)
+        raise
+    await job.finish(
+        driver.revise(wanted_on=False, last_exit=ExitReason.REQUESTED, problem=None)
+    )
+
+
+async def _stop(driver: GuestDriver, *, force: bool, timeout: float) -> None:
+    if not force:
+        await _power_off(driver, timeout or driver.house.settings.stop_timeout)
+    await _end_process(driver)
+    driver.happen(Happening.GONE)
+
+
+async def _power_off(driver: GuestDriver, timeout: float) -> None:
+    """Ask the guest to power off and wait for it, at most ``timeout`` seconds."""
+    instance = driver.instance
+    if instance is None or driver.powered_off.is_set():
+        return
+    try:
+        async with asyncio.timeout(timeout):
+            await instance.go_on()
+            if not await _ask_agent_to_power_off(driver):
+                await instance.press_power()
+            await _either(driver.powered_off, driver.exited)
+    except (TimeoutError, SeraiError):
+        pass  # then by force: the caller goes on to end the process
+
+
+async def _ask_agent_to_power_off(driver: GuestDriver) -> bool:
+    if driver.agent_state is not AgentState.ANSWERING or driver.instance is None:
+        return False
+    try:
+        await driver.instance.agent.shutdown("powerdown", timeout=POWER_OFF_ASK_TIMEOUT)
+    except SeraiError:
+        return False
+    return True
+
+
+async def _either(*events: asyncio.Event) -> None:
+    """Wait until one of ``events`` is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+async def _end_process(driver: GuestDriver) -> None:
+    """End the guest's QEMU, whatever state it is in, and let go of all that it had."""
+    instance = driver.instance
+    if instance is None:
+        return
+    await instance.end(QUIT_TIMEOUT)
+    await detach(driver)
+    await let_go(driver)
+
+
+async def restart(driver: GuestDriver, job: LiveJob) -> None:
+    """Stop as ``stop`` does, then start. A stopped guest is started."""
+    action = job.action
+    assert isinstance(action, RestartGuest)
+    if driver.instance is not None:
+        await _stop(driver, force=action.force, timeout=action.timeout)
+    await job.enter("start")
+    driver.enter(GuestState.STARTING)
+    await start(driver, job)
+
+
+async def finish_power_off(driver: GuestDriver, reason: ExitReason) -> None:
+    """End QEMU after the guest itself powered off or panicked, and store why."""
+    await _end_process(driver)
+    driver.happen(Happening.GONE)
+    await driver.house.journal.commit(driver.revise(last_exit=reason))
+
+
+# -- the rest --------------------------------------------------------------------------------------
+
+
+async def pause(driver: GuestDriver, job: LiveJob) -> None:
+    """Hold the virtual CPUs."""
+    if driver.instance is not None:
+        await driver.instance.hold()
+        driver.happen(Happening.HELD)
+    await job.finish()
+
+
+async def resume(driver: GuestDriver, job: LiveJob) -> None:
+    """Let a paused guest, or one held by a full disk, go on."""
+    if driver.instance is not None:
+        await driver.instance.go_on()
+        driver.happen(Happening.WENT_ON)
+        driver.complain(None)
+    await job.finish()
+
+
+async def delete(driver: GuestDriver, job: LiveJob) -> None:
+    """Remove a guest and all that it had. Interrupted at any point, it is done again."""
+    await _end_process(driver)
+    driver.enter(GuestState.DELETING)
+    await asyncio.to_thread(_remove_folders, driver)
+    journal = driver.house.journal
+    deleted = journal.event(EventKind.GUEST_DELETED, driver.name, driver.record.id)
+    await job.finish(DropGuest(driver.record.id), events=(deleted,))
+    driver.gone.set()
+
+
+def _remove_folders(driver: GuestDriver) -> None:
+    places, guest_id = driver.house.places, driver.record.id
+    for folder in (places.guests_run / guest_id, places.guests / guest_id):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def rename(driver: GuestDriver, job: LiveJob) -> None:
+    """Give the guest its new name; a name that is taken is refused by the store."""
+    action = job.action
+    assert isinstance(action, RenameGuest)
+    old = driver.record
+    journal = driver.house.journal
+    renamed = journal.event(EventKind.GUEST_RENAMED, action.name, old.id, before=driver.name)
+    change = driver.revise(spec=msgspec.structs.replace(old.spec, name=action.name))
+    try:
+        await job.finish(change, events=(renamed,))
+    except SeraiError:
+        driver.record = old
+        driver.changed()
+        raise
+
+
+async def set_guest(driver: GuestDriver, job: LiveJob) -> None:
+    """Change size, policy or labels: live where it can be, else from the next start."""
+    action = job.action
+    assert isinstance(action, SetGuest)
+    if action.version and action.version != driver.record.version:
+        raise Conflict(
+            Code.VERSION_CONFLICT,
+            f"{driver.name} is at version {driver.record.version}, not {action.version}",
+            hint="Somebody changed it meanwhile: read it again, then decide.",
+        )
+    spec = changed_spec(
+        driver.record.spec, action.change, driver.image, driver.house.capabilities
+    )
+    await _change_disk(driver, action.change)
+    await _change_running(driver, action.change)
+    journal = driver.house.journal
+    event = journal.event(EventKind.GUEST_CHANGED, driver.name, driver.record.id)
+    await job.finish(driver.revise(spec=spec), events=(event,))
+
+
+async def _change_disk(driver: GuestDriver, change: GuestChange) -> None:
+    if change.disk is msgspec.UNSET or change.disk == driver.view().disk:
+        return
+    if driver.instance is not None:
+        await driver.instance.resize_drive("root", change.disk)
+        return
+    house = driver.house
+    folder = house.places.guests / driver.record.id
+    chain = find_root(folder, driver.image, house.images.folder(driver.image))
+    await asyncio.to_thread(grow_root, chain, change.disk)
+
+
+async def _change_running(driver: GuestDriver, change: GuestChange) -> None:
+    instance = driver.instance
+    if instance is None:
+        return
+    if change.memory is not msgspec.UNSET:
+        await instance.set_balloon(min(change.memory, instance.machine.memory))
+    if change.cpus is not msgspec.UNSET and change.cpus > driver.record.spec.cpus:
+        await instance.plug_cpus(min(change.cpus, instance.machine.max_cpus))
+
+
+PROCEDURES: Mapping[Verb, Procedure] = {
+    Verb.START: start,
+    Verb.STOP: stop,
+    Verb.KILL: stop,
+    Verb.RESTART: restart,
+    Verb.PAUSE: pause,
+    Verb.RESUME: resume,
+    Verb.DELETE: delete,
+    Verb.DESTROY: delete,
+    Verb.RENAME: rename,
+    Verb.SET: set_guest,
+}
