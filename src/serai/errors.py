@@ -45,6 +45,9 @@ class Code(StrEnum):
     SIZE_INVALID = "size-invalid"
     VALUE_INVALID = "value-invalid"
     USAGE = "usage"
+    HEAD_TOO_LARGE = "head-too-large"
+    REQUEST_MALFORMED = "request-malformed"
+    REQUEST_TOO_SLOW = "request-too-slow"
     # images
     IMAGE_NOT_FOUND = "image-not-found"
     IMAGE_EXISTS = "image-exists"
