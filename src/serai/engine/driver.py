@@ -20,14 +20,25 @@ import msgspec
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.mailbox import ORDER_LIMIT, Mailbox, Order
-from serai.errors import Busy, Code, Conflict, Problem, SeraiError
-from serai.model.actions import Action
+from serai.errors import Busy, Code, Problem, SeraiError
+from serai.model.actions import Action, StartGuest
 from serai.model.event import EventKind
-from serai.model.guest import AgentState, Guest, GuestRecord
+from serai.model.guest import AgentState, ExitReason, Guest, GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
-from serai.model.lifecycle import Accept, Deny, GuestState, Happening, Ignore, Verb, admit, after
+from serai.model.lifecycle import (
+    ON_STATES,
+    Accept,
+    Deny,
+    GuestState,
+    Happening,
+    Ignore,
+    Verb,
+    admit,
+    after,
+)
 from serai.plan.admission import refusal
+from serai.plan.restart import Leave, decide_restart
 from serai.plan.view import view_guest
 from serai.qemu.instance import Instance, InstanceEvent
 from serai.store.changes import PutGuest
@@ -71,6 +82,7 @@ class Beat:
     happening: Happening
 
 
+RESTARTS_KEPT = 100
 ON_THE_WAY = frozenset({GuestState.STARTING, GuestState.STOPPING, GuestState.DELETING})
 OVERTAKING = frozenset({Verb.KILL, Verb.DESTROY})
 
@@ -99,7 +111,13 @@ class GuestDriver:
     """
 
     def __init__(
-        self, record: GuestRecord, image: Image, house: House, script: Script, state: GuestState
+        self,
+        record: GuestRecord,
+        image: Image,
+        house: House,
+        script: Script,
+        state: GuestState,
+        on_gone: Callable[["GuestDriver"], None],
     ) -> None:
         self.record = record
         self.image = image
@@ -116,6 +134,7 @@ class GuestDriver:
         self.attached: list[asyncio.Task[None]] = []
         self.turn = 0
         self._script = script
+        self._on_gone = on_gone
         self._work: Work | None = None
         self._begun = 0
         self._waiting: deque[Order] = deque()
@@ -204,10 +223,34 @@ class GuestDriver:
         self.changed()
         return PutGuest(self.record)
 
+    def leave(self) -> None:
+        """Be gone: nobody finds this guest any more, and its task ends."""
+        self.gone.set()
+        self._on_gone(self)
+
     def complain(self, problem: Problem | None) -> None:
         """Show ``problem`` with the guest, without storing it."""
         self.record = msgspec.structs.replace(self.record, problem=problem)
         self.changed()
+
+    def next_restart(self, reason: ExitReason, now: float) -> float | None:
+        """Return in how many seconds the restart policy starts the guest again; None: never."""
+        decision = decide_restart(self.record.spec.restart, reason, self.restarts, now)
+        if isinstance(decision, Leave):
+            return None
+        self.restarts = (*self.restarts, now)[-RESTARTS_KEPT:]
+        return decision.after
+
+    async def start_again(self) -> None:
+        """Start the guest by its policy, with a job that shows it."""
+        action = StartGuest(guest=self.name)
+        try:
+            job = await self.house.jobs.open(action, self.name, self._script.phases[Verb.START])
+        except SeraiError as error:
+            log.warning("%s was not started again: %s", self.name, error.message)
+            return
+        self.enter(GuestState.STARTING)
+        self.begin(job, self._script.procedures[Verb.START])
 
     # -- the task ------------------------------------------------------------------------------
 
@@ -254,6 +297,7 @@ class GuestDriver:
         if self.job is not None and self.state in ON_THE_WAY:
             _answer(order, self.job.job)
             return
+        await self._call_off_restart(order)
         try:
             job = await self._open(order)
             await job.finish(message=f"nothing to do: {self.name} is {self.state}")
@@ -261,6 +305,13 @@ class GuestDriver:
             _refuse(order, error)
         else:
             _answer(order, job.job)
+
+    async def _call_off_restart(self, order: Order) -> None:
+        """A stop of a guest that waits for its restart policy means: don't."""
+        if order.verb in (Verb.STOP, Verb.KILL) and self.state not in ON_STATES:
+            self.turn += 1
+            if self.record.wanted_on:
+                await self.house.journal.commit(self.revise(wanted_on=False))
 
     async def _accept(self, order: Order, state: GuestState | None) -> None:
         if self._work is not None:

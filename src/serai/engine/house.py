@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from serai.disk.images import ImageFolder
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
+from serai.engine.names import Names
+from serai.errors import Problem
 from serai.host.cgroup import Cgroups
 from serai.host.supervise import Supervisor
 from serai.model.node import Capabilities
@@ -17,15 +19,18 @@ from serai.settings import Places, Settings
 class House:
     """The daemon's own things, shared by drivers and keepers.
 
-    ``new_id`` gives unguessable ids; ``boot_id`` names this boot of the host. ``closing`` is set
+    ``new_id`` gives unguessable ids; ``boot_id`` names this boot of the host.
+    ``unfit`` is what keeps this host from running guests, if anything does. ``closing`` is set
     when the daemon stops: work that is cancelled after that is left for the next one, not undone.
     """
 
     settings: Settings
     places: Places
     capabilities: Capabilities
+    unfit: Problem | None
     journal: Journal
     jobs: Jobs
+    names: Names
     images: ImageFolder
     cgroups: Cgroups
     supervisor: Supervisor

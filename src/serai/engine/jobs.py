@@ -12,8 +12,8 @@ from collections.abc import Callable
 import msgspec
 
 from serai.engine.journal import Journal
-from serai.errors import Bug, Busy, Code, Conflict, HostFailure, NotFound, Problem, SeraiError
-from serai.model.actions import Action, kind_of
+from serai.errors import Bug, Busy, Code, Conflict, HostFailure, Interrupted, NotFound, SeraiError
+from serai.model.actions import Action, AnyAction, kind_of
 from serai.model.event import Event, EventKind
 from serai.model.job import Job, JobState
 from serai.store.changes import Change, PutJob
@@ -21,6 +21,10 @@ from serai.store.changes import Change, PutJob
 log = logging.getLogger(__name__)
 
 LIVE_LIMIT = 4096
+
+
+def _nothing() -> None:
+    """Do nothing after a job's end."""
 
 
 class LiveJob:
@@ -39,9 +43,7 @@ class LiveJob:
         return self.job.id
 
     def _change(self, **changes: object) -> None:
-        self.job = msgspec.structs.replace(
-            self.job, updated_at=self._journal.now(), **changes
-        )
+        self.job = msgspec.structs.replace(self.job, updated_at=self._journal.now(), **changes)
 
     def _event(self) -> Event:
         job = self.job
@@ -55,30 +57,44 @@ class LiveJob:
         self._change(state=JobState.RUNNING, phase=phase, done=0, total=0, message="")
         await self._journal.commit(PutJob(self.job), events=(self._event(),))
 
-    def progress(self, done: int, total: int, message: str = "") -> None:
+    def progress(self, done: int, total: int, message: str = "", phase: str = "") -> None:
         """Note how far the phase is; shown at once, kept in memory only."""
-        self._change(done=done, total=total, message=message)
+        self._change(done=done, total=total, message=message, phase=phase or self.job.phase)
 
     async def finish(
-        self, *changes: Change, events: tuple[Event, ...] = (), message: str = ""
+        self,
+        *changes: Change,
+        events: tuple[Event, ...] = (),
+        message: str = "",
+        then: Callable[[], None] = _nothing,
     ) -> None:
-        """End the job well: its end and ``changes`` become durable together."""
+        """End the job well: its end and ``changes`` become durable together.
+
+        ``then`` is called after that, before anybody who waits for the job is told.
+        """
         self._change(state=JobState.DONE, message=message or self.job.message)
-        await self._end(changes, events)
+        await self._end(changes, events, then)
 
     async def fail(
-        self, error: SeraiError, *changes: Change, events: tuple[Event, ...] = ()
+        self,
+        error: SeraiError,
+        *changes: Change,
+        events: tuple[Event, ...] = (),
+        then: Callable[[], None] = _nothing,
     ) -> None:
         """End the job with the problem of ``error``; ``job-cancelled`` makes it CANCELLED."""
         cancelled = error.code is Code.JOB_CANCELLED
         state = JobState.CANCELLED if cancelled else JobState.FAILED
         self._change(state=state, problem=error.problem())
-        await self._end(changes, events)
+        await self._end(changes, events, then)
 
-    async def _end(self, changes: tuple[Change, ...], events: tuple[Event, ...]) -> None:
+    async def _end(
+        self, changes: tuple[Change, ...], events: tuple[Event, ...], then: Callable[[], None]
+    ) -> None:
         """Store the end. A store that fails is reported, but waiters are released in any case."""
         try:
             await self._journal.commit(PutJob(self.job), *changes, events=(*events, self._event()))
+            then()
         except SeraiError as error:
             self._change(state=JobState.FAILED, problem=error.problem())
             raise
@@ -94,7 +110,6 @@ class Jobs:
         self._journal = journal
         self._new_id = new_id
         self._live: dict[str, LiveJob] = {}
-        self._opening: dict[str, asyncio.Lock] = {}
 
     async def open(
         self,
@@ -111,7 +126,9 @@ class Jobs:
         Raises Busy (``queue-full``) with too many live jobs, Conflict if ``key`` was used before.
         """
         if len(self._live) >= LIVE_LIMIT:
-            raise Busy(Code.QUEUE_FULL, f"{LIVE_LIMIT} jobs are on their way", hint="Try again later.")
+            raise Busy(
+                Code.QUEUE_FULL, f"{LIVE_LIMIT} jobs are on their way", hint="Try again later."
+            )
         now = self._journal.now()
         job = Job(
             id=self._new_id(),
@@ -210,6 +227,16 @@ def disk_full(where: str) -> SeraiError:
     )
 
 
-def problem_of(error: BaseException) -> Problem:
-    """Return ``error`` as data."""
-    return error_of(error).problem()
+def interrupted(job: LiveJob) -> SeraiError:
+    """Return what a job is told that an earlier daemon left and that was undone."""
+    return Interrupted(
+        Code.JOB_INTERRUPTED,
+        f"the daemon ended during the {job.job.kind} of {job.job.subject}; it was undone",
+        hint="Ask for it again.",
+    )
+
+
+def decode_action(job: Job) -> AnyAction:
+    """Return the action that a stored job was opened for."""
+    action: AnyAction = msgspec.json.decode(job.action, type=AnyAction)
+    return action

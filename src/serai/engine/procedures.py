@@ -51,7 +51,7 @@ async def create(driver: GuestDriver, job: LiveJob) -> None:
     try:
         await _make_volumes(driver, job)
     except BaseException as error:
-        await _undo_creation(driver, job, error)
+        await undo_creation(driver, job, error)
         return
     driver.happen(Happening.CREATED)
     await job.finish(driver.revise())
@@ -73,7 +73,7 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
             driver.enter(GuestState.STARTING)
             await _start(driver)
     except BaseException as error:
-        await _undo_creation(driver, job, error)
+        await undo_creation(driver, job, error)
         return
     if action.wait and driver.image.agent is not Expect.NO:
         await job.enter("agent")
@@ -98,17 +98,14 @@ def _make_folder(driver: GuestDriver) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-async def _undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException) -> None:
+async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException) -> None:
     """Remove all traces of a guest that could not be created, then report ``error``."""
     if driver.house.closing.is_set():
         raise error
     await _end_process(driver)
     await asyncio.to_thread(_remove_folders, driver)
     driver.enter(GuestState.DELETING)
-    try:
-        await job.fail(error_of(error), DropGuest(driver.record.id))
-    finally:
-        driver.gone.set()
+    await job.fail(error_of(error), DropGuest(driver.record.id), then=driver.leave)
 
 
 async def _wait_agent(driver: GuestDriver) -> None:
@@ -117,9 +114,7 @@ async def _wait_agent(driver: GuestDriver) -> None:
     answered = asyncio.ensure_future(driver.agent_answered.wait())
     ended = asyncio.ensure_future(driver.exited.wait())
     try:
-        await asyncio.wait(
-            {answered, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait({answered, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
         answered.cancel()
         ended.cancel()
@@ -147,6 +142,8 @@ async def start(driver: GuestDriver, job: LiveJob) -> None:
 
 
 async def _start_or_report(driver: GuestDriver) -> None:
+    if driver.instance is not None:
+        return
     try:
         await _start(driver)
     except BaseException as error:
@@ -179,9 +176,7 @@ async def stop(driver: GuestDriver, job: LiveJob) -> None:
         if driver.instance is not None:
             driver.happen(Happening.STILL_UP)
         raise
-    await job.finish(
-        driver.revise(wanted_on=False, last_exit=ExitReason.REQUESTED, problem=None)
-    )
+    await job.finish(driver.revise(wanted_on=False, last_exit=ExitReason.REQUESTED, problem=None))
 
 
 async def _stop(driver: GuestDriver, *, force: bool, timeout: float) -> None:
@@ -247,13 +242,6 @@ async def restart(driver: GuestDriver, job: LiveJob) -> None:
     await start(driver, job)
 
 
-async def finish_power_off(driver: GuestDriver, reason: ExitReason) -> None:
-    """End QEMU after the guest itself powered off or panicked, and store why."""
-    await _end_process(driver)
-    driver.happen(Happening.GONE)
-    await driver.house.journal.commit(driver.revise(last_exit=reason))
-
-
 # -- the rest --------------------------------------------------------------------------------------
 
 
@@ -281,8 +269,7 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
     await asyncio.to_thread(_remove_folders, driver)
     journal = driver.house.journal
     deleted = journal.event(EventKind.GUEST_DELETED, driver.name, driver.record.id)
-    await job.finish(DropGuest(driver.record.id), events=(deleted,))
-    driver.gone.set()
+    await job.finish(DropGuest(driver.record.id), events=(deleted,), then=driver.leave)
 
 
 def _remove_folders(driver: GuestDriver) -> None:
@@ -292,11 +279,11 @@ def _remove_folders(driver: GuestDriver) -> None:
 
 
 async def rename(driver: GuestDriver, job: LiveJob) -> None:
-    """Give the guest its new name; a name that is taken is refused by the store."""
+    """Give the guest its new name; Conflict when another has it."""
     action = job.action
     assert isinstance(action, RenameGuest)
-    old = driver.record
-    journal = driver.house.journal
+    old, names, journal = driver.record, driver.house.names, driver.house.journal
+    names.claim(action.name, old.id)
     renamed = journal.event(EventKind.GUEST_RENAMED, action.name, old.id, before=driver.name)
     change = driver.revise(spec=msgspec.structs.replace(old.spec, name=action.name))
     try:
@@ -304,7 +291,10 @@ async def rename(driver: GuestDriver, job: LiveJob) -> None:
     except SeraiError:
         driver.record = old
         driver.changed()
+        names.release(action.name, old.id)
         raise
+    if action.name != old.spec.name:
+        names.release(old.spec.name, old.id)
 
 
 async def set_guest(driver: GuestDriver, job: LiveJob) -> None:
@@ -317,9 +307,7 @@ async def set_guest(driver: GuestDriver, job: LiveJob) -> None:
             f"{driver.name} is at version {driver.record.version}, not {action.version}",
             hint="Somebody changed it meanwhile: read it again, then decide.",
         )
-    spec = changed_spec(
-        driver.record.spec, action.change, driver.image, driver.house.capabilities
-    )
+    spec = changed_spec(driver.record.spec, action.change, driver.image, driver.house.capabilities)
     await _change_disk(driver, action.change)
     await _change_running(driver, action.change)
     journal = driver.house.journal

@@ -1,0 +1,195 @@
+"""At the daemon's start: what should be, what is, and what to do about the difference.
+
+An earlier daemon may have ended at any moment. Its guests run on; work that was under way is
+finished or undone. Each guest's turn returns a sentence that says what was found and done; the
+sentences are the log, and the total is in the event that tells of the daemon's start.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from serai.engine.driver import GuestDriver, Procedure
+from serai.engine.jobs import Jobs, LiveJob, decode_action, interrupted
+from serai.engine.procedures import (
+    PROCEDURES,
+    create,
+    launch,
+    undo_creation,
+)
+from serai.engine.running import (
+    attach,
+    end_by_itself,
+    follow_policy,
+    machine_of,
+    read_running,
+    running_file,
+)
+from serai.errors import Bug, Code, SeraiError
+from serai.host.process import Process
+from serai.model.actions import AnyAction, DeleteGuest, StopGuest
+from serai.model.event import EventKind
+from serai.model.guest import ExitReason, GuestRecord
+from serai.model.job import Job
+from serai.model.lifecycle import Accept, GuestState, Happening, Verb, admit
+from serai.qemu.instance import Instance, RunState
+
+log = logging.getLogger(__name__)
+
+MONITOR_TIMEOUT = 1.0
+
+VERBS: Mapping[str, Verb] = {
+    "start": Verb.START,
+    "stop": Verb.STOP,
+    "restart": Verb.RESTART,
+    "pause": Verb.PAUSE,
+    "resume": Verb.RESUME,
+    "delete": Verb.DELETE,
+    "rename": Verb.RENAME,
+    "set": Verb.SET,
+}
+
+
+def state_at_rest(record: GuestRecord) -> GuestState:
+    """Return the state of a guest that has no process and had none."""
+    crashed = record.last_exit in (ExitReason.CRASHED, ExitReason.PANICKED)
+    return GuestState.CRASHED if crashed else GuestState.STOPPED
+
+
+def verb_of(action: AnyAction) -> Verb:
+    """Return the verb that an action on a guest stands for."""
+    if isinstance(action, StopGuest) and action.force:
+        return Verb.KILL
+    if isinstance(action, DeleteGuest) and action.force:
+        return Verb.DESTROY
+    return VERBS[str(action.__struct_config__.tag)]
+
+
+async def take_up(driver: GuestDriver, pid: int | None, unfinished: list[Job], jobs: Jobs) -> str:
+    """Bring one guest to where it should be; never raises for what it finds."""
+    try:
+        found = await _find_state(driver, pid)
+        done = await _take_up_jobs(driver, unfinished, jobs)
+    except SeraiError as error:
+        return f"{driver.name}: {error.message}"
+    return f"{driver.name}: {found}{done}"
+
+
+async def _find_state(driver: GuestDriver, pid: int | None) -> str:
+    process = None if pid is None else Process.attach(pid)
+    if process is not None:
+        return await _adopt(driver, process)
+    if not driver.record.wanted_on:
+        return f"is {driver.state}"
+    return await _missing(driver)
+
+
+async def _adopt(driver: GuestDriver, process: Process) -> str:
+    """Take the running guest as it is."""
+    house = driver.house
+    running = read_running(driver)
+    instance = await Instance.adopt(
+        running.machine if running else machine_of(driver),
+        process,
+        started_at=running.started_at if running else house.journal.now(),
+        run_dir=house.places.guests_run / driver.record.id,
+        state_dir=house.places.guests / driver.record.id,
+        timeout=MONITOR_TIMEOUT,
+    )
+    driver.state = GuestState.RUNNING
+    attach(driver, instance)
+    driver.tell(EventKind.GUEST_ADOPTED, pid=str(process.pid))
+    state = await _seen_state(driver, instance)
+    return f"runs on as process {process.pid} ({state})"
+
+
+async def _seen_state(driver: GuestDriver, instance: Instance) -> str:
+    try:
+        seen = await instance.status(timeout=MONITOR_TIMEOUT)
+    except SeraiError:
+        driver.happen(Happening.SILENT)
+        return "its monitor does not answer"
+    match seen:
+        case RunState.PAUSED:
+            driver.happen(Happening.HELD)
+        case RunState.IO_ERROR:
+            driver.happen(Happening.DISK_FULL)
+        case RunState.POWERED_OFF:
+            driver.happen(Happening.POWERED_OFF)
+            driver.follow_up(end_by_itself(driver, ExitReason.POWERED_OFF, ""))
+        case RunState.PANICKED:
+            driver.happen(Happening.PANICKED)
+            driver.follow_up(end_by_itself(driver, ExitReason.PANICKED, ""))
+        case _:
+            pass
+    return str(seen)
+
+
+async def _missing(driver: GuestDriver) -> str:
+    """A guest that should run has no process: it crashed, or the host went down under it."""
+    running = read_running(driver)
+    rebooted = running is None or running.boot_id != driver.house.boot_id
+    reason = ExitReason.HOST_RESTARTED if rebooted else ExitReason.CRASHED
+    running_file(driver).unlink(missing_ok=True)
+    driver.state = GuestState.STOPPED if rebooted else GuestState.CRASHED
+    await follow_policy(driver, reason, None)
+    return f"was {reason} while no daemon was there"
+
+
+async def _take_up_jobs(driver: GuestDriver, unfinished: list[Job], jobs: Jobs) -> str:
+    said = ""
+    for job in unfinished:
+        try:
+            live = jobs.resume(job, decode_action(job))
+        except msgspec.DecodeError as error:
+            raise Bug(Code.BUG, f"job {job.id} can't be read: {error}") from error
+        said += f"; {job.kind} " + await _take_up_job(driver, live)
+    return said
+
+
+async def _take_up_job(driver: GuestDriver, job: LiveJob) -> str:
+    kind, phase = job.job.kind, job.job.phase
+    if kind in ("launch", "create"):
+        return await _take_up_launch(driver, job, kind, phase)
+    if driver.job is not None:
+        await job.fail(interrupted(job))
+        return "was undone"
+    action: AnyAction = job.action  # type: ignore[assignment]
+    verb = verb_of(action)
+    move = admit(driver.state, verb)
+    if isinstance(move, Accept) and move.state is not None:
+        driver.enter(move.state)
+    driver.begin(job, PROCEDURES[verb])
+    return "goes on"
+
+
+async def _take_up_launch(driver: GuestDriver, job: LiveJob, kind: str, phase: str) -> str:
+    procedure: Procedure = launch if kind == "launch" else create
+    if phase == "volumes" or procedure is create:
+        driver.state = GuestState.CREATING
+        await undo_creation(driver, job, interrupted(job))
+        return "was undone"
+    driver.begin(job, procedure)
+    return "goes on"
+
+
+async def take_up_all(
+    drivers: list[GuestDriver], pids: Mapping[str, int], unfinished: list[Job], jobs: Jobs
+) -> list[str]:
+    """Take up all guests at once; return a sentence for each."""
+    by_subject: dict[str, list[Job]] = {}
+    for job in unfinished:
+        by_subject.setdefault(job.subject, []).append(job)
+    sentences = await asyncio.gather(
+        *(
+            take_up(driver, pids.get(driver.record.id), by_subject.pop(driver.name, []), jobs)
+            for driver in drivers
+        )
+    )
+    for job in [job for left in by_subject.values() for job in left]:
+        live = jobs.resume(job, decode_action(job))
+        await live.fail(interrupted(live))
+        sentences.append(f"{job.subject}: {job.kind} was undone")
+    return sentences

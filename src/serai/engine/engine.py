@@ -1,0 +1,352 @@
+"""The engine as the doors see it: show what there is, take actions, talk to guests.
+
+Every action takes the same way: was it asked before (idempotency key), what does it name, may it
+(the guest's task or the image keeper decides), one durable job. Reading is from memory.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from serai.engine import talk
+from serai.engine.adopt import state_at_rest, take_up_all, verb_of
+from serai.engine.bus import Bus
+from serai.engine.driver import CancelJob, GuestDriver, Script
+from serai.engine.house import House
+from serai.engine.images import ImageKeeper
+from serai.engine.procedures import (
+    CREATE_PHASES,
+    LAUNCH_PHASES,
+    PHASES,
+    PROCEDURES,
+    create,
+    launch,
+)
+from serai.engine.running import react
+from serai.errors import Code, Conflict, NotFound, error_from_problem
+from serai.host.process import find_processes
+from serai.host.tools import available_memory
+from serai.model.actions import (
+    AnyAction,
+    BuildImage,
+    CreateGuest,
+    DeleteImage,
+    ImportImage,
+    LaunchGuest,
+    RenameGuest,
+    StartGuest,
+)
+from serai.model.event import Event, EventKind
+from serai.model.guest import Guest, GuestRecord, GuestSpec
+from serai.model.image import Image, ImageKind
+from serai.model.job import Job, JobState
+from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
+from serai.model.node import DaemonStatus
+from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.plan.admission import check_launch, check_room, refusal
+from serai.plan.machine import check_fit
+from serai.store.changes import PutGuest
+from serai.units import check_guest_name, shorten
+
+log = logging.getLogger(__name__)
+
+VM_SCRIPT = Script(procedures=PROCEDURES, phases=PHASES, react=react)
+
+
+class Engine:
+    """One per daemon. ``describe`` gives the daemon's own facts for ``status``."""
+
+    def __init__(
+        self, house: House, bus: Bus, describe: Callable[[int, int], DaemonStatus]
+    ) -> None:
+        self._house = house
+        self._bus = bus
+        self._describe = describe
+        self._drivers: dict[str, GuestDriver] = {}
+        self._images = ImageKeeper(house, (), self._digests_in_use)
+
+    # -- showing -----------------------------------------------------------------------------------
+
+    def guests(self) -> list[Guest]:
+        """Return all guests by name."""
+        return sorted((each.view() for each in self._drivers.values()), key=lambda g: g.name)
+
+    def guest(self, name_or_id: str) -> Guest:
+        """Return one guest; NotFound (``guest-not-found``)."""
+        return self._find(name_or_id).view()
+
+    def images(self) -> list[Image]:
+        """Return all images by name."""
+        return self._images.all()
+
+    def image(self, name: str) -> Image:
+        """Return one image; NotFound (``image-not-found``)."""
+        return self._images.find(name)
+
+    def image_files(self, name: str) -> Path:
+        """Return the folder with the files of an image."""
+        return self._house.images.folder(self._images.find(name))
+
+    def status(self) -> DaemonStatus:
+        """Return how the daemon is."""
+        running = sum(each.state in ON_STATES for each in self._drivers.values())
+        return self._describe(len(self._drivers), running)
+
+    def log_path(self, guest: str) -> Path:
+        """Return the serial log of a guest, running or not."""
+        return self._house.places.guests / self._find(guest).record.id / "serial.log"
+
+    async def jobs(self, *, state: JobState | None, limit: int, before: str) -> list[Job]:
+        """Return jobs, the newest first."""
+        return await self._house.jobs.list(state=state, limit=limit, before=before)
+
+    async def job(self, job_id: str) -> Job:
+        """Return a job as it is now; NotFound (``job-not-found``)."""
+        return await self._house.jobs.find(job_id)
+
+    async def wait_job(self, job_id: str, timeout: float) -> Job:
+        """Return a job when it has ended, or as it is after ``timeout`` seconds."""
+        return await self._house.jobs.wait(job_id, timeout)
+
+    async def events(self, *, after: int, limit: int) -> list[Event]:
+        """Return stored events with a number above ``after``, the oldest first."""
+        return await self._house.journal.store.events(after=after, limit=limit)
+
+    def watch(self, *, after: int | None) -> AsyncIterator[Event]:
+        """Follow events: those stored after ``after`` first (None: only new ones)."""
+        return self._bus.follow(self._house.journal.store.events, after=after)
+
+    # -- doing -------------------------------------------------------------------------------------
+
+    async def submit(self, action: AnyAction, *, key: str = "") -> Job:
+        """Take an action on; its job is durable when this returns, also if the caller goes away.
+
+        Raises what refuses it; then nothing was changed.
+        """
+        if key:
+            known = await self._house.jobs.find_by_key(key, action)
+            if known is not None:
+                return known
+        return await self._house.supervisor.shielded(self._take(action, key), name="submit")
+
+    async def _take(self, action: AnyAction, key: str) -> Job:
+        match action:
+            case LaunchGuest() | CreateGuest():
+                return await self._create(action, key)
+            case BuildImage():
+                return await self._images.build(action, key)
+            case ImportImage():
+                return await self._images.import_(action, key)
+            case DeleteImage():
+                return await self._images.delete(action, key)
+            case _:
+                driver = self._find(action.guest)
+                self._check_before(driver, action)
+                return await driver.ask(verb_of(action), action, key)
+
+    def _check_before(self, driver: GuestDriver, action: AnyAction) -> None:
+        """Refuse what can be seen to be wrong before the guest's task is asked."""
+        match action:
+            case RenameGuest(name=name):
+                check_guest_name(name)
+                owner = self._house.names.owner(name)
+                if owner not in (None, driver.record.id):
+                    raise Conflict(Code.GUEST_EXISTS, f"there is a guest {name} already")
+            case StartGuest() if driver.state not in ON_STATES:
+                self._check_host()
+                check_room(driver.record.spec.memory, available_memory())
+                check_fit(
+                    driver.image,
+                    driver.record.spec.firmware,
+                    driver.record.spec.memory,
+                    self._house.capabilities,
+                )
+            case _:
+                pass
+
+    async def _create(self, action: LaunchGuest | CreateGuest, key: str) -> Job:
+        house, guest_id = self._house, self._house.new_id()
+        name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
+        spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
+        image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
+        house.names.claim(name, guest_id)
+        number = house.names.claim_number()
+        record = self._record(spec, image, guest_id, number, isinstance(action, LaunchGuest))
+        driver = self._driver(record, image, GuestState.CREATING)
+        created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
+        phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
+        try:
+            job = await house.jobs.open(
+                action, name, phases, key=key, changes=(PutGuest(record),), events=(created,)
+            )
+        except BaseException:
+            self._free_names(driver)
+            raise
+        self._own(driver)
+        driver.begin(job, launch if isinstance(action, LaunchGuest) else create)
+        return job.job
+
+    def _check_host(self) -> None:
+        if self._house.unfit is not None:
+            raise error_from_problem(self._house.unfit)
+
+    def _check_new(self, spec: GuestSpec, *, starts: bool) -> Image:
+        self._check_host()
+        image = self._images.find(spec.image)
+        check_launch(spec, image, self._house.capabilities)
+        check_fit(image, spec.firmware, spec.memory, self._house.capabilities)
+        if starts:
+            check_room(spec.memory, available_memory())
+        return image
+
+    def _record(
+        self, spec: GuestSpec, image: Image, guest_id: str, number: int, wanted_on: bool
+    ) -> GuestRecord:
+        random = self._house.new_id()
+        return GuestRecord(
+            id=guest_id,
+            number=number,
+            version=1,
+            created_at=self._house.journal.now(),
+            spec=spec,
+            image_digest=image.digest,
+            machine_type=self._house.capabilities.machine_type,
+            mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
+            genid=self._house.new_id(),
+            wanted_on=wanted_on,
+        )
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Ask a job to end early and return it; Conflict (``job-not-cancellable``) if it can't."""
+        live = self._house.jobs.live(job_id)
+        if live is None:
+            job = await self._house.jobs.find(job_id)
+            raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job.id} has ended: it is {job.state}")
+        if self._images.cancel(job_id):
+            return await self._house.jobs.wait(job_id, 10.0)
+        for driver in self._drivers.values():
+            if driver.job is live:
+                driver.mailbox.tell(CancelJob(job_id))
+                return await self._house.jobs.wait(job_id, 10.0)
+        raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
+
+    # -- talking -----------------------------------------------------------------------------------
+
+    async def execute(self, guest: str, request: ExecRequest) -> ExecResult:
+        """Run a command in a guest."""
+        return await talk.execute(self._find(guest), request)
+
+    async def push(
+        self, guest: str, path: str, chunks: AsyncIterator[bytes], *, mode: int, unpack: bool
+    ) -> None:
+        """Write a file, or unpack a tar, in a guest."""
+        await talk.push(self._find(guest), path, chunks, mode=mode, unpack=unpack)
+
+    def pull(self, guest: str, path: str, *, pack: bool) -> AsyncIterator[bytes]:
+        """Read a file, or a folder as a tar, from a guest."""
+        return talk.pull(self._find(guest), path, pack=pack)
+
+    async def open_console(self, guest: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to a guest's serial console; the newest connection is the one that is served."""
+        driver = self._look(guest)
+        assert driver.instance is not None
+        return await driver.instance.open_console()
+
+    async def screenshot(self, guest: str) -> bytes:
+        """Return what the guest's screen shows, as PNG."""
+        driver = self._look(guest)
+        assert driver.instance is not None
+        return await driver.instance.screenshot()
+
+    def vnc(self, guest: str) -> VncAddress:
+        """Return where a VNC viewer connects."""
+        driver = self._look(guest)
+        return VncAddress(socket=str(self._house.places.guests_run / driver.record.id / "vnc.sock"))
+
+    def _look(self, guest: str) -> GuestDriver:
+        driver = self._find(guest)
+        admission = admit(driver.state, Verb.LOOK)
+        if isinstance(admission, Deny):
+            raise refusal(driver.name, driver.state, Verb.LOOK, admission.reason)
+        if driver.instance is None:
+            raise Conflict(Code.GUEST_STATE, f"{driver.name} is {driver.state}, try again")
+        return driver
+
+    # -- who is here -------------------------------------------------------------------------------
+
+    def _find(self, name_or_id: str) -> GuestDriver:
+        driver = self._drivers.get(self._house.names.owner(name_or_id) or name_or_id)
+        if driver is None:
+            raise NotFound(
+                Code.GUEST_NOT_FOUND,
+                f"there is no guest {shorten(name_or_id)}",
+                hint="See which there are: serai list",
+            )
+        return driver
+
+    def _driver(self, record: GuestRecord, image: Image, state: GuestState) -> GuestDriver:
+        return GuestDriver(record, image, self._house, VM_SCRIPT, state, self._forget)
+
+    def _own(self, driver: GuestDriver) -> None:
+        self._drivers[driver.record.id] = driver
+        self._house.supervisor.start(driver.run(), name=f"guest {driver.name}")
+
+    def _forget(self, driver: GuestDriver) -> None:
+        self._drivers.pop(driver.record.id, None)
+        self._free_names(driver)
+
+    def _free_names(self, driver: GuestDriver) -> None:
+        self._house.names.release(driver.name, driver.record.id)
+        self._house.names.release_number(driver.record.number)
+
+    def _digests_in_use(self) -> set[str]:
+        return {each.record.image_digest for each in self._drivers.values()}
+
+    @property
+    def drivers(self) -> Iterable[GuestDriver]:
+        """All guests' drivers: a live view."""
+        return self._drivers.values()
+
+    # -- the daemon's start --------------------------------------------------------------------------
+
+    async def take_up(self) -> list[str]:
+        """Find everything as an earlier daemon left it, and go on; return what was done."""
+        store = self._house.journal.store
+        self._images = ImageKeeper(self._house, await store.images(), self._digests_in_use)
+        unfinished = await store.unfinished_jobs()
+        for record in await store.guests():
+            self._house.names.claim(record.spec.name, record.id)
+            self._house.names.keep_number(record.number)
+            image = self._images.by_digest(record.image_digest) or _lost_image(record)
+            self._own(self._driver(record, image, state_at_rest(record)))
+        sentences = await self._take_up_guests(unfinished)
+        sentences += await self._take_up_images(unfinished)
+        await asyncio.to_thread(self._images.tidy)
+        return sentences
+
+    async def _take_up_guests(self, unfinished: list[Job]) -> list[str]:
+        drivers = list(self._drivers.values())
+        pids = await asyncio.to_thread(find_processes, "-uuid", frozenset(self._drivers))
+        about_guests = [job for job in unfinished if not job.kind.startswith("image-")]
+        return await take_up_all(drivers, pids, about_guests, self._house.jobs)
+
+    async def _take_up_images(self, unfinished: list[Job]) -> list[str]:
+        sentences = []
+        for job in unfinished:
+            if job.kind.startswith("image-"):
+                sentences.append(await self._images.take_up(job))
+        return sentences
+
+
+def _lost_image(record: GuestRecord) -> Image:
+    """Stand in for an image whose files are gone: the guest is shown, and can be deleted."""
+    return Image(
+        name=record.spec.image,
+        digest=record.image_digest,
+        kind=ImageKind.DISK,
+        created_at=record.created_at,
+        size=0,
+    )

@@ -1,0 +1,263 @@
+"""The keeper of images: which there are, and the jobs that build, import and delete them.
+
+The store says which images exist; ``disk.images`` holds their files. A name may move to newer
+content (``replace``); the files of the older stay as long as a guest is built on them.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace as with_fields
+from pathlib import Path
+
+import msgspec
+
+from serai.disk.build_debian import build_debian
+from serai.disk.build_tiny import build_tiny
+from serai.disk.images import NewImage
+from serai.disk.importing import import_image
+from serai.engine.house import House
+from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
+from serai.errors import Busy, Code, Conflict, Invalid, NotFound
+from serai.model.actions import BuildImage, DeleteImage, ImportImage
+from serai.model.event import EventKind
+from serai.model.image import Image
+from serai.model.job import Job
+from serai.store.changes import DropImage, PutImage
+from serai.units import check_image_name, shorten
+
+BUILD_PHASES = ("packages", "system", "pack", "publish")
+IMPORT_PHASES = ("fetch", "inspect", "convert", "publish")
+DELETE_PHASES = ("delete",)
+RECIPES = ("tiny", "debian")
+AT_ONCE = 2
+WAITING_LIMIT = 32
+
+Work = Callable[[LiveJob, Path], Awaitable[NewImage]]
+
+
+class ImageKeeper:
+    """All images by name. ``in_use`` tells the digests that guests are built on."""
+
+    def __init__(
+        self, house: House, images: Iterable[Image], in_use: Callable[[], set[str]]
+    ) -> None:
+        self._house = house
+        self._images = {image.name: image for image in images}
+        self._in_use = in_use
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._coming: dict[str, asyncio.Task[None]] = {}
+        self._names_coming: set[str] = set()
+
+    def all(self) -> list[Image]:
+        """Return all images by name."""
+        return sorted(self._images.values(), key=lambda image: image.name)
+
+    def find(self, name: str) -> Image:
+        """Return an image; NotFound (``image-not-found``)."""
+        image = self._images.get(name)
+        if image is None:
+            raise NotFound(
+                Code.IMAGE_NOT_FOUND,
+                f"there is no image {shorten(name)}",
+                hint=_how_to_get(name),
+            )
+        return image
+
+    def by_digest(self, digest: str) -> Image | None:
+        """Return the image of this content, under whatever name it has or had."""
+        for image in self._images.values():
+            if image.digest == digest:
+                return image
+        return self._house.images.read(digest)
+
+    # -- doing -----------------------------------------------------------------------------------
+
+    async def build(self, action: BuildImage, key: str) -> Job:
+        """Build ``tiny`` or ``debian`` as a job."""
+        if action.recipe not in RECIPES:
+            raise Invalid(
+                Code.VALUE_INVALID,
+                f"there is no recipe {shorten(action.recipe)}",
+                hint="Build one of: " + ", ".join(RECIPES),
+            )
+        name = check_image_name(action.name or action.recipe)
+
+        async def work(job: LiveJob, scratch: Path) -> NewImage:
+            progress = self._progress(job)
+            if action.recipe == "tiny":
+                built = await build_tiny(scratch, progress)
+            else:
+                built = await build_debian(scratch, action.suite, action.include, progress)
+            return with_fields(built, name=name)
+
+        return await self._begin(action, name, BUILD_PHASES, work, key, replace=action.replace)
+
+    async def import_(self, action: ImportImage, key: str) -> Job:
+        """Import an image as a job."""
+        name = check_image_name(action.name or _name_from(action.source))
+
+        async def work(job: LiveJob, scratch: Path) -> NewImage:
+            return await import_image(
+                msgspec.structs.replace(action, name=name),
+                scratch=scratch,
+                settings=self._house.settings,
+                capabilities=self._house.capabilities,
+                progress=self._progress(job),
+            )
+
+        return await self._begin(action, name, IMPORT_PHASES, work, key, replace=False)
+
+    async def delete(self, action: DeleteImage, key: str) -> Job:
+        """Delete an image that no guest is built on."""
+        image = self.find(action.image)
+        shared = any(i.digest == image.digest for i in self._images.values() if i is not image)
+        if image.digest in self._in_use() and not shared:
+            raise Conflict(
+                Code.IMAGE_IN_USE,
+                f"guests are built on the image {image.name}",
+                hint="Delete them first; see which: serai list",
+            )
+        job = await self._house.jobs.open(action, image.name, DELETE_PHASES, key=key)
+        del self._images[image.name]
+        if not shared:
+            await asyncio.to_thread(self._house.images.delete, image)
+        event = self._house.journal.event(EventKind.IMAGE_DELETED, image.name, image.digest)
+        await job.finish(DropImage(image.name), events=(event,))
+        return job.job
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a build or import; False when it is not one that is on its way."""
+        task = self._coming.get(job_id)
+        return task is not None and task.cancel()
+
+    async def _begin(
+        self,
+        action: BuildImage | ImportImage,
+        name: str,
+        phases: tuple[str, ...],
+        work: Work,
+        key: str,
+        *,
+        replace: bool,
+    ) -> Job:
+        if name in self._names_coming or (name in self._images and not replace):
+            raise Conflict(
+                Code.IMAGE_EXISTS,
+                f"there is an image {name} already, or it is on its way",
+                hint="Choose another name with --name, or use --replace where there is one.",
+            )
+        if len(self._coming) >= WAITING_LIMIT:
+            raise Busy(Code.QUEUE_FULL, "too many images are on their way")
+        self._names_coming.add(name)
+        try:
+            job = await self._house.jobs.open(action, name, phases, key=key)
+        except BaseException:
+            self._names_coming.discard(name)
+            raise
+        run = self._carry_out(job, name, work)
+        self._coming[job.id] = self._house.supervisor.start(run, name=f"image {name}")
+        return job.job
+
+    async def _carry_out(self, job: LiveJob, name: str, work: Work) -> None:
+        """Make the image in a scratch folder, publish it, end the job; leave nothing on failure."""
+        scratch = self._house.places.scratch / job.id
+        try:
+            async with self._slots:
+                await job.enter(job.job.phases[0])
+                scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                new = await work(job, scratch)
+                await self._publish(job, new)
+        except asyncio.CancelledError as error:
+            if not self._house.closing.is_set():
+                await job.fail(error_of(error))
+        except Exception as error:  # the one place where a failed build becomes an answer
+            await job.fail(error_of(error))
+        finally:
+            self._coming.pop(job.id, None)
+            self._names_coming.discard(name)
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _publish(self, job: LiveJob, new: NewImage) -> None:
+        await job.enter("publish")
+        journal = self._house.journal
+        image = await self._house.images.publish(
+            new, now=journal.now(), progress=self._progress(job)
+        )
+        before = self._images.get(image.name)
+        event = journal.event(EventKind.IMAGE_CREATED, image.name, image.digest)
+        await job.finish(PutImage(image), events=(event,), then=lambda: self._take(image))
+        if before is not None:
+            await self._drop_unused(before)
+
+    def _take(self, image: Image) -> None:
+        self._images[image.name] = image
+
+    async def _drop_unused(self, image: Image) -> None:
+        """Delete the files of content that no name and no guest has any more."""
+        named = {each.digest for each in self._images.values()}
+        if image.digest not in named | self._in_use():
+            await asyncio.to_thread(self._house.images.delete, image)
+
+    def _progress(self, job: LiveJob) -> Callable[[str, int, int, str], None]:
+        def progress(phase: str, done: int, total: int, message: str) -> None:
+            job.progress(done, total, message, phase=phase)
+
+        return progress
+
+    # -- at the daemon's start ---------------------------------------------------------------------
+
+    async def take_up(self, job: Job) -> str:
+        """End a job that an earlier daemon left; return a sentence that says how.
+
+        A deletion is finished. What a build or import had made is gone, and can be asked anew.
+        """
+        live = self._house.jobs.resume(job, decode_action(job))
+        if isinstance(live.action, DeleteImage):
+            await self._finish_delete(live, live.action)
+            return f"image {job.subject}: its deletion was finished"
+        await live.fail(interrupted(live))
+        return f"image {job.subject}: {job.kind} was undone"
+
+    def tidy(self) -> None:
+        """Remove files that belong to no image: a power cut may leave some."""
+        folder = self._house.images
+        folder.sweep()
+        kept = [*self._images.values()]
+        for orphan in folder.orphans(kept):
+            if orphan.name.replace("sha256-", "sha256:") not in self._in_use():
+                shutil.rmtree(orphan, ignore_errors=True)
+
+    async def _finish_delete(self, job: LiveJob, action: DeleteImage) -> None:
+        image = self._images.pop(action.image, None)
+        if image is not None:
+            await self._drop_unused(image)
+        await job.finish(DropImage(action.image))
+
+
+def _how_to_get(name: str) -> str:
+    if name in RECIPES:
+        return f"Build it: serai image build {name}"
+    return "See which there are: serai image list"
+
+
+def _name_from(source: str) -> str:
+    """Make an image's name from a file's name: ``/x/Debian-12.qcow2.xz`` gives ``debian-12``."""
+    name = source.rstrip("/").rsplit("/", 1)[-1].split("?", 1)[0].lower()
+    for _ in range(2):
+        stem, dot, suffix = name.rpartition(".")
+        if dot and suffix in (
+            "qcow2",
+            "raw",
+            "img",
+            "vmdk",
+            "iso",
+            "gz",
+            "xz",
+            "zst",
+            "bz2",
+            "tar",
+            "bin",
+        ):
+            name = stem
+    return name

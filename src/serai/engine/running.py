@@ -1,0 +1,370 @@
+"""Everything around a guest's live QEMU: opening it, watching it, letting it go.
+
+``attach`` starts the watchers of an instance (its events, a heartbeat, the agent, the VNC
+listener); they only tell the guest's mailbox or set its events. ``react`` is what the guest's
+task does about what they told. Not for: carrying out verbs (``procedures``).
+"""
+
+import asyncio
+import logging
+import shutil
+import socket
+from pathlib import Path
+
+import msgspec
+
+from serai.disk.volumes import find_root
+from serai.engine.driver import Beat, GuestDriver, Message, RestartDue
+from serai.engine.jobs import disk_full
+from serai.errors import Code, Conflict, Problem, SeraiError
+from serai.host.process import Confinement
+from serai.host.sockets import bind_unix
+from serai.model.event import EventKind
+from serai.model.guest import AgentState, ExitReason
+from serai.model.image import Expect
+from serai.model.lifecycle import ON_STATES, GuestState, Happening
+from serai.model.machine import Machine
+from serai.plan.machine import plan_machine, uid_of
+from serai.qemu.instance import Instance, InstanceEvent, InstanceEventKind, RunState
+
+log = logging.getLogger(__name__)
+
+AGENT_KNOCK_TIMEOUT = 5.0
+GUEST_MEMORY_SLACK = 512 << 20
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands beside a running guest, so that the next daemon can adopt it."""
+
+    boot_id: str
+    started_at: float
+    machine: Machine
+
+
+def running_file(driver: GuestDriver) -> Path:
+    """Return where a guest's ``Running`` is kept."""
+    return driver.house.places.guests_run / driver.record.id / "running.json"
+
+
+def read_running(driver: GuestDriver) -> Running | None:
+    """Return what an earlier daemon left beside the guest; None if nothing readable is there."""
+    try:
+        return msgspec.json.decode(running_file(driver).read_bytes(), type=Running)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def machine_of(driver: GuestDriver) -> Machine:
+    """Describe the machine that this guest's record asks for now."""
+    house = driver.house
+    folder = house.places.guests / driver.record.id
+    image_folder = house.images.folder(driver.image)
+    chain = find_root(folder, driver.image, image_folder)
+    return plan_machine(
+        driver.record,
+        driver.image,
+        (chain,) if chain else (),
+        capabilities=house.capabilities,
+        image_folder=image_folder,
+        guest_folder=folder,
+    )
+
+
+async def open_instance(driver: GuestDriver) -> Instance:
+    """Start the guest's QEMU. On failure nothing of it is left running."""
+    house, record = driver.house, driver.record
+    machine = machine_of(driver)
+    run_dir = house.places.guests_run / record.id
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    beside = Running(boot_id=house.boot_id, started_at=house.journal.now(), machine=machine)
+    running_file(driver).write_bytes(msgspec.json.encode(beside))
+    cgroup = house.cgroups.create(record.id, memory=machine.memory + GUEST_MEMORY_SLACK)
+    confinement = Confinement(
+        uid=uid_of(record, house.capabilities, house.settings.uid_base),
+        setpriv=house.capabilities.setpriv_path,
+        cgroup=cgroup,
+    )
+    try:
+        return await Instance.start(
+            machine,
+            capabilities=house.capabilities,
+            run_dir=run_dir,
+            state_dir=house.places.guests / record.id,
+            confinement=confinement,
+            timeout=house.settings.start_timeout,
+        )
+    except BaseException:
+        if cgroup is not None:
+            cgroup.remove()
+        running_file(driver).unlink(missing_ok=True)
+        raise
+
+
+def attach(driver: GuestDriver, instance: Instance) -> None:
+    """Make ``instance`` the guest's and begin to watch it."""
+    driver.instance = instance
+    driver.agent_state = AgentState.UNKNOWN
+    for event in (driver.powered_off, driver.exited, driver.agent_answered):
+        event.clear()
+    driver.changed()
+    start = driver.house.supervisor.start
+    name = driver.name
+    driver.attached = [
+        start(_pump(driver, instance), name=f"{name}: events"),
+        start(_heartbeat(driver, instance), name=f"{name}: heartbeat"),
+        start(_serve_vnc(driver, instance), name=f"{name}: vnc"),
+    ]
+    if driver.image.agent is not Expect.NO:
+        knock_at_agent(driver)
+
+
+async def detach(driver: GuestDriver) -> None:
+    """Stop watching; what happens to the instance from now on is not told."""
+    tasks, driver.attached = driver.attached, []
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def let_go(driver: GuestDriver) -> None:
+    """Give back all that an ended instance had."""
+    instance, driver.instance = driver.instance, None
+    if instance is not None:
+        await instance.close()
+    driver.agent_state = AgentState.UNKNOWN
+    driver.exited.set()
+    driver.house.cgroups.remove(driver.record.id)
+    running_file(driver).unlink(missing_ok=True)
+    driver.changed()
+
+
+# -- watchers ------------------------------------------------------------------------------------
+
+
+async def _pump(driver: GuestDriver, instance: Instance) -> None:
+    """Pass the instance's events on until its process has ended."""
+    while True:
+        event = await instance.next_event()
+        if event.kind is InstanceEventKind.POWERED_OFF:
+            driver.powered_off.set()
+        elif event.kind is InstanceEventKind.EXITED:
+            driver.exited.set()
+        elif event.kind is InstanceEventKind.AGENT_OPENED:
+            knock_at_agent(driver)
+        driver.mailbox.tell(event)
+        if event.kind is InstanceEventKind.EXITED:
+            return
+
+
+def knock_at_agent(driver: GuestDriver) -> None:
+    """Find out, in a task of its own, whether the agent answers."""
+    instance = driver.instance
+    if instance is not None:
+        knock = _knock(driver, instance)
+        driver.attached.append(driver.house.supervisor.start(knock, name=f"{driver.name}: agent"))
+
+
+async def _knock(driver: GuestDriver, instance: Instance) -> None:
+    try:
+        await instance.agent.ping(timeout=AGENT_KNOCK_TIMEOUT)
+    except SeraiError:
+        return  # the port opens once an agent is there: then we knock again
+    note_agent(driver, AgentState.ANSWERING)
+
+
+def note_agent(driver: GuestDriver, state: AgentState) -> None:
+    """Note what is known of the agent now."""
+    if state is AgentState.ANSWERING:
+        driver.agent_answered.set()
+    if driver.agent_state is not state:
+        driver.agent_state = state
+        driver.changed()
+        driver.tell(EventKind.GUEST_AGENT, agent=str(state))
+
+
+async def _heartbeat(driver: GuestDriver, instance: Instance) -> None:
+    """Ask QEMU regularly whether it is there, and free a guest that waited for disk space."""
+    settings = driver.house.settings
+    while True:
+        await asyncio.sleep(settings.heartbeat)  # a period, not a wait for something
+        try:
+            state = await instance.status(timeout=settings.monitor_timeout)
+        except SeraiError:
+            driver.mailbox.tell(Beat(Happening.SILENT))
+            continue
+        if state is RunState.IO_ERROR and _has_room(driver):
+            await _go_on_after_full_disk(driver, instance)
+        elif happening := _meaning(driver.state, state):
+            driver.mailbox.tell(Beat(happening))
+
+
+def _meaning(state: GuestState, seen: RunState) -> Happening | None:
+    """Return what a run state seen by the heartbeat says that ``state`` does not."""
+    silent = state is GuestState.UNRESPONSIVE
+    match seen:
+        case RunState.RUNNING:
+            if silent:
+                return Happening.ANSWERED_RUNNING
+            return Happening.WENT_ON if state in (GuestState.PAUSED, GuestState.IO_ERROR) else None
+        case RunState.PAUSED:
+            if silent:
+                return Happening.ANSWERED_PAUSED
+            return Happening.HELD if state is GuestState.RUNNING else None
+        case RunState.IO_ERROR:
+            return Happening.DISK_FULL if state is not GuestState.IO_ERROR else None
+        case _:
+            return None
+
+
+def _has_room(driver: GuestDriver) -> bool:
+    free = shutil.disk_usage(driver.house.places.guests).free
+    return free > driver.house.settings.disk_reserve
+
+
+async def _go_on_after_full_disk(driver: GuestDriver, instance: Instance) -> None:
+    try:
+        await instance.go_on()
+    except SeraiError as error:
+        log.warning("%s can't go on after a full disk: %s", driver.name, error.message)
+    else:
+        driver.mailbox.tell(Beat(Happening.WENT_ON))
+
+
+async def _serve_vnc(driver: GuestDriver, instance: Instance) -> None:
+    """Accept viewers on the guest's VNC socket and hand each to QEMU."""
+    path = driver.house.places.guests_run / driver.record.id / "vnc.sock"
+    listener = bind_unix(path, mode=0o600)
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            viewer, _ = await loop.sock_accept(listener)
+            await _hand_over(instance, viewer)
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+async def _hand_over(instance: Instance, viewer: socket.socket) -> None:
+    try:
+        await instance.add_vnc_client(viewer)
+    except SeraiError as error:
+        log.warning("a VNC viewer was turned away: %s", error.message)
+    finally:
+        viewer.close()
+
+
+# -- what the guest's task does about it -----------------------------------------------------------
+
+
+async def react(driver: GuestDriver, message: Message) -> None:
+    """Change the guest's state after something was observed, and begin what follows from it."""
+    match message:
+        case InstanceEvent():
+            await _react_to_event(driver, message)
+        case Beat(happening=happening):
+            _react_to_beat(driver, happening)
+        case RestartDue(turn=turn):
+            await _restart_if_due(driver, turn)
+        case _:
+            pass
+
+
+def _react_to_beat(driver: GuestDriver, happening: Happening) -> None:
+    before = driver.state
+    driver.happen(happening)
+    if driver.state is GuestState.UNRESPONSIVE:
+        driver.complain(_unresponsive(driver))
+    elif driver.state is GuestState.IO_ERROR:
+        driver.complain(_held_by_full_disk(driver))
+    elif before in (GuestState.UNRESPONSIVE, GuestState.IO_ERROR) and driver.state is not before:
+        driver.complain(None)
+
+
+async def _react_to_event(driver: GuestDriver, event: InstanceEvent) -> None:
+    match event.kind:
+        case InstanceEventKind.RESET:
+            driver.agent_answered.clear()
+            driver.agent_state = AgentState.UNKNOWN
+            driver.changed()
+            driver.tell(EventKind.GUEST_RESET, by=event.detail)
+        case InstanceEventKind.AGENT_CLOSED:
+            note_agent(driver, AgentState.SILENT)
+        case InstanceEventKind.DISK_FULL:
+            _react_to_beat(driver, Happening.DISK_FULL)
+        case InstanceEventKind.LOST:
+            _react_to_beat(driver, Happening.SILENT)
+        case InstanceEventKind.POWERED_OFF | InstanceEventKind.PANICKED | InstanceEventKind.EXITED:
+            _react_to_end(driver, event)
+        case _:
+            pass
+
+
+ENDS = {
+    InstanceEventKind.POWERED_OFF: (Happening.POWERED_OFF, ExitReason.POWERED_OFF),
+    InstanceEventKind.PANICKED: (Happening.PANICKED, ExitReason.PANICKED),
+    InstanceEventKind.EXITED: (Happening.EXITED, ExitReason.CRASHED),
+}
+
+
+def _react_to_end(driver: GuestDriver, event: InstanceEvent) -> None:
+    if driver.state is GuestState.STOPPING or driver.state not in ON_STATES:
+        return  # somebody is ending it already, and waits for this
+    happening, reason = ENDS[event.kind]
+    driver.happen(happening)
+    driver.follow_up(end_by_itself(driver, reason, event.detail))
+
+
+async def end_by_itself(driver: GuestDriver, reason: ExitReason, detail: str) -> None:
+    """Tidy up after a guest that ended without being asked, and follow its restart policy."""
+    if driver.instance is not None:
+        await driver.instance.end(timeout=2.0)
+        await detach(driver)
+        await let_go(driver)
+    driver.happen(Happening.GONE)
+    crashed = reason in (ExitReason.CRASHED, ExitReason.PANICKED)
+    problem = _crash(driver, reason, detail) if crashed else None
+    await follow_policy(driver, reason, problem)
+
+
+async def follow_policy(driver: GuestDriver, reason: ExitReason, problem: Problem | None) -> None:
+    """Store why the guest ended; have it started again if its policy says so."""
+    house = driver.house
+    wait = driver.next_restart(reason, house.journal.now())
+    change = driver.revise(last_exit=reason, problem=problem, wanted_on=wait is not None)
+    try:
+        await house.journal.commit(change)
+    except SeraiError as error:
+        log.warning("the end of %s was not stored: %s", driver.name, error.message)
+    if wait is not None:
+        driver.turn += 1
+        due = RestartDue(driver.turn)
+        asyncio.get_running_loop().call_later(wait, driver.mailbox.tell, due)
+
+
+async def _restart_if_due(driver: GuestDriver, turn: int) -> None:
+    if turn != driver.turn or driver.state not in (GuestState.STOPPED, GuestState.CRASHED):
+        return
+    await driver.start_again()
+
+
+def _crash(driver: GuestDriver, reason: ExitReason, detail: str) -> Problem:
+    what = "its kernel panicked" if reason is ExitReason.PANICKED else "its QEMU ended"
+    return Conflict(
+        Code.GUEST_STATE,
+        f"{driver.name} crashed: {what}{f' ({detail})' if detail else ''}",
+        hint=f"See what it printed: serai log {driver.name}",
+    ).problem()
+
+
+def _unresponsive(driver: GuestDriver) -> Problem:
+    return Conflict(
+        Code.GUEST_UNRESPONSIVE,
+        f"the QEMU of {driver.name} runs, but does not answer its monitor",
+        hint=f"It may come back by itself; else: serai stop --force {driver.name}",
+    ).problem()
+
+
+def _held_by_full_disk(driver: GuestDriver) -> Problem:
+    full = disk_full(str(driver.house.places.guests))
+    return msgspec.structs.replace(full.problem(), message=f"{driver.name} is held: {full.message}")

@@ -1,0 +1,63 @@
+"""What has to be done now and then: logs kept within bounds, old events and jobs let go.
+
+Each turn returns a sentence for each thing that it did; an idle turn returns none.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from serai.engine.driver import GuestDriver
+from serai.engine.house import House
+from serai.errors import SeraiError
+from serai.host.logs import trim_log
+from serai.store.changes import Prune
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY = 2.0
+PRUNE_EVERY = 300.0
+
+
+class Upkeep:
+    """The task that keeps things small. ``drivers`` gives the guests of the moment."""
+
+    def __init__(self, house: House, drivers: Iterable[GuestDriver]) -> None:
+        self._house = house
+        self._drivers = drivers
+
+    async def run(self) -> None:
+        """Look after things until cancelled."""
+        turns = 0
+        while True:
+            await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
+            for sentence in self.trim_logs():
+                log.info("%s", sentence)
+            if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
+                await self._prune()
+            turns += 1
+
+    def trim_logs(self) -> list[str]:
+        """Cut each running guest's log that has grown over the limit to its newer half."""
+        said = []
+        for driver in self._drivers:
+            if driver.instance is None:
+                continue
+            for path in self._logs(driver):
+                if trim_log(path, self._house.settings.log_limit):
+                    said.append(f"cut {path.name} of {driver.name} to its newer half")
+        return said
+
+    def _logs(self, driver: GuestDriver) -> tuple[Path, ...]:
+        folder = self._house.places.guests / driver.record.id
+        return folder / "serial.log", folder / "qemu.log"
+
+    async def _prune(self) -> None:
+        settings = self._house.settings
+        try:
+            await self._house.journal.commit(
+                Prune(events_kept=settings.events_kept, jobs_kept=settings.jobs_kept)
+            )
+        except SeraiError as error:
+            log.warning("old events and jobs were not pruned: %s", error.message)
