@@ -117,7 +117,11 @@ class Engine:
 
     def watch(self, *, after: int | None) -> AsyncIterator[Event]:
         """Follow events: those stored after ``after`` first (None: only new ones)."""
-        return self._bus.follow(self._house.journal.store.events, after=after)
+
+        store = self._house.journal.store
+        return self._bus.follow(
+            lambda last, limit: store.events(after=last, limit=limit), after=after
+        )
 
     # -- doing -------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ in ``model.lifecycle``; each docstring says it in words.
 import msgspec
 
 from serai.model.guest import GuestChange, GuestSpec
-from serai.units import MIB
 
 
 class Action(
@@ -156,8 +155,6 @@ AnyAction = (
     | ImportImage
     | DeleteImage
 )
-
-MIN_MEMORY = 16 * MIB
 
 
 def kind_of(action: Action) -> str:
