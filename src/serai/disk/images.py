@@ -20,6 +20,7 @@ guest finds its files through ``folder``. Not for: looking into images (``header
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
@@ -43,6 +44,7 @@ from serai.model.image import DiskFormat, Expect, Image, ImageFile, ImageKind
 DESCRIPTION = "image.json"
 ROLES = ("disk", "kernel", "initrd")
 COPY_LIMIT = 1 << 62
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,12 +157,20 @@ class ImageFolder:
             shutil.rmtree(path)
         return left
 
-    def read(self, folder: Path) -> Image:
-        """Return the Image that was published as ``folder``; ``image-corrupt`` if it can't be read."""
+    def read(self, digest: str) -> Image | None:
+        """Return the Image as it was first published under ``digest``; None where there is none.
+
+        Raises HostFailure (``image-corrupt``) when its description can't be read.
+        """
+        path = self.path / digest.replace(":", "-") / DESCRIPTION
+        if not DIGEST.fullmatch(digest):
+            return None
         try:
-            return msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Image)
+            return msgspec.json.decode(path.read_bytes(), type=Image)
+        except FileNotFoundError:
+            return None
         except (OSError, msgspec.MsgspecError) as error:
-            raise HostFailure(Code.IMAGE_CORRUPT, f"{folder}/{DESCRIPTION}: {error}") from error
+            raise HostFailure(Code.IMAGE_CORRUPT, f"{path} can't be read: {error}") from error
 
     def _publish(self, new: NewImage, now: float, pulse: Pulse) -> Image:
         temporary = self.path / f".new-{secrets.token_hex(8)}"

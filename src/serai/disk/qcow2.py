@@ -22,7 +22,7 @@ import msgspec
 from serai.disk.files import sync_folder
 from serai.disk.qcow2_header import EXTENDED_L2, KNOWN_LENGTH, MAGIC, Qcow2Header, read_header
 from serai.disk.reader import Reader
-from serai.errors import Code, Invalid
+from serai.errors import Code, Conflict, Invalid
 from serai.model.image import DiskFormat
 from serai.units import MAX_SIZE, format_size
 
@@ -150,7 +150,7 @@ def grow_head(path: Path, virtual_size: int) -> None:
     """
     header = read_head(path)
     if virtual_size < header.virtual_size:
-        raise Invalid(
+        raise Conflict(
             Code.SHRINK_REFUSED,
             f"the disk has {format_size(header.virtual_size)} and can't be made smaller",
         )

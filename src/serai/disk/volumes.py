@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serai.disk.files import naming_disk_problems, sync_folder, write_durably
 from serai.disk.qcow2 import create_head, grow_head
-from serai.errors import Code, HostFailure, Invalid
+from serai.errors import Code, Conflict, HostFailure
 from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import LayerFile
 from serai.plan.machine import UEFI_VARS_NAME
@@ -30,12 +30,12 @@ def root_size(image: Image, size: int) -> int:
     """Return the size of the root disk for a wish of ``size`` bytes; 0: the image gets no disk.
 
     A wish of 0 means the image's own size. Other wishes are rounded up to whole MiB. Raises
-    Invalid (``shrink-refused``) for less than the image has.
+    Conflict (``shrink-refused``) for less than the image has.
     """
     if size == 0:
         return EMPTY_DISK if image.kind is ImageKind.CDROM else image.virtual_size
     if size < image.virtual_size:
-        raise Invalid(
+        raise Conflict(
             Code.SHRINK_REFUSED,
             f"the image {image.name} needs a disk of {format_size(image.virtual_size)} or more",
             hint="Leave the size away to get the image's own.",
@@ -47,7 +47,7 @@ def create_root(folder: Path, image: Image, image_folder: Path, size: int) -> tu
     """Make the root volume in the guest's ``folder`` and return its chain, the head first.
 
     An empty chain: this guest has no disk. Durable when it returns; on failure nothing is left.
-    Raises Invalid (``shrink-refused``, ``size-invalid``) and HostFailure (``disk-full``,
+    Raises Conflict (``shrink-refused``), Invalid (``size-invalid``) and HostFailure (``disk-full``,
     ``image-corrupt`` when the layer is not what was published, ``permission``).
     """
     wanted = root_size(image, size)
@@ -82,7 +82,7 @@ def find_root(folder: Path, image: Image, image_folder: Path) -> tuple[LayerFile
 def grow_root(chain: tuple[LayerFile, ...], size: int) -> None:
     """Make the root volume of a stopped guest at least ``size`` bytes (whole MiB) large.
 
-    Raises Invalid ``shrink-refused`` and ``size-invalid`` (then nothing has changed).
+    Raises Conflict ``shrink-refused`` and Invalid ``size-invalid`` (then nothing has changed).
     """
     with naming_disk_problems("growing the root disk"):
         grow_head(Path(chain[0].path), -(-size // MIB) * MIB)
