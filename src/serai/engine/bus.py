@@ -87,9 +87,9 @@ class Bus:
                 for event in page:
                     yield event
                 last = page[-1].seq
-            while (event := await watcher.take()) is not None:
-                if event.seq > last or event.kind is EventKind.MISSED:
-                    yield event
+            while (news := await watcher.take()) is not None:
+                if news.seq > last or news.kind is EventKind.MISSED:
+                    yield news
 
     def close(self) -> None:
         """End all watchers, now and later."""
