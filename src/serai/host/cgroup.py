@@ -1,0 +1,123 @@
+"""Control groups: one a guest, on v1, v2 and the mix of both, where this host lets us.
+
+Without the rights for it guests run in the daemon's own group: a note in ``Cgroups.note`` says so,
+and nothing fails. Source: the kernel's documentation, cgroup-v1/ and cgroup-v2.rst.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from serai.model.node import CgroupLayout
+
+ROOT = Path("/sys/fs/cgroup")
+OURS = "serai"
+V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
+PIDS_LIMIT = 512
+
+
+def find_layout(root: Path = ROOT) -> CgroupLayout:
+    """Return how control groups are mounted under ``root``."""
+    v2 = (root / "cgroup.controllers").exists()
+    if v2:
+        return CgroupLayout.V2
+    v1 = (root / "memory").is_dir() or (root / "pids").is_dir()
+    if v1:
+        return CgroupLayout.HYBRID if (root / "unified").is_dir() else CgroupLayout.V1
+    return CgroupLayout.NONE
+
+
+class Cgroup:
+    """One guest's group: a folder in each hierarchy."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        self.folders = folders
+
+    def add(self, pid: int) -> None:
+        """Put a process, with all its threads, into the group; one that has ended is no error."""
+        for folder in self.folders:
+            with contextlib.suppress(ProcessLookupError):
+                (folder / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        """Remove the group; a group that still has processes stays until the next time."""
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+class Cgroups:
+    """Makes and removes guests' groups. ``note`` says why there are none, if there are none."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.layout = find_layout(root)
+        self.note = ""
+        self._parents = self._make_parents(root)
+
+    def _make_parents(self, root: Path) -> tuple[Path, ...]:
+        try:
+            if self.layout is CgroupLayout.V2:
+                return (_parent_v2(root),)
+            if self.layout is CgroupLayout.NONE:
+                self.note = "this host has no control groups"
+                return ()
+            return tuple(
+                _parent_v1(root / name) for name in V1_CONTROLLERS if (root / name).is_dir()
+            )
+        except OSError as error:
+            self.note = f"guests share the daemon's control group: {error.strerror}"
+            return ()
+
+    def create(self, name: str, *, memory: int = 0) -> Cgroup | None:
+        """Make the group of a guest; ``memory`` is its limit in bytes. None where we may not."""
+        folders = tuple(parent / name for parent in self._parents)
+        try:
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+                _set_limits(folder, memory)
+        except OSError as error:
+            self.note = f"guests share the daemon's control group: {error.strerror}"
+            Cgroup(folders).remove()
+            return None
+        return Cgroup(folders) if folders else None
+
+    def remove(self, name: str) -> None:
+        """Remove the group of a guest that has ended; fine if there is none."""
+        Cgroup(tuple(parent / name for parent in self._parents)).remove()
+
+
+def _parent_v1(controller: Path) -> Path:
+    own = _own_path_v1(controller.name)
+    parent = controller / own.lstrip("/") / OURS if os.geteuid() else controller / OURS
+    parent.mkdir(exist_ok=True)
+    return parent
+
+
+def _own_path_v1(controller: str) -> str:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return path
+    return "/"
+
+
+def _parent_v2(root: Path) -> Path:
+    """As root: a group at the top. As a user: one beside our own, in the delegated tree."""
+    if os.geteuid() == 0:
+        parent = root / OURS
+    else:
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        parent = (root / own.lstrip("/")).parent / f"{OURS}-{os.geteuid()}"
+    parent.mkdir(exist_ok=True)
+    for controller in ("memory", "pids", "cpu"):
+        with contextlib.suppress(OSError):
+            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+    return parent
+
+
+def _set_limits(folder: Path, memory: int) -> None:
+    limits = {"pids.max": PIDS_LIMIT, "memory.max": memory, "memory.limit_in_bytes": memory}
+    for name, value in limits.items():
+        if value and (folder / name).exists():
+            with contextlib.suppress(OSError):
+                (folder / name).write_text(str(value))

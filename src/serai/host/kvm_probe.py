@@ -1,0 +1,79 @@
+"""Whether KVM really runs guests here: code past the firmware is run under it, within a limit.
+
+An openable ``/dev/kvm`` proves nothing: there are software KVMs under which firmware runs and every
+64-bit kernel hangs. The probe is a boot sector (``kvm_probe.S``) that turns on paging and long mode,
+works through memory a million times, and leaves by QEMU's isa-debug-exit device, which ends QEMU
+with the exit code 2 * 0x2a + 1. Emulated (TCG) it takes about a tenth of a second.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from serai.errors import SeraiError
+from serai.host.process import run
+from serai.model.guest import Accel
+
+LIMIT = 3.0
+PASSED = 2 * 0x2A + 1
+DISK_SIZE = 1 << 20
+
+CODE = bytes.fromhex(
+    "fa31c08ed88ec08ed0bc007ce4920c02e692bf0010b9001831c0f3ab66c70600"
+    "100320000066c70600200330000066c7060030830000000f0116b07c66b82000"
+    "00000f22e066b8001000000f22d866b9800000c00f32660d000100000f3066b8"
+    "010000800f22c0ea6c7c0800b8100000008ed88ed031c0b940420f00010c2500"
+    "50000003042500500000ffc975ee0fa2b02ae6f4f4ebfd900000000000000000"
+    "00000000009a200000000000009200001700987c00000000"
+)
+
+
+def boot_disk() -> bytes:
+    """Return a disk whose boot sector is the probe."""
+    return (CODE.ljust(510, b"\0") + b"\x55\xaa").ljust(DISK_SIZE, b"\0")
+
+
+def probe_argv(qemu: str, accel: Accel, disk: Path) -> list[str]:
+    """Return the command line of the probe."""
+    return [
+        qemu, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16",
+        "-machine", f"q35,accel={accel}",
+        "-device", "isa-debug-exit,iobase=0xf4",
+        "-blockdev", f'{{"driver":"raw","node-name":"probe","read-only":true,'
+        f'"file":{{"driver":"file","filename":"{disk}"}}}}',
+        "-device", "virtio-blk-pci,drive=probe,bootindex=0",
+    ]  # fmt: skip
+
+
+async def runs_guest_code(qemu: str, accel: Accel, limit: float = LIMIT) -> bool:
+    """Tell whether guest code ran to its end under ``accel`` within ``limit`` seconds."""
+    fd, name = tempfile.mkstemp(prefix="serai-probe-")
+    try:
+        os.write(fd, boot_disk())
+        done = await run(probe_argv(qemu, accel, Path(name)), timeout=limit, ok=range(-64, 256))
+    except SeraiError:
+        return False
+    finally:
+        os.close(fd)
+        os.unlink(name)
+    return done.code == PASSED
+
+
+async def choose_accel(qemu: str, wanted: str) -> tuple[Accel, str]:
+    """Return how guests are run here and the reason, for people. ``wanted``: auto, kvm or tcg."""
+    if wanted == "tcg":
+        return Accel.TCG, "TCG was asked for by the setting accel"
+    why_not = await _why_not_kvm(qemu)
+    if why_not == "":
+        return Accel.KVM, "guest code ran under KVM"
+    return Accel.TCG, f"KVM is not used: {why_not}"
+
+
+async def _why_not_kvm(qemu: str) -> str:
+    if not os.path.exists("/dev/kvm"):
+        return "there is no /dev/kvm (no virtualization in the CPU, or it is turned off)"
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm may not be opened by this user (join the group kvm)"
+    if not await runs_guest_code(qemu, Accel.KVM):
+        return f"/dev/kvm opens, but guest code hung or failed under it ({LIMIT:.0f} s)"
+    return ""

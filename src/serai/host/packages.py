@@ -1,0 +1,69 @@
+"""The Debian packages that serai uses: which, what for, and which program tells that one is there.
+
+Only the standard library is imported here: ``scripts/setup`` runs this file with the system's
+Python before anything else is installed: ``python3 src/serai/host/packages.py`` prints what is
+missing, one name a line.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+
+SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package. ``probe`` is a program, or an absolute path, that comes with it."""
+
+    name: str
+    probe: str
+    purpose: str
+    needed: bool = True
+
+    def is_there(self) -> bool:
+        """Tell whether the package's probe is on this host."""
+        if self.probe.startswith("/"):
+            return os.path.exists(self.probe)
+        return shutil.which(self.probe, path=SEARCH) is not None
+
+
+PACKAGES = (
+    Package("qemu-system-x86", "qemu-system-x86_64", "runs virtual machines"),
+    Package("qemu-utils", "qemu-img", "converts and checks disk images"),
+    Package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "starts guests by UEFI"),
+    Package("util-linux", "setpriv", "drops privileges before QEMU starts"),
+    Package("cpio", "cpio", "packs the tiny image"),
+    Package("zstd", "zstd", "packs images"),
+    Package("xz-utils", "xz", "unpacks images"),
+    Package("mmdebstrap", "mmdebstrap", "builds the debian image"),
+    Package("e2fsprogs", "mke2fs", "makes the debian image's file system"),
+    Package("dosfstools", "mkfs.vfat", "makes the debian image's EFI partition"),
+    Package("mtools", "mcopy", "fills the debian image's EFI partition"),
+    Package("fdisk", "sfdisk", "partitions the debian image"),
+    Package("grub-common", "grub-mkimage", "makes the debian image's boot loader"),
+    Package("grub-pc-bin", "/usr/lib/grub/i386-pc/boot.img", "boots the debian image by BIOS"),
+    Package(
+        "grub-efi-amd64-bin",
+        "/usr/lib/grub/x86_64-efi/kernel.img",
+        "boots the debian image by UEFI",
+    ),
+)
+
+
+def package_of(program: str) -> str:
+    """Return the package that brings ``program``; empty when none of ours does."""
+    for package in PACKAGES:
+        if os.path.basename(package.probe) == program:
+            return package.name
+    return ""
+
+
+def missing() -> list[Package]:
+    """Return the packages that are not on this host."""
+    return [package for package in PACKAGES if not package.is_there()]
+
+
+if __name__ == "__main__":
+    sys.stdout.write("".join(f"{package.name}\n" for package in missing()))
