@@ -1,0 +1,90 @@
+"""What the API needs of an engine, and nothing more.
+
+The daemon passes the engine, the tests a fake in memory. The errors are those of ``serai.errors``;
+what each method promises is said in ``engine.engine``.
+"""
+
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+from serai.model.actions import AnyAction
+from serai.model.event import Event
+from serai.model.guest import Guest
+from serai.model.image import Image
+from serai.model.job import Job, JobState
+from serai.model.node import DaemonStatus
+from serai.model.talk import ExecRequest, ExecResult, VncAddress
+
+
+class EngineLike(Protocol):
+    """Shows what is, and takes actions."""
+
+    def guests(self) -> list[Guest]:
+        """Return all guests, in any order."""
+
+    def guest(self, name_or_id: str) -> Guest:
+        """Return one guest; NotFound (``guest-not-found``)."""
+
+    def images(self) -> list[Image]:
+        """Return all images, in any order."""
+
+    def image(self, name: str) -> Image:
+        """Return one image; NotFound (``image-not-found``)."""
+
+    def image_files(self, name: str) -> Path:
+        """Return the folder that holds an image's files."""
+
+    def status(self) -> DaemonStatus:
+        """Return how the daemon is and what this host can do."""
+
+    async def submit(self, action: AnyAction, *, key: str = "") -> Job:
+        """Take an action; its job is durable when this returns. Refusals are raised at once.
+
+        With a ``key`` that was used before: the job of then, or Conflict if it was another action.
+        """
+
+    async def wait_job(self, job_id: str, timeout: float) -> Job:
+        """Return a job when it has ended, or as it is after ``timeout`` seconds."""
+
+    async def jobs(self, *, state: JobState | None, limit: int, before: str) -> list[Job]:
+        """Return jobs, the newest first; ``before`` is the id of the last one that was seen."""
+
+    async def job(self, job_id: str) -> Job:
+        """Return one job; NotFound (``job-not-found``)."""
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Ask a job to stop; Conflict (``job-not-cancellable``)."""
+
+    async def execute(self, guest: str, request: ExecRequest) -> ExecResult:
+        """Run a command in a guest."""
+
+    async def push(
+        self, guest: str, path: str, chunks: AsyncIterator[bytes], *, mode: int, unpack: bool
+    ) -> None:
+        """Write a file, or unpack a tar into a folder, in a guest."""
+
+    def pull(self, guest: str, path: str, *, pack: bool) -> AsyncIterator[bytes]:
+        """Give a file, or a tar of a folder, of a guest."""
+
+    async def open_console(self, guest: str) -> tuple[StreamReader, StreamWriter]:
+        """Connect to the serial console of a guest."""
+
+    def log_path(self, guest: str) -> Path:
+        """Return where the serial log of a guest is (or will be)."""
+
+    async def screenshot(self, guest: str) -> bytes:
+        """Return the screen of a guest as PNG."""
+
+    def vnc(self, guest: str) -> VncAddress:
+        """Return where a VNC viewer connects."""
+
+    async def events(self, *, after: int, limit: int) -> list[Event]:
+        """Return stored events with a number above ``after``, in order."""
+
+    def watch(self, *, after: int | None) -> AsyncIterator[Event]:
+        """Give events as they happen, the stored ones above ``after`` first (None: only new ones).
+
+        A watcher that is too slow gets one event ``missed`` in place of those that were lost.
+        """

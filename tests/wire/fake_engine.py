@@ -1,0 +1,352 @@
+"""An engine in memory: the contract's interface, no QEMU, no disk, every answer at once.
+
+Actions are done when they are submitted, unless ``hold`` is set: then their jobs stay queued until
+``finish`` is called. ``fail_next`` makes the next call of a method raise.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+
+from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
+from serai.model.actions import (
+    AnyAction,
+    BuildImage,
+    CreateGuest,
+    DeleteGuest,
+    DeleteImage,
+    GuestAction,
+    ImportImage,
+    LaunchGuest,
+    PauseGuest,
+    RenameGuest,
+    ResumeGuest,
+    SetGuest,
+    StopGuest,
+    kind_of,
+)
+from serai.model.event import Event, EventKind
+from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
+from serai.model.image import Expect, Image, ImageFile, ImageKind
+from serai.model.job import Job, JobState
+from serai.model.lifecycle import GuestState
+from serai.model.node import Capabilities, DaemonStatus
+from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.units import check_guest_name, check_labels, shorten
+
+NOW = 1_700_000_000.5
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+WATCH_LIMIT = 100
+
+
+def make_guest(name: str, number: int, **changes: object) -> Guest:
+    """Return a guest as the engine would show it."""
+    guest = Guest(
+        name=name,
+        id=f"{number:032x}",
+        kind="vm",
+        state=GuestState.RUNNING,
+        accel=Accel.TCG,
+        image="tiny",
+        cpus=1,
+        memory=256 << 20,
+        created_at=NOW,
+        disk=0,
+        firmware="bios",
+        restart="no",
+        labels={},
+        version=1,
+        image_digest="sha256:" + "0" * 64,
+        machine_type="pc-q35-7.2",
+        mac="52:54:00:00:00:01",
+        last_exit=ExitReason.NEVER_STARTED,
+        agent=AgentState.ANSWERING,
+        pid=4000 + number,
+        started_at=NOW,
+        restarts=0,
+        problem=None,
+    )
+    return msgspec.structs.replace(guest, **changes)
+
+
+class FakeEngine:
+    """Fulfils ``serai.api.ports.EngineLike``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.all_guests: dict[str, Guest] = {}
+        self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
+        self.all_jobs: dict[str, Job] = {}
+        self.all_events: list[Event] = []
+        self.actions: list[AnyAction] = []
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.hold = False
+        self.failures: dict[str, Exception] = {}
+        self.watchers = 0
+        self.running: set[str] = set()
+        self.ended = asyncio.Event()
+        self._news = asyncio.Condition()
+
+    def fail_next(self, method: str, error: Exception) -> None:
+        """Let the next call of ``method`` raise ``error``."""
+        self.failures[method] = error
+
+    def _check(self, method: str) -> None:
+        if method in self.failures:
+            raise self.failures.pop(method)
+
+    def add_guests(self, count: int) -> None:
+        """Add guests g0, g1, …"""
+        for number in range(count):
+            self.all_guests[f"g{number}"] = make_guest(f"g{number}", number)
+
+    def _make_image(self, name: str) -> Image:
+        files = self.image_files(name)
+        files.mkdir(parents=True, exist_ok=True)
+        made = {}
+        for part, content in (("kernel", b"K" * 1000), ("initrd", b"I" * 3_000_000)):
+            (files / part).write_bytes(content)
+            made[part] = ImageFile(name=part, size=len(content), digest="sha256:" + "1" * 64)
+        return Image(
+            name=name, digest="sha256:" + "0" * 64, kind=ImageKind.KERNEL, created_at=NOW,
+            size=3_001_000, agent=Expect.YES, **made,
+        )  # fmt: skip
+
+    # shows
+
+    def guests(self) -> list[Guest]:
+        self._check("guests")
+        return list(self.all_guests.values())
+
+    def guest(self, name_or_id: str) -> Guest:
+        self._check("guest")
+        for guest in self.all_guests.values():
+            if name_or_id in (guest.name, guest.id):
+                return guest
+        raise NotFound(Code.GUEST_NOT_FOUND, f"there is no guest {shorten(name_or_id)}")
+
+    def images(self) -> list[Image]:
+        return list(self.all_images.values())
+
+    def image(self, name: str) -> Image:
+        if name not in self.all_images:
+            raise NotFound(Code.IMAGE_NOT_FOUND, f"there is no image {shorten(name)}")
+        return self.all_images[name]
+
+    def image_files(self, name: str) -> Path:
+        return self.folder / "images" / name
+
+    def status(self) -> DaemonStatus:
+        self._check("status")
+        return DaemonStatus(
+            pid=1, version="0.1.0", started_at=NOW, home="", socket="/run/serai/api.sock",
+            guests=len(self.all_guests), running=0,
+            capabilities=Capabilities(
+                qemu_path="/usr/bin/qemu-system-x86_64", qemu_version="7.2", machine_type="pc-q35-7.2",
+                accel=Accel.TCG, accel_reason="no KVM",
+            ),
+        )  # fmt: skip
+
+    # actions
+
+    async def submit(self, action: AnyAction, *, key: str = "") -> Job:
+        self._check("submit")
+        if key and (job := self._find_by_key(key, action)):
+            return job
+        subject = self._apply(action)
+        self.actions.append(action)
+        job = Job(
+            id=f"{len(self.all_jobs):06d}",
+            kind=kind_of(action),
+            subject=subject,
+            state=JobState.QUEUED if self.hold else JobState.DONE,
+            created_at=NOW,
+            updated_at=NOW,
+            action=msgspec.json.encode(action).decode(),
+            key=key,
+        )
+        self.all_jobs[job.id] = job
+        await self.tell(EventKind.JOB_CHANGED, subject)
+        return job
+
+    def _find_by_key(self, key: str, action: AnyAction) -> Job | None:
+        for job in self.all_jobs.values():
+            if job.key == key:
+                if job.action != msgspec.json.encode(action).decode():
+                    raise Conflict(Code.IDEMPOTENCY_REUSED, "this key was used for another request")
+                return job
+        return None
+
+    def _apply(self, action: AnyAction) -> str:
+        if isinstance(action, LaunchGuest | CreateGuest):
+            return self._create(action.spec, isinstance(action, LaunchGuest))
+        if isinstance(action, GuestAction):
+            return self._change(self.guest(action.guest), action)
+        if isinstance(action, BuildImage):
+            if action.recipe not in ("tiny", "debian"):
+                raise Invalid(Code.VALUE_INVALID, f"{shorten(action.recipe)} is no recipe")
+            return action.name or action.recipe
+        if isinstance(action, ImportImage):
+            return action.name or "imported"
+        assert isinstance(action, DeleteImage)
+        self.image(action.image)
+        return action.image
+
+    def _create(self, spec: GuestSpec, start: bool) -> str:
+        name = check_guest_name(spec.name or f"guest-{len(self.all_guests)}")
+        self.image(spec.image)
+        if name in self.all_guests:
+            raise Conflict(Code.GUEST_EXISTS, f"there is a guest {name} already")
+        if not 1 <= spec.cpus <= 255 or not 0 < spec.memory <= 1 << 50 or spec.disk < 0:
+            raise Invalid(Code.SIZE_INVALID, "a size is out of range")
+        state = GuestState.RUNNING if start else GuestState.STOPPED
+        self.all_guests[name] = make_guest(
+            name, len(self.all_guests), state=state, cpus=spec.cpus, memory=spec.memory,
+            labels=check_labels(spec.labels),
+        )  # fmt: skip
+        return name
+
+    def _change(self, guest: Guest, action: GuestAction) -> str:
+        states = {
+            StopGuest: GuestState.STOPPED,
+            PauseGuest: GuestState.PAUSED,
+            ResumeGuest: GuestState.RUNNING,
+        }
+        changes: dict[str, object] = {"version": guest.version + 1}
+        if type(action) in states:
+            changes["state"] = states[type(action)]
+        if isinstance(action, SetGuest):
+            if action.version not in (0, guest.version):
+                raise Conflict(Code.VERSION_CONFLICT, f"it is at {guest.version}")
+            if action.change.memory is not msgspec.UNSET:
+                changes["memory"] = action.change.memory
+        if isinstance(action, RenameGuest):
+            changes["name"] = check_guest_name(action.name)
+        del self.all_guests[guest.name]
+        if not isinstance(action, DeleteGuest):
+            changed = msgspec.structs.replace(guest, **changes)
+            self.all_guests[changed.name] = changed
+        return guest.name
+
+    async def finish(self, job_id: str, problem: Problem | None = None) -> None:
+        """End a job that was held."""
+        state = JobState.FAILED if problem else JobState.DONE
+        job = msgspec.structs.replace(self.all_jobs[job_id], state=state, problem=problem)
+        self.all_jobs[job_id] = job
+        await self.tell(EventKind.JOB_CHANGED, job.subject)
+
+    async def wait_job(self, job_id: str, timeout: float) -> Job:
+        try:
+            async with asyncio.timeout(timeout), self._news:
+                await self._news.wait_for(lambda: self.all_jobs[job_id].is_final)
+        except TimeoutError:
+            pass
+        return self.all_jobs[job_id]
+
+    async def jobs(self, *, state: JobState | None, limit: int, before: str) -> list[Job]:
+        newest = [job for job in reversed(self.all_jobs.values()) if state in (None, job.state)]
+        return [job for job in newest if not before or job.id < before][:limit]
+
+    async def job(self, job_id: str) -> Job:
+        if job_id not in self.all_jobs:
+            raise NotFound(Code.JOB_NOT_FOUND, f"there is no job {shorten(job_id)}")
+        return self.all_jobs[job_id]
+
+    async def cancel_job(self, job_id: str) -> Job:
+        job = await self.job(job_id)
+        if job.is_final:
+            raise Conflict(Code.JOB_NOT_CANCELLABLE, "it has ended")
+        self.all_jobs[job_id] = msgspec.structs.replace(job, state=JobState.CANCELLED)
+        await self.tell(EventKind.JOB_CHANGED, job.subject)
+        return self.all_jobs[job_id]
+
+    # talk
+
+    async def execute(self, guest: str, request: ExecRequest) -> ExecResult:
+        self._check("execute")
+        self.guest(guest)
+        if request.argv[:1] == ["sleep"]:
+            self.running.add(guest)
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                self.running.discard(guest)
+                self.ended.set()
+        return ExecResult(code=0, stdout=" ".join(request.argv).encode(), stderr=request.stdin)
+
+    async def push(
+        self, guest: str, path: str, chunks: AsyncIterator[bytes], *, mode: int, unpack: bool
+    ) -> None:
+        self._check("push")
+        name = self.guest(guest).name
+        if path == "/too-large":
+            await anext(chunks)
+            raise Conflict(Code.FILE_FAILED, "no space is left in the guest")
+        content = b"".join([chunk async for chunk in chunks])
+        self.files[name, path] = content
+
+    async def pull(self, guest: str, path: str, *, pack: bool) -> AsyncIterator[bytes]:
+        self._check("pull")
+        name = self.guest(guest).name
+        if path == "/endless":
+            self.running.add(name)
+            try:
+                while True:
+                    yield bytes(1 << 16)
+            finally:
+                self.running.discard(name)
+                self.ended.set()
+        if (name, path) not in self.files:
+            raise NotFound(Code.FILE_FAILED, "there is no such file in the guest")
+        yield self.files[name, path]
+        if path == "/broken":
+            raise Bug(Code.AGENT_PROTOCOL, "the agent lies")
+
+    async def open_console(self, guest: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self._check("open_console")
+        self.guest(guest)
+        return await asyncio.open_unix_connection(self.folder / "console.sock")
+
+    def log_path(self, guest: str) -> Path:
+        return self.folder / f"{self.guest(guest).id}.log"
+
+    async def screenshot(self, guest: str) -> bytes:
+        self._check("screenshot")
+        self.guest(guest)
+        return PNG
+
+    def vnc(self, guest: str) -> VncAddress:
+        return VncAddress(socket=f"/run/serai/guests/{self.guest(guest).id}/vnc.sock")
+
+    # events
+
+    async def tell(self, kind: EventKind, subject: str = "") -> None:
+        """Let something happen."""
+        event = Event(seq=len(self.all_events) + 1, at=NOW, kind=kind, subject=subject)
+        async with self._news:
+            self.all_events.append(event)
+            self._news.notify_all()
+
+    async def events(self, *, after: int, limit: int) -> list[Event]:
+        return [event for event in self.all_events if event.seq > after][:limit]
+
+    async def watch(self, *, after: int | None) -> AsyncIterator[Event]:
+        seen = len(self.all_events) if after is None else after
+        self.watchers += 1
+        try:
+            while True:
+                async with self._news:
+                    await self._news.wait_for(lambda: len(self.all_events) > seen)
+                waiting = self.all_events[seen:]
+                if len(waiting) > WATCH_LIMIT:
+                    yield Event(seq=waiting[-1].seq, at=NOW, kind=EventKind.MISSED)
+                    seen = len(self.all_events)
+                    continue
+                for event in waiting:
+                    seen = event.seq
+                    yield event
+        finally:
+            self.watchers -= 1
+
