@@ -15,6 +15,7 @@ from serai.errors import Code, HostFailure, Invalid
 from serai.units import format_size
 
 PIECE = 1 << 20
+EVERYTHING = 1 << 62
 BLOCK = 4096
 """Holes are kept and made in units of this: the block size of nearly every file system."""
 
@@ -101,15 +102,17 @@ def hash_file(path: Path, pulse: Pulse, *, done: int = 0, total: int = 0) -> str
     return f"sha256:{digest.hexdigest()}"
 
 
-def copy_sparse(source: int, target: int, pulse: Pulse, *, limit: int, total: int = 0) -> str:
+def copy_sparse(
+    source: int, target: int, pulse: Pulse, *, limit: int, length: int = EVERYTHING, total: int = 0
+) -> str:
     """Copy what ``source`` still has to the empty file ``target``; return its ``sha256:HEX``.
 
-    Blocks of zeros become holes. Raises Invalid (``image-refused``) when there is more than
+    ``length`` stops it earlier. Blocks of zeros become holes. Raises Invalid (``image-refused``) when there is more than
     ``limit`` bytes, whatever the source's size said before.
     """
     digest = hashlib.sha256()
     done = 0
-    while piece := os.read(source, PIECE):
+    while piece := os.read(source, min(PIECE, length - done)):
         if done + len(piece) > limit:
             raise Invalid(
                 Code.IMAGE_REFUSED, f"the file is larger than the limit of {format_size(limit)}"

@@ -18,6 +18,7 @@ guest finds its files through ``folder``. Not for: looking into images (``header
 (``importing``, ``build_tiny``, ``build_debian``).
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -30,6 +31,7 @@ from pathlib import Path
 import msgspec
 
 from serai.disk.files import (
+    EVERYTHING,
     copy_sparse,
     hash_file,
     naming_disk_problems,
@@ -43,7 +45,6 @@ from serai.model.image import DiskFormat, Expect, Image, ImageFile, ImageKind
 
 DESCRIPTION = "image.json"
 ROLES = ("disk", "kernel", "initrd")
-COPY_LIMIT = 1 << 62
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
@@ -185,16 +186,23 @@ class ImageFolder:
 
     def _put_in_place(self, temporary: Path, image: Image, pulse: Pulse) -> None:
         final = self.folder(image)
-        damaged = self.path / f".gone-{secrets.token_hex(8)}"
-        if final.exists():
-            try:
-                self._verify(image, pulse)
-                return
-            except HostFailure:
-                final.rename(damaged)
-        temporary.rename(final)
+        try:
+            temporary.rename(final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._keep_or_mend(temporary, image, pulse)
         sync_folder(self.path)
-        shutil.rmtree(damaged, ignore_errors=True)
+
+    def _keep_or_mend(self, temporary: Path, image: Image, pulse: Pulse) -> None:
+        """Leave what was published before, unless its files were damaged since."""
+        try:
+            self._verify(image, pulse)
+        except HostFailure:
+            damaged = self.path / f".gone-{secrets.token_hex(8)}"
+            self.folder(image).rename(damaged)
+            temporary.rename(self.folder(image))
+            shutil.rmtree(damaged, ignore_errors=True)
 
     def _verify(self, image: Image, pulse: Pulse) -> None:
         total = sum(file.size for file in image_files(image).values())
@@ -242,7 +250,7 @@ def _take(path: Path, target: Path, pulse: Pulse) -> None:
         path.rename(target)
     else:
         with path.open("rb") as source, target.open("xb") as copy:
-            copy_sparse(source.fileno(), copy.fileno(), pulse, limit=COPY_LIMIT)
+            copy_sparse(source.fileno(), copy.fileno(), pulse, limit=EVERYTHING)
         path.unlink()
     if os.geteuid() == 0:
         os.chown(target, 0, 0)  # an unprivileged child may have made it

@@ -1,0 +1,213 @@
+"""Images on their way out and in: a tar of ``image.json`` and the files that it names.
+
+The archive is plain ustar (POSIX.1-1988; sizes over 8 GiB as GNU tar writes them), so that every
+tar unpacks it. Coming in it is a stranger's file: exactly the members that we write are taken, in
+our order, regular files only, each with the size and the digest that ``image.json`` says, and then
+each is inspected like any other import. No name in it is ever used as a path.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from serai.disk.files import PIECE, copy_sparse
+from serai.disk.images import DESCRIPTION, NewImage, image_files
+from serai.disk.reader import Reader, refused
+from serai.disk.work import Pulse
+from serai.errors import Code, HostFailure
+from serai.model.image import DiskFormat, Image, ImageFile, ImageKind
+
+BLOCK = 512
+MAX_DESCRIPTION = 1 << 20
+OCTAL_LIMIT = 8 << 30
+REGULAR = b"0"
+NAMES = frozenset({"disk.raw", "disk.qcow2", "disk.iso", "kernel", "initrd"})
+
+
+def export_size(image: Image) -> int:
+    """Return how many bytes ``stream_export`` gives."""
+    sizes = [len(_description(image)), *(file.size for file in image_files(image).values())]
+    return sum(BLOCK + _padded(size) for size in sizes) + 2 * BLOCK
+
+
+async def stream_export(folder: Path, image: Image) -> AsyncIterator[bytes]:
+    """Give the archive of ``image``, whose files are in ``folder``, in pieces of 1 MiB at most.
+
+    Raises HostFailure (``image-corrupt``) for a file that is gone or has another size than it had:
+    the archive is incomplete then, and no importer takes it.
+    """
+    description = _description(image)
+    yield _header(DESCRIPTION, len(description), image.created_at)
+    yield description.ljust(_padded(len(description)), b"\0")
+    for file in image_files(image).values():
+        yield _header(file.name, file.size, image.created_at)
+        async for piece in _read_file(folder / file.name, file.size):
+            yield piece
+        yield bytes(_padded(file.size) - file.size)
+    yield bytes(2 * BLOCK)
+
+
+def _description(image: Image) -> bytes:
+    return msgspec.json.encode(image)
+
+
+async def _read_file(path: Path, size: int) -> AsyncIterator[bytes]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HostFailure(Code.IMAGE_CORRUPT, f"{path.name}: {error.strerror}") from error
+    try:
+        reader = Reader(descriptor)
+        if reader.size != size:
+            raise HostFailure(Code.IMAGE_CORRUPT, f"{path.name} has another size than it had")
+        for offset in range(0, size, PIECE):
+            length = min(PIECE, size - offset)
+            yield await asyncio.to_thread(reader.read, offset, length, path.name)
+    finally:
+        os.close(descriptor)
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _header(name: str, size: int, time: float) -> bytes:
+    """Return the tar header of a regular file."""
+    number = f"{size:011o} ".encode() if size < OCTAL_LIMIT else b"\x80" + size.to_bytes(11, "big")
+    fields = (
+        name.encode().ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", number,
+        f"{int(time):011o} ".encode(), b" " * 8, REGULAR, bytes(100), b"ustar\x0000",
+        bytes(32), bytes(32), b"0000000\0", b"0000000\0", bytes(167),
+    )  # fmt: skip
+    header = b"".join(fields)
+    checksum = f"{sum(header):06o}\0 ".encode()
+    return header[:148] + checksum + header[156:]
+
+
+# -- coming in -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A file in an archive: where its content is."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def unpack_export(archive: Path, folder: Path, name: str, limit: int, pulse: Pulse) -> NewImage:
+    """Unpack an export of ours into ``folder`` and return it under ``name``, yet to be inspected.
+
+    Raises Invalid (``image-refused``) for whatever ``stream_export`` would not have written.
+    """
+    descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        reader = Reader(descriptor)
+        members = list(_members(reader))
+        image = _read_description(reader, members[0] if members else None)
+        files = image_files(image)
+        _check_members(members[1:], list(files.values()), limit)
+        paths = {}
+        for (role, file), member in zip(files.items(), members[1:], strict=True):
+            paths[role] = folder / f"unpacked-{role}"
+            _unpack(descriptor, member, paths[role], file, pulse)
+    finally:
+        os.close(descriptor)
+    return NewImage(
+        name=name,
+        kind=image.kind,
+        disk=paths.get("disk"),
+        kernel=paths.get("kernel"),
+        initrd=paths.get("initrd"),
+        disk_format=image.disk_format,
+        virtual_size=image.virtual_size,
+        cmdline=image.cmdline,
+        agent=image.agent,
+        firmware=tuple(image.firmware),
+        min_memory=image.min_memory,
+        source=image.source,
+        details=image.details,
+    )
+
+
+def _members(reader: Reader) -> Iterator[Member]:
+    offset = 0
+    while any(header := reader.read(offset, BLOCK, "the archive")):
+        yield (member := _read_member(header, offset + BLOCK))
+        offset += BLOCK + _padded(member.size)
+        if offset > reader.size:
+            raise refused("the archive is truncated")
+
+
+def _read_member(header: bytes, offset: int) -> Member:
+    checksum = sum(header[:148]) + 8 * 0x20 + sum(header[156:])
+    try:
+        name = header[:100].rstrip(b"\0").decode("ascii")
+        size = _read_number(header[124:136])
+        sound = _read_number(header[148:156]) == checksum
+    except (UnicodeDecodeError, ValueError) as error:
+        raise refused("the archive has a header that can't be read") from error
+    if not sound or header[257:262] != b"ustar" or header[345:500].strip(b"\0"):
+        raise refused("the archive has a header that can't be read")
+    if header[156:157] != REGULAR or name not in NAMES | {DESCRIPTION}:
+        raise refused(
+            f"it is a tar archive that serai did not export (it has {name[:60]!r})",
+            hint="Unpack it and import the disk in it.",
+        )
+    return Member(name=name, offset=offset, size=size)
+
+
+def _read_number(field: bytes) -> int:
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.strip(b" \0").decode("ascii"), 8)
+
+
+def _read_description(reader: Reader, member: Member | None) -> Image:
+    if member is None or member.name != DESCRIPTION or member.size > MAX_DESCRIPTION:
+        raise refused("it is a tar archive that serai did not export")
+    try:
+        content = reader.read(member.offset, member.size, DESCRIPTION)
+        return msgspec.json.decode(content, type=Image)
+    except msgspec.MsgspecError as error:
+        raise refused(f"its {DESCRIPTION} can't be read: {error}") from error
+
+
+def _check_members(members: list[Member], files: list[ImageFile], limit: int) -> None:
+    """Refuse an archive whose members are not those that its description lists."""
+    if [(m.name, m.size) for m in members] != [(f.name, f.size) for f in files] or not files:
+        raise refused(f"its files are not those that its {DESCRIPTION} lists")
+    if sum(member.size for member in members) > limit:
+        raise refused("it is larger than the limit")
+
+
+def _unpack(archive: int, member: Member, target: Path, file: ImageFile, pulse: Pulse) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(target, flags, 0o600)
+    try:
+        os.lseek(archive, member.offset, os.SEEK_SET)
+        digest = copy_sparse(archive, descriptor, pulse, limit=member.size, length=member.size)
+    finally:
+        os.close(descriptor)
+    if digest != file.digest:
+        raise refused(
+            f"{member.name} is not what its {DESCRIPTION} says: it was changed on the way"
+        )
+
+
+def check_description(new: NewImage) -> None:
+    """Refuse a description whose parts don't go together."""
+    wanted = {
+        ImageKind.DISK: {"disk"},
+        ImageKind.CDROM: {"disk"},
+        ImageKind.KERNEL: {"kernel"},
+    }[new.kind]
+    if set(new.files()) - {"initrd"} != wanted or new.disk_format is DiskFormat.VMDK:
+        raise refused(f"its {DESCRIPTION} describes no image that can be")
+    if new.initrd is not None and new.kind is not ImageKind.KERNEL:
+        raise refused(f"its {DESCRIPTION} describes no image that can be")
