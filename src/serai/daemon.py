@@ -31,6 +31,7 @@ from serai.engine.names import Names
 from serai.engine.upkeep import Upkeep
 from serai.errors import Code, Conflict, HostFailure, Problem
 from serai.host.cgroup import Cgroups
+from serai.host.process import keep_descriptors
 from serai.host.sockets import bind_unix
 from serai.host.supervise import Supervisor
 from serai.host.tools import find_capabilities
@@ -59,6 +60,7 @@ def run_daemon(settings: Settings, places: Places, ready_fd: int | None) -> int:
     A byte is written to ``ready_fd`` once requests are answered. Raises Conflict
     (``daemon-running``) when another daemon has these places.
     """
+    keep_descriptors()
     for folder in (places.state, places.run, places.guests, places.guests_run, places.scratch):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _hold_lock(places):

@@ -338,6 +338,14 @@ async def spawn(
     return process
 
 
+def keep_descriptors() -> None:
+    """Let no program that we start inherit what we inherited; called once, by the daemon."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), False)
+
+
 def option_of(pid: int, option: str) -> str | None:
     """Return what follows ``option`` in the argv of a process; None if there is none."""
     try:

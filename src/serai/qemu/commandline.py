@@ -1,0 +1,276 @@
+"""From a complete machine and open descriptors to QEMU's command line: pure.
+
+One small function a device. Descriptors are named as ``instance`` opened them: ``memory``, ``qmp``,
+``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, and ``DRIVE/LAYER`` for the
+files of a drive's chain (``root/0`` is the writable head). PCI places are fixed here, so that a
+machine looks the same to its guest at every start; 0x10 and up are ports kept free for later.
+"""
+
+from collections.abc import Mapping
+
+from serai.model.guest import Accel, Firmware
+from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
+from serai.qemu.options import Option, Value
+
+Fds = Mapping[str, int]
+
+AGENT_PORT = "org.qemu.guest_agent.0"
+TCG_BUFFER_MIB = 256
+SPARE_PORTS = 2
+
+PLACE_VGA = 0x1
+PLACE_RNG = 0x2
+PLACE_BALLOON = 0x3
+PLACE_SERIAL_BUS = 0x4
+PLACE_FIRST_NIC = 0x5
+PLACE_FIRST_DRIVE = 0x8
+PLACE_SPARE = 0x10
+
+
+def build_argv(machine: Machine, fds: Fds, qemu_path: str) -> list[str]:
+    """Return the whole command line. Needs a descriptor for everything the machine has."""
+    argv = [qemu_path]
+    for option in build_options(machine, fds):
+        argv += option.argv()
+    return argv
+
+
+def build_options(machine: Machine, fds: Fds) -> list[Option]:
+    """Return all options in the order in which QEMU gets them."""
+    options = [
+        *_base(machine),
+        *_memory_and_cpus(machine, fds),
+        *_fdsets(fds),
+        *_firmware(machine, fds),
+        *_monitor(fds),
+        *_console(fds),
+        *_agent(fds),
+        *_small_devices(machine),
+    ]
+    for index, drive in enumerate(machine.drives):
+        options += _drive(drive, fds, PLACE_FIRST_DRIVE + index)
+    for index, nic in enumerate(machine.nics):
+        options += _nic(nic, PLACE_FIRST_NIC + index)
+    return options + _kernel(machine, fds)
+
+
+def fdset_of(name: str, fds: Fds) -> int:
+    """Return the number of the fdset that holds the descriptor ``name``."""
+    return sorted(fds).index(name) + 1
+
+
+def in_fdset(name: str) -> bool:
+    """Tell whether QEMU opens this descriptor by path (``/dev/fdset/N``) as it would a file."""
+    return "/" in name or name in ("log", "uefi-vars")
+
+
+def _base(machine: Machine) -> list[Option]:
+    sandbox = {
+        "obsolete": "deny",
+        "elevateprivileges": "deny",
+        "spawn": "deny",
+        "resourcecontrol": "deny",
+    }
+    return [
+        Option("name", {"guest": machine.name, "debug-threads": True}),
+        Option("uuid", first=machine.id),
+        Option("nodefaults"),
+        Option("no-user-config"),
+        Option("display", first="none"),
+        Option("vnc", first="none"),
+        Option("action", {"shutdown": "pause", "panic": "pause", "reboot": "reset"}),
+        Option("msg", {"timestamp": True}),
+        *([Option("sandbox", sandbox, first="on")] if machine.sandbox else []),
+    ]
+
+
+def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
+    keys: dict[str, Value] = {
+        "memory-backend": "memory",
+        "vmport": False,
+        "dump-guest-core": False,
+        "usb": False,
+    }
+    if machine.firmware is Firmware.UEFI:
+        keys |= {"pflash0": "uefi-code", "pflash1": "uefi-vars"}
+    memory: dict[str, Value] = {
+        "qom-type": "memory-backend-file",
+        "id": "memory",
+        "mem-path": f"/proc/self/fd/{fds['memory']}",
+        "size": machine.memory,
+        "share": True,
+    }
+    cpus = {"cpus": machine.cpus, "maxcpus": machine.max_cpus}
+    return [
+        Option("object", memory),
+        Option("machine", keys, first=machine.machine_type),
+        *_accel(machine.accel),
+        Option("smp", {**cpus, "sockets": 1, "cores": machine.max_cpus, "threads": 1}),
+        Option("m", {"size": f"{machine.memory >> 20}M"}),
+        Option("rtc", {"base": "utc", "driftfix": "slew"}),
+    ]
+
+
+def _accel(accel: Accel) -> list[Option]:
+    if accel is Accel.KVM:
+        return [Option("accel", first="kvm"), Option("cpu", {"migratable": True}, first="host")]
+    return [
+        Option("accel", {"thread": "multi", "tb-size": TCG_BUFFER_MIB}, first="tcg"),
+        # five-level paging makes each miss of the emulated TLB dearer, and nobody needs it
+        Option("cpu", {"la57": False}, first="max"),
+    ]
+
+
+def _fdsets(fds: Fds) -> list[Option]:
+    return [
+        Option("add-fd", {"fd": fd, "set": fdset_of(name, fds), "opaque": name})
+        for name, fd in sorted(fds.items())
+        if in_fdset(name)
+    ]
+
+
+def _firmware(machine: Machine, fds: Fds) -> list[Option]:
+    if machine.firmware is not Firmware.UEFI:
+        return []
+    code: dict[str, Value] = {"driver": "file", "filename": machine.uefi_code}
+    return [
+        Option(
+            "blockdev", {"driver": "raw", "node-name": "uefi-code", "read-only": True, "file": code}
+        ),
+        Option(
+            "blockdev",
+            {"driver": "raw", "node-name": "uefi-vars", "file": _file("uefi-vars", fds)},
+        ),
+    ]
+
+
+def _file(name: str, fds: Fds) -> dict[str, Value]:
+    return {"driver": "file", "filename": f"/dev/fdset/{fdset_of(name, fds)}"}
+
+
+def _monitor(fds: Fds) -> list[Option]:
+    return [_listening("qmp", fds), Option("mon", {"chardev": "qmp", "mode": "control"})]
+
+
+def _listening(name: str, fds: Fds, **more: Value) -> Option:
+    keys: dict[str, Value] = {"id": name, "fd": fds[name], "server": True, "wait": False, **more}
+    return Option("chardev", keys, first="socket")
+
+
+def _console(fds: Fds) -> list[Option]:
+    log: dict[str, Value] = {"logfile": f"/dev/fdset/{fdset_of('log', fds)}", "logappend": True}
+    return [
+        _listening("console", fds, **log),
+        Option("device", {"driver": "isa-serial", "chardev": "console", "id": "serial0"}),
+    ]
+
+
+def _agent(fds: Fds) -> list[Option]:
+    bus: dict[str, Value] = {
+        "driver": "virtio-serial-pci",
+        "id": "serial-bus",
+        "addr": hex(PLACE_SERIAL_BUS),
+    }
+    port: dict[str, Value] = {
+        "driver": "virtserialport",
+        "chardev": "agent",
+        "id": "agent-port",
+        "name": AGENT_PORT,
+    }
+    return [_listening("agent", fds), Option("device", bus), Option("device", port)]
+
+
+def _small_devices(machine: Machine) -> list[Option]:
+    rng: dict[str, Value] = {
+        "driver": "virtio-rng-pci",
+        "rng": "rng0",
+        "id": "rng",
+        "addr": hex(PLACE_RNG),
+    }
+    balloon: dict[str, Value] = {
+        "driver": "virtio-balloon-pci",
+        "id": "balloon",
+        "deflate-on-oom": True,
+        "free-page-reporting": True,
+        "addr": hex(PLACE_BALLOON),
+    }
+    return [
+        Option("object", {"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}),
+        Option("object", {"qom-type": "iothread", "id": "io0"}),
+        Option("device", {"driver": "VGA", "id": "vga", "addr": hex(PLACE_VGA)}),
+        Option("device", rng),
+        Option("device", balloon),
+        Option("device", {"driver": "vmgenid", "guid": machine.genid, "id": "genid"}),
+        Option("device", {"driver": "pvpanic", "id": "panic"}),
+        *(_spare_port(index) for index in range(SPARE_PORTS)),
+    ]
+
+
+def _spare_port(index: int) -> Option:
+    """A port kept free, so that a device can be plugged into the running machine."""
+    port: dict[str, Value] = {
+        "driver": "pcie-root-port",
+        "id": f"spare{index}",
+        "chassis": index + 1,
+        "addr": hex(PLACE_SPARE + index),
+    }
+    return Option("device", port)
+
+
+def _drive(drive: Drive, fds: Fds, place: int) -> list[Option]:
+    device: dict[str, Value] = {
+        "drive": drive.name,
+        "id": f"{drive.name}-device",
+        "bootindex": drive.boot_index,
+    }
+    if drive.serial:
+        device["serial"] = drive.serial
+    if drive.media is Media.CDROM:
+        device |= {"driver": "ide-cd", "bus": "ide.2"}
+    else:
+        device |= {"driver": "virtio-blk-pci", "iothread": "io0", "addr": hex(place)}
+        # a full host disk holds the guest until there is room; other errors are the guest's to see
+        device |= {"werror": "enospc", "rerror": "report"}
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+
+
+def _chain(drive: Drive, fds: Fds, index: int) -> dict[str, Value]:
+    """Describe a layer and, inside it, the one below; the last has no backing, whatever it says."""
+    layer: LayerFile = drive.chain[index]
+    file = _file(f"{drive.name}/{index}", fds) | {"discard": "unmap", "aio": "threads"}
+    node: dict[str, Value] = {
+        "driver": str(layer.format),
+        "node-name": drive.name if index == 0 else f"{drive.name}-{index}",
+        "read-only": layer.read_only,
+        "file": file,
+    }
+    if not layer.read_only:
+        node |= {"discard": "unmap", "detect-zeroes": "unmap"}
+    if index + 1 < len(drive.chain):
+        node["backing"] = _chain(drive, fds, index + 1)
+    elif str(layer.format) == "qcow2":
+        node["backing"] = None
+    return node
+
+
+def _nic(nic: Nic, place: int) -> list[Option]:
+    device: dict[str, Value] = {
+        "driver": "virtio-net-pci",
+        "netdev": nic.name,
+        "id": f"{nic.name}-device",
+        "mac": nic.mac,
+        "romfile": "",
+        "addr": hex(place),
+    }
+    return [Option("netdev", {"type": "user", "id": nic.name}), Option("device", device)]
+
+
+def _kernel(machine: Machine, fds: Fds) -> list[Option]:
+    options = []
+    if machine.kernel:
+        options.append(Option("kernel", first=f"/proc/self/fd/{fds['kernel']}"))
+    if machine.initrd:
+        options.append(Option("initrd", first=f"/proc/self/fd/{fds['initrd']}"))
+    if machine.cmdline:
+        options.append(Option("append", first=machine.cmdline))
+    return options
