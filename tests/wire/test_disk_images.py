@@ -5,18 +5,20 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace as replace_struct
 
-from serai.disk.export import export_size, stream_export, unpack_export
-from serai.disk.images import ImageFolder, NewImage
+from serai.disk.exported import unpack_export
+from serai.disk.images import ImageFolder, NewImage, image_files
 from serai.disk.work import Pulse
 from serai.errors import Code, HostFailure, Invalid
-from serai.model.image import DiskFormat, Expect, Image, ImageKind
-from serai.units import MIB
+from serai.model.image import DiskFormat, Expect, Image, ImageFile, ImageKind
+from serai.units import GIB, MIB
 
 NOW = 1_700_000_000.0
 
@@ -222,33 +224,42 @@ async def test_other_file_system_keeps_holes(small_disk: Path, tmp_path: Path) -
 # -- export --------------------------------------------------------------------------------------
 
 
-async def export(folder: ImageFolder, image: Image, target: Path) -> Path:
-    chunks: AsyncIterator[bytes] = stream_export(folder.folder(image), image)
-    with target.open("wb") as file:
-        async for chunk in chunks:
-            file.write(chunk)
+def export(folder: ImageFolder, image: Image, target: Path, form: int = tarfile.GNU_FORMAT) -> Path:
+    """Write the archive as the API does."""
+    with tarfile.open(target, "w", format=form) as tar:
+        add(tar, tarfile.TarInfo("image.json"), msgspec.json.encode(image))
+        for file in image_files(image).values():
+            add(tar, tarfile.TarInfo(file.name), (folder.folder(image) / file.name).read_bytes())
     return target
 
 
-async def test_export_is_a_tar_and_comes_in_again(folder: ImageFolder, tmp_path: Path) -> None:
+def add(tar: tarfile.TarFile, info: tarfile.TarInfo, content: bytes) -> None:
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+async def test_export_comes_in_again(folder: ImageFolder, tmp_path: Path, form: int) -> None:
     image = await folder.publish(new_kernel(tmp_path / "s"), now=NOW)
-    archive = await export(folder, image, tmp_path / "x.tar")
-    assert archive.stat().st_size == export_size(image)
-    with tarfile.open(archive) as tar:
-        assert tar.getnames() == ["image.json", "kernel", "initrd"]
-        assert tar.extractfile("kernel").read() == (folder.folder(image) / "kernel").read_bytes()  # type: ignore[union-attr]
+    archive = export(folder, image, tmp_path / "x.tar", form)
     new = unpack_export(archive, tmp_path, "again", 1 << 30, Pulse())
     again = await ImageFolder(tmp_path / "others").publish(new, now=NOW)
     assert again.digest == image.digest
     assert again.name == "again"
 
 
-async def test_export_of_a_damaged_image_ends(folder: ImageFolder, tmp_path: Path) -> None:
-    image = await folder.publish(new_kernel(tmp_path / "s"), now=NOW)
-    os.truncate(folder.folder(image) / "initrd", 100)
-    with pytest.raises(HostFailure) as caught:
-        await export(folder, image, tmp_path / "x.tar")
-    assert caught.value.code is Code.IMAGE_CORRUPT
+async def test_member_over_8_gib_is_understood(tmp_path: Path) -> None:
+    image = Image(name="x", digest="", kind=ImageKind.DISK, created_at=NOW, size=0)
+    image = replace_struct(image, disk=ImageFile(name="disk.raw", size=9 * GIB, digest="sha256:0"))
+    info = tarfile.TarInfo("disk.raw")
+    info.size = 9 * GIB
+    with (tmp_path / "x.tar").open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            add(tar, tarfile.TarInfo("image.json"), msgspec.json.encode(image))
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(9 * GIB + 10_240)
+    with pytest.raises(Invalid, match="larger than the limit"):
+        unpack_export(tmp_path / "x.tar", tmp_path, "x", 8 * GIB, Pulse())
 
 
 def repack(archive: Path, change: str) -> None:
@@ -294,7 +305,7 @@ CHANGES = ["up", "absolute", "symlink", "hardlink", "device", "content", "shorte
 @pytest.mark.parametrize("change", [*CHANGES, "name in json", "json", "more"])
 async def test_changed_export_is_refused(folder: ImageFolder, tmp_path: Path, change: str) -> None:
     image = await folder.publish(new_kernel(tmp_path / "s"), now=NOW)
-    archive = await export(folder, image, tmp_path / "x.tar")
+    archive = export(folder, image, tmp_path / "x.tar")
     repack(archive, "nothing")
     (tmp_path / "fine").mkdir()
     unpack_export(archive, tmp_path / "fine", "again", 1 << 30, Pulse())
@@ -310,7 +321,7 @@ async def test_truncated_export_is_refused(
     folder: ImageFolder, tmp_path: Path, length: int
 ) -> None:
     image = await folder.publish(new_kernel(tmp_path / "s"), now=NOW)
-    archive = await export(folder, image, tmp_path / "x.tar")
+    archive = export(folder, image, tmp_path / "x.tar")
     os.truncate(archive, length)
     with pytest.raises(Invalid):
         unpack_export(archive, tmp_path, "again", 1 << 30, Pulse())
@@ -318,7 +329,7 @@ async def test_truncated_export_is_refused(
 
 async def test_large_export_is_refused(folder: ImageFolder, tmp_path: Path) -> None:
     image = await folder.publish(new_kernel(tmp_path / "s"), now=NOW)
-    archive = await export(folder, image, tmp_path / "x.tar")
+    archive = export(folder, image, tmp_path / "x.tar")
     with pytest.raises(Invalid, match="limit"):
         unpack_export(archive, tmp_path, "again", 5999, Pulse())
 

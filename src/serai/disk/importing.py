@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from serai.disk.convert import Workshop, convert, decompress, dig_holes
-from serai.disk.export import check_description, unpack_export
+from serai.disk.exported import check_description, unpack_export
 from serai.disk.fetch import check_url, digest_mismatch, fetch, plain_url
 from serai.disk.files import check_room, copy_sparse, hash_file, naming_disk_problems
 from serai.disk.header import ImageHeader, inspect_image, look_at

@@ -1,94 +1,28 @@
-"""Images on their way out and in: a tar of ``image.json`` and the files that it names.
+"""Images that a serai exported, coming in: a tar of ``image.json`` and the files that it names.
 
-The archive is plain ustar (POSIX.1-1988; sizes over 8 GiB as GNU tar writes them), so that every
-tar unpacks it. Coming in it is a stranger's file: exactly the members that we write are taken, in
-our order, regular files only, each with the size and the digest that ``image.json`` says, and then
-each is inspected like any other import. No name in it is ever used as a path.
+The archive is ustar (POSIX.1-1988; sizes over 8 GiB as GNU tar writes them). Coming in it is a
+stranger's file: exactly the members that ``api.images`` writes are taken, in its order, regular files
+only, each with the size and the digest that ``image.json`` says; then each is inspected like any
+other import. No name in it is ever used as a path.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from serai.disk.files import PIECE, copy_sparse
+from serai.disk.files import copy_sparse
 from serai.disk.images import DESCRIPTION, NewImage, image_files
 from serai.disk.reader import Reader, refused
 from serai.disk.work import Pulse
-from serai.errors import Code, HostFailure
 from serai.model.image import DiskFormat, Image, ImageFile, ImageKind
 
 BLOCK = 512
 MAX_DESCRIPTION = 1 << 20
-OCTAL_LIMIT = 8 << 30
 REGULAR = b"0"
 NAMES = frozenset({"disk.raw", "disk.qcow2", "disk.iso", "kernel", "initrd"})
-
-
-def export_size(image: Image) -> int:
-    """Return how many bytes ``stream_export`` gives."""
-    sizes = [len(_description(image)), *(file.size for file in image_files(image).values())]
-    return sum(BLOCK + _padded(size) for size in sizes) + 2 * BLOCK
-
-
-async def stream_export(folder: Path, image: Image) -> AsyncIterator[bytes]:
-    """Give the archive of ``image``, whose files are in ``folder``, in pieces of 1 MiB at most.
-
-    Raises HostFailure (``image-corrupt``) for a file that is gone or has another size than it had:
-    the archive is incomplete then, and no importer takes it.
-    """
-    description = _description(image)
-    yield _header(DESCRIPTION, len(description), image.created_at)
-    yield description.ljust(_padded(len(description)), b"\0")
-    for file in image_files(image).values():
-        yield _header(file.name, file.size, image.created_at)
-        async for piece in _read_file(folder / file.name, file.size):
-            yield piece
-        yield bytes(_padded(file.size) - file.size)
-    yield bytes(2 * BLOCK)
-
-
-def _description(image: Image) -> bytes:
-    return msgspec.json.encode(image)
-
-
-async def _read_file(path: Path, size: int) -> AsyncIterator[bytes]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise HostFailure(Code.IMAGE_CORRUPT, f"{path.name}: {error.strerror}") from error
-    try:
-        reader = Reader(descriptor)
-        if reader.size != size:
-            raise HostFailure(Code.IMAGE_CORRUPT, f"{path.name} has another size than it had")
-        for offset in range(0, size, PIECE):
-            length = min(PIECE, size - offset)
-            yield await asyncio.to_thread(reader.read, offset, length, path.name)
-    finally:
-        os.close(descriptor)
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _header(name: str, size: int, time: float) -> bytes:
-    """Return the tar header of a regular file."""
-    number = f"{size:011o} ".encode() if size < OCTAL_LIMIT else b"\x80" + size.to_bytes(11, "big")
-    fields = (
-        name.encode().ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", number,
-        f"{int(time):011o} ".encode(), b" " * 8, REGULAR, bytes(100), b"ustar\x0000",
-        bytes(32), bytes(32), b"0000000\0", b"0000000\0", bytes(167),
-    )  # fmt: skip
-    header = b"".join(fields)
-    checksum = f"{sum(header):06o}\0 ".encode()
-    return header[:148] + checksum + header[156:]
-
-
-# -- coming in -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +37,7 @@ class Member:
 def unpack_export(archive: Path, folder: Path, name: str, limit: int, pulse: Pulse) -> NewImage:
     """Unpack an export of ours into ``folder`` and return it under ``name``, yet to be inspected.
 
-    Raises Invalid (``image-refused``) for whatever ``stream_export`` would not have written.
+    Raises Invalid (``image-refused``) for whatever no serai has written.
     """
     descriptor = os.open(archive, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
@@ -166,6 +100,10 @@ def _read_number(field: bytes) -> int:
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     return int(field.strip(b" \0").decode("ascii"), 8)
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
 
 
 def _read_description(reader: Reader, member: Member | None) -> Image:
