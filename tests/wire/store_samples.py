@@ -1,0 +1,56 @@
+"""Things to store, for the tests of the store."""
+
+from uuid import NAMESPACE_OID, uuid5
+
+from serai.model.event import Event, EventKind
+from serai.model.guest import GuestRecord, GuestSpec
+from serai.model.image import Image, ImageKind
+from serai.model.job import Job, JobState
+
+
+def an_id(what: object) -> str:
+    """Return the same id for the same thing."""
+    return str(uuid5(NAMESPACE_OID, str(what)))
+
+
+def a_guest(number: int, name: str = "", **changes: object) -> GuestRecord:
+    """Return a guest with this number; its id follows from it."""
+    fields: dict[str, object] = {
+        "id": an_id(f"guest {number}"),
+        "number": number,
+        "version": 1,
+        "created_at": 1.5,
+        "spec": GuestSpec(image="tiny", name=name or f"g{number}", labels={"a": "b\0ü"}),
+        "image_digest": "sha256:ab",
+        "machine_type": "pc-q35-7.2",
+        "mac": "52:54:00:00:00:01",
+        "genid": an_id(number),
+        **changes,
+    }
+    return GuestRecord(**fields)  # type: ignore[arg-type]
+
+
+def an_image(name: str, digest: str = "sha256:ab") -> Image:
+    """Return an image."""
+    return Image(name=name, digest=digest, kind=ImageKind.KERNEL, created_at=1.0, size=3)
+
+
+def a_job(number: int, state: JobState = JobState.QUEUED, key: str = "", **changes: object) -> Job:
+    """Return a job; its id follows from ``number``."""
+    fields: dict[str, object] = {
+        "id": an_id(f"job {number}"),
+        "kind": "start",
+        "subject": f"g{number}",
+        "state": state,
+        "created_at": 1.0,
+        "updated_at": 1.0,
+        "phases": ("start",),
+        "key": key,
+        **changes,
+    }
+    return Job(**fields)  # type: ignore[arg-type]
+
+
+def an_event(subject: object = "") -> Event:
+    """Return an event that has no number yet."""
+    return Event(seq=0, at=1.0, kind=EventKind.GUEST_STATE, subject=str(subject), data={"a": "b"})
