@@ -3,7 +3,7 @@
     images/
       sha256-HEX/          published, complete, never changed again
         image.json         the Image as it was when first published
-        disk.qcow2 …       its files, mode 0400
+        disk.qcow2 …       its files, mode 0444 (the folder is closed)
       .new-RANDOM/         being published: nobody's yet
       .gone-RANDOM/        being deleted
 
@@ -254,7 +254,7 @@ def _take(path: Path, target: Path, pulse: Pulse) -> None:
         path.unlink()
     if os.geteuid() == 0:
         os.chown(target, 0, 0)  # an unprivileged child may have made it
-    target.chmod(0o400)
+    target.chmod(0o444)  # QEMU opens a kernel anew, as another uid; the folder is ours alone
     sync_file(target)
 
 

@@ -34,6 +34,7 @@ __all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState"]
 EVENTS_LIMIT = 256
 SCREENSHOT_LIMIT = 64 << 20
 LOG_TAIL = 2000
+EARLY_END = 1.0
 SOCKETS = ("qmp", "agent", "console")
 
 
@@ -143,6 +144,7 @@ class Instance:
             await asyncio.wait({greeting, ending}, return_when=asyncio.FIRST_COMPLETED)
             if greeting.done() and greeting.result() is None and not ending.done():
                 return
+            await asyncio.wait({ending}, timeout=EARLY_END)
         raise self._start_failed(timeout)
 
     def _start_failed(self, timeout: float) -> HostFailure:
