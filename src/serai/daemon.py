@@ -19,8 +19,7 @@ from pathlib import Path
 
 import uvloop
 
-from serai.api.app import build_app
-from serai.api.serve import serve
+from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
 from serai.engine.bus import Bus
 from serai.engine.engine import Engine

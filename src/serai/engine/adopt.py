@@ -78,7 +78,7 @@ async def take_up(driver: GuestDriver, pid: int | None, unfinished: list[Job], j
 
 
 async def _find_state(driver: GuestDriver, pid: int | None) -> str:
-    process = None if pid is None else Process.attach(pid)
+    process = None if pid is None else Process.attach(pid, "-uuid", driver.record.id)
     if process is not None:
         return await _adopt(driver, process)
     if not driver.record.wanted_on:
@@ -99,7 +99,7 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
         timeout=MONITOR_TIMEOUT,
     )
     driver.state = GuestState.RUNNING
-    attach(driver, instance)
+    attach(driver, instance, adopted=True)
     driver.tell(EventKind.GUEST_ADOPTED, pid=str(process.pid))
     state = await _seen_state(driver, instance)
     return f"runs on as process {process.pid} ({state})"

@@ -47,7 +47,7 @@ class LiveJob:
 
     def _event(self) -> Event:
         job = self.job
-        data = {"kind": job.kind, "state": str(job.state), "phase": job.phase}
+        data = {"action": job.kind, "state": str(job.state), "phase": job.phase}
         return self._journal.event(EventKind.JOB_CHANGED, job.subject, job.id, **data)
 
     async def enter(self, phase: str) -> None:

@@ -100,8 +100,11 @@ async def open_instance(driver: GuestDriver) -> Instance:
         raise
 
 
-def attach(driver: GuestDriver, instance: Instance) -> None:
-    """Make ``instance`` the guest's and begin to watch it."""
+def attach(driver: GuestDriver, instance: Instance, *, adopted: bool = False) -> None:
+    """Make ``instance`` the guest's and begin to watch it.
+
+    A new guest's agent is asked when it opens its port; an adopted one's may have it open already.
+    """
     driver.instance = instance
     driver.agent_state = AgentState.UNKNOWN
     for event in (driver.powered_off, driver.exited, driver.agent_answered):
@@ -114,7 +117,7 @@ def attach(driver: GuestDriver, instance: Instance) -> None:
         start(_heartbeat(driver, instance), name=f"{name}: heartbeat"),
         start(_serve_vnc(driver, instance), name=f"{name}: vnc"),
     ]
-    if driver.image.agent is not Expect.NO:
+    if adopted and driver.image.agent is not Expect.NO:
         knock_at_agent(driver)
 
 
@@ -273,12 +276,20 @@ async def react(driver: GuestDriver, message: Message) -> None:
 def _react_to_beat(driver: GuestDriver, happening: Happening) -> None:
     before = driver.state
     driver.happen(happening)
-    if driver.state is GuestState.UNRESPONSIVE:
-        driver.complain(_unresponsive(driver))
-    elif driver.state is GuestState.IO_ERROR:
-        driver.complain(_held_by_full_disk(driver))
-    elif before in (GuestState.UNRESPONSIVE, GuestState.IO_ERROR) and driver.state is not before:
-        driver.complain(None)
+    if driver.state is before:
+        return
+    driver.complain(_complaint(driver))
+
+
+def _complaint(driver: GuestDriver) -> Problem | None:
+    """Return what is wrong with a guest in its state; None if nothing is."""
+    match driver.state:
+        case GuestState.UNRESPONSIVE:
+            return _unresponsive(driver)
+        case GuestState.IO_ERROR:
+            return _held_by_full_disk(driver)
+        case _:
+            return None
 
 
 async def _react_to_event(driver: GuestDriver, event: InstanceEvent) -> None:
