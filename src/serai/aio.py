@@ -1,0 +1,5 @@
+"""The async SDK: ``async with serai.aio.connect() as inn:``. See ``serai.client.asynchronous``."""
+
+from serai.client.asynchronous import AsyncGuest, AsyncInn, connect
+
+__all__ = ["AsyncGuest", "AsyncInn", "connect"]

@@ -1,0 +1,55 @@
+"""How things are laid out as text: tables and lists of facts. Pure, and light to import."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+GUEST_COLUMNS = ("NAME", "STATE", "ACCEL", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE")
+
+SIZES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+AGES = ((86400 * 7, "w"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns; the last is not padded."""
+    lines = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    form = "  ".join(f"%-{width}s" for width in widths[:-1]) + "  %s" if widths[1:] else "%s"
+    return "\n".join([(form % tuple(line)).rstrip() for line in lines])
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return one fact a line, the values aligned."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name + ':':<{width + 1}} {value}".rstrip() for name, value in pairs)
+
+
+def size(value: object) -> str:
+    """Return bytes in the largest unit that keeps them at 1 or more; ``-`` for none."""
+    number = value if isinstance(value, int) else 0
+    for factor, unit in SIZES:
+        if number >= factor:
+            return f"{number / factor:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{number} B" if number else "-"
+
+
+def age(since: object, now: float) -> str:
+    """Return how long ago something was, in its largest unit."""
+    seconds = max(0, int(now - since)) if isinstance(since, int | float) and since else 0
+    for factor, unit in AGES:
+        if seconds >= factor:
+            return f"{seconds // factor}{unit}"
+    return "now"
+
+
+def guest_row(guest: Mapping[str, object]) -> tuple[str, ...]:
+    """Return a guest as a row under ``GUEST_COLUMNS``."""
+    return (
+        str(guest["name"]),
+        str(guest["state"]),
+        str(guest["accel"]),
+        str(guest["image"]),
+        str(guest["cpus"]),
+        size(guest["memory"]),
+        size(guest["disk"]),
+        age(guest["created_at"], time.time()),
+    )

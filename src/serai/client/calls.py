@@ -1,0 +1,285 @@
+"""Every request of the API as a value: pure builders, shared by the blocking and the async client.
+
+A ``Call`` says what to send and what comes back; who sends it is ``blocking`` or ``asynchronous``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from serai.errors import Code, Interrupted, Problem, SeraiError, error_from_problem
+from serai.model.event import Event
+from serai.model.guest import Guest, GuestChange, GuestSpec
+from serai.model.image import Image
+from serai.model.job import Job
+from serai.model.node import DaemonStatus
+from serai.model.talk import ExecRequest, ExecResult, VncAddress
+
+T = TypeVar("T")
+
+JSON = "application/json"
+BYTES = "application/octet-stream"
+LONG_POLL = 30.0
+SLACK = 30.0
+"""How much longer than the server's own limit a client waits for an answer, in seconds."""
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """One page of a list; ``next`` is empty on the last."""
+
+    items: list[T]
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    """One request. ``kind`` is the type of the answer's JSON, ``timeout`` seconds for an answer."""
+
+    method: str
+    path: str
+    kind: Any = None
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    content_type: str = JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout: float | None = 60.0
+
+    @property
+    def target(self) -> str:
+        """Return path and query as they stand in the request line."""
+        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+
+    def decode(self, body: bytes) -> T:
+        """Return the answer as a value."""
+        value: T = msgspec.json.decode(body, type=self.kind)
+        return value
+
+    def with_query(self, **more: str) -> "Call[T]":
+        """Return the call with more in its query."""
+        return replace(self, query={**self.query, **more})
+
+
+def problem_in(status: int, body: bytes) -> SeraiError:
+    """Return what an answer of 400 or more says."""
+    try:
+        return error_from_problem(msgspec.json.decode(body, type=Problem))
+    except msgspec.DecodeError:
+        return Interrupted(
+            Code.DAEMON_UNREACHABLE,
+            f"the daemon answered with {status} and nothing that can be read",
+            hint="See its log: serai daemon status",
+        )
+
+
+def _get(path: str, kind: Any, **query: str) -> Call[Any]:
+    return Call(method="GET", path=path, kind=kind, query=query)
+
+
+def _post(path: str, kind: Any, value: object = None, timeout: float | None = 60.0) -> Call[Any]:
+    body = msgspec.json.encode(value) if value is not None else b""
+    return Call(method="POST", path=path, kind=kind, body=body, timeout=timeout)
+
+
+def _guest(name: str) -> str:
+    return f"/v1/guests/{quote(name, safe='')}"
+
+
+def _image(name: str) -> str:
+    return f"/v1/images/{quote(name, safe='')}"
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def waiting(call: Call[Job], seconds: float) -> Call[Job]:
+    """Let the daemon answer when the job has ended, or after ``seconds``."""
+    return replace(call.with_query(wait=f"{seconds:g}"), timeout=seconds + SLACK)
+
+
+# -- daemon, jobs, events --------------------------------------------------------------------------
+
+
+def show_system() -> Call[DaemonStatus]:
+    """How the daemon is."""
+    return _get("/v1/system", DaemonStatus)
+
+
+def list_jobs(state: str = "", limit: int = 100) -> Call[Page[Job]]:
+    """Jobs, the newest first."""
+    query = {"state": state} if state else {}
+    return _get("/v1/jobs", Page[Job], limit=str(limit), **query)
+
+
+def show_job(job_id: str) -> Call[Job]:
+    """One job."""
+    return _get(_job(job_id), Job)
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """Ask a job to end early."""
+    return _post(f"{_job(job_id)}/cancel", Job)
+
+
+def list_events(after: int = 0, limit: int = 1000) -> Call[Page[Event]]:
+    """Stored events, the oldest first."""
+    return _get("/v1/events", Page[Event], after=str(after), limit=str(limit))
+
+
+def follow_events(after: int | None) -> Call[bytes]:
+    """Events as they happen (text/event-stream)."""
+    query = {} if after is None else {"after": str(after)}
+    headers = {"Accept": "text/event-stream"}
+    return Call(method="GET", path="/v1/events", query=query, headers=headers, timeout=None)
+
+
+# -- guests ----------------------------------------------------------------------------------------
+
+
+def list_guests(limit: int = 1000, cursor: str = "") -> Call[Page[Guest]]:
+    """Guests by name."""
+    query = {"cursor": cursor} if cursor else {}
+    return _get("/v1/guests", Page[Guest], limit=str(limit), **query)
+
+
+def show_guest(name: str) -> Call[Guest]:
+    """One guest."""
+    return _get(_guest(name), Guest)
+
+
+def launch_guest(spec: GuestSpec, *, start: bool = True, wait_agent: bool = True) -> Call[Job]:
+    """Make a guest of an image and start it."""
+    body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent}
+    return _post("/v1/guests", Job, body)
+
+
+def change_guest(name: str, change: GuestChange, version: int = 0) -> Call[Job]:
+    """Change size, policy or labels; with ``version`` only if nobody did so meanwhile."""
+    headers = {"If-Match": f'"{version}"'} if version else {}
+    body = msgspec.json.encode(change)
+    return Call(method="PATCH", path=_guest(name), kind=Job, body=body, headers=headers)
+
+
+def delete_guest(name: str, *, force: bool = False) -> Call[Job]:
+    """Delete a guest and its volumes."""
+    query = {"force": "true"} if force else {}
+    return Call(method="DELETE", path=_guest(name), kind=Job, query=query)
+
+
+def do_to_guest(name: str, verb: str) -> Call[Job]:
+    """``start``, ``pause`` or ``resume``."""
+    return _post(f"{_guest(name)}/{verb}", Job)
+
+
+def stop_guest(name: str, *, force: bool = False, timeout: float = 0.0) -> Call[Job]:
+    """Stop a guest."""
+    return _post(f"{_guest(name)}/stop", Job, {"force": force, "timeout": timeout})
+
+
+def restart_guest(name: str, *, force: bool = False, timeout: float = 0.0) -> Call[Job]:
+    """Stop a guest and start it anew."""
+    return _post(f"{_guest(name)}/restart", Job, {"force": force, "timeout": timeout})
+
+
+def rename_guest(name: str, new: str) -> Call[Job]:
+    """Give a guest another name."""
+    return _post(f"{_guest(name)}/rename", Job, {"name": new})
+
+
+def run_command(name: str, request: ExecRequest) -> Call[ExecResult]:
+    """Run a command in a guest."""
+    timeout = request.timeout + SLACK if request.timeout else None
+    return _post(f"{_guest(name)}/exec", ExecResult, request, timeout=timeout)
+
+
+def pull_file(name: str, path: str, *, pack: bool) -> Call[bytes]:
+    """Read a file, or a folder as a tar."""
+    query = {"path": path} | ({"pack": "true"} if pack else {})
+    return Call(method="GET", path=f"{_guest(name)}/files", query=query, timeout=None)
+
+
+def push_file(name: str, path: str, *, mode: int, unpack: bool) -> Call[None]:
+    """Write a file, or unpack a tar into a folder; the content is sent along."""
+    query = {"path": path, "mode": f"{mode:04o}"} | ({"unpack": "true"} if unpack else {})
+    path = f"{_guest(name)}/files"
+    return Call(method="PUT", path=path, query=query, content_type=BYTES, timeout=None)
+
+
+def show_log(name: str, *, follow: bool = False, tail: int | None = None) -> Call[bytes]:
+    """The serial log."""
+    query = {"follow": "true"} if follow else {}
+    if tail is not None:
+        query["tail"] = str(tail)
+    return Call(method="GET", path=f"{_guest(name)}/log", query=query, timeout=None)
+
+
+def take_screenshot(name: str) -> Call[bytes]:
+    """What the screen shows, as PNG."""
+    return Call(method="GET", path=f"{_guest(name)}/screenshot")
+
+
+def show_vnc(name: str) -> Call[VncAddress]:
+    """Where a VNC viewer connects."""
+    return _get(f"{_guest(name)}/vnc", VncAddress)
+
+
+def console_path(name: str) -> str:
+    """Return the address of the console's WebSocket."""
+    return f"{_guest(name)}/console"
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def list_images() -> Call[Page[Image]]:
+    """Images by name."""
+    return _get("/v1/images", Page[Image])
+
+
+def show_image(name: str) -> Call[Image]:
+    """One image."""
+    return _get(_image(name), Image)
+
+
+def build_image(
+    recipe: str,
+    *,
+    name: str = "",
+    suite: str = "",
+    include: tuple[str, ...] = (),
+    replace: bool = False,
+) -> Call[Job]:
+    """Build an image by one of our recipes."""
+    body = {"recipe": recipe, "name": name, "suite": suite, "include": include, "replace": replace}
+    return _post("/v1/images/build", Job, body)
+
+
+def import_image(
+    source: str,
+    *,
+    name: str = "",
+    sha256: str = "",
+    kernel: bool = False,
+    initrd: str = "",
+    cmdline: str = "",
+    agent: str = "unknown",
+) -> Call[Job]:
+    """Import an image from a file on the daemon's host, or a URL."""
+    body = {
+        "source": source, "name": name, "sha256": sha256,
+        "kernel": kernel, "initrd": initrd, "cmdline": cmdline, "agent": agent,
+    }  # fmt: skip
+    return _post("/v1/images/import", Job, body)
+
+
+def delete_image(name: str) -> Call[Job]:
+    """Delete an image."""
+    return Call(method="DELETE", path=_image(name), kind=Job)
+
+
+def export_image(name: str, file: str = "all") -> Call[bytes]:
+    """All of an image as a tar, or one of its files."""
+    return Call(method="GET", path=f"{_image(name)}/export", query={"file": file}, timeout=None)

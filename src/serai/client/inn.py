@@ -1,0 +1,274 @@
+"""The blocking SDK: ``with serai.connect() as inn: guest = inn.launch("tiny")``.
+
+Every method asks the daemon and waits for the answer; what goes wrong is raised as one of the
+classes in ``serai.errors``. The async twin is ``serai.aio``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from serai.client import calls
+from serai.client.blocking import Connection, OnProgress
+from serai.client.words import Result, Size, change_of, request_of, result_of, spec_of
+from serai.errors import NotFound
+from serai.model.event import Event
+from serai.model.guest import Guest as GuestView
+from serai.model.image import Image
+from serai.model.job import Job
+from serai.model.node import DaemonStatus
+from serai.settings import current_places
+
+PUSH_CHUNK = 256 << 10
+
+
+class Guest:
+    """One guest. ``info`` is how it was when it was last asked; ``refresh`` asks again.
+
+    In a ``with`` block it is deleted at the end, whatever state it is in.
+    """
+
+    def __init__(self, connection: Connection, info: GuestView) -> None:
+        self._connection = connection
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.info.name} {self.info.state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        try:
+            self.delete(force=True)
+        except NotFound:
+            pass  # gone already: just what is wanted
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.info.name
+
+    @property
+    def state(self) -> str:
+        """Its state now."""
+        return str(self.refresh().info.state)
+
+    def refresh(self) -> Self:
+        """Ask how it is."""
+        self.info = self._connection.ask(calls.show_guest(self.id))
+        return self
+
+    def _do(self, call: calls.Call[Job]) -> Self:
+        self._connection.finish(call)
+        return self.refresh()
+
+    def start(self) -> Self:
+        """Start it; fine if it runs."""
+        return self._do(calls.do_to_guest(self.id, "start"))
+
+    def stop(self, *, force: bool = False, timeout: float = 0.0) -> Self:
+        """Stop it: gracefully within ``timeout`` seconds, then by force; at once with ``force``."""
+        return self._do(calls.stop_guest(self.id, force=force, timeout=timeout))
+
+    def restart(self, *, force: bool = False, timeout: float = 0.0) -> Self:
+        """Stop it and start it anew."""
+        return self._do(calls.restart_guest(self.id, force=force, timeout=timeout))
+
+    def pause(self) -> Self:
+        """Hold its virtual CPUs."""
+        return self._do(calls.do_to_guest(self.id, "pause"))
+
+    def resume(self) -> Self:
+        """Let it go on."""
+        return self._do(calls.do_to_guest(self.id, "resume"))
+
+    def rename(self, name: str) -> Self:
+        """Give it another name."""
+        return self._do(calls.rename_guest(self.id, name))
+
+    def set(
+        self,
+        *,
+        cpus: int | None = None,
+        memory: Size | None = None,
+        disk: Size | None = None,
+        restart: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Change it: at once where it can be, else from the next start (``info.notes`` says so)."""
+        change = change_of(cpus=cpus, memory=memory, disk=disk, restart=restart, labels=labels)
+        return self._do(calls.change_guest(self.id, change))
+
+    def delete(self, *, force: bool = False) -> None:
+        """Delete it and its volumes; with ``force`` even if it runs."""
+        self._connection.finish(calls.delete_guest(self.id, force=force))
+
+    def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: bytes | str = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 0.0,
+    ) -> Result:
+        """Run a command in it (a text by its shell) and return what became of it."""
+        request = request_of(command, stdin=stdin, env=env, timeout=timeout)
+        return result_of(self._connection.ask(calls.run_command(self.id, request)))
+
+    def push(self, source: Path | str | bytes, path: str, *, mode: int = 0o644) -> None:
+        """Write a file in it: from a local file, or the bytes given."""
+        call = calls.push_file(self.id, path, mode=mode, unpack=False)
+        if isinstance(source, bytes):
+            self._connection.send(call, [source])
+        else:
+            self._connection.send(call, _pieces(Path(source)))
+
+    def pull(self, path: str) -> bytes:
+        """Return the content of a file in it."""
+        return b"".join(self._connection.stream(calls.pull_file(self.id, path, pack=False)))
+
+    def log(self, *, tail: int | None = None) -> str:
+        """Return what it printed on its serial console."""
+        return b"".join(self._connection.stream(calls.show_log(self.id, tail=tail))).decode(
+            errors="replace"
+        )
+
+    def screenshot(self) -> bytes:
+        """Return what its screen shows, as PNG."""
+        return self._connection.ask(calls.take_screenshot(self.id))
+
+    def vnc(self) -> str:
+        """Return the path of the socket where a VNC viewer connects."""
+        return self._connection.ask(calls.show_vnc(self.id)).socket
+
+
+class Inn:
+    """A daemon, as the SDK sees it. Make it with ``serai.connect()``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self.connection.close()
+
+    def status(self) -> DaemonStatus:
+        """Return how the daemon is."""
+        return self.connection.ask(calls.show_system())
+
+    def guest(self, name: str) -> Guest:
+        """Return a guest by name or id; NotFound."""
+        return Guest(self.connection, self.connection.ask(calls.show_guest(name)))
+
+    def guests(self) -> list[Guest]:
+        """Return all guests by name."""
+        return [Guest(self.connection, info) for info in self._guest_views()]
+
+    def _guest_views(self) -> Iterator[GuestView]:
+        cursor = ""
+        while True:
+            page = self.connection.ask(calls.list_guests(cursor=cursor))
+            yield from page.items
+            cursor = page.next
+            if not cursor:
+                return
+
+    def launch(
+        self, image: str, *, wait: bool = True, on_progress: OnProgress | None = None, **spec: Any
+    ) -> Guest:
+        """Make a guest of an image, start it, and wait until its agent answers.
+
+        ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels.
+        """
+        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait)
+        return self.guest(self.connection.finish(call, on_progress).subject)
+
+    def create(self, image: str, **spec: Any) -> Guest:
+        """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
+        call = calls.launch_guest(spec_of(image, **spec), start=False)
+        return self.guest(self.connection.finish(call).subject)
+
+    def images(self) -> list[Image]:
+        """Return all images by name."""
+        return self.connection.ask(calls.list_images()).items
+
+    def image(self, name: str) -> Image:
+        """Return an image; NotFound."""
+        return self.connection.ask(calls.show_image(name))
+
+    def build_image(
+        self, recipe: str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> Image:
+        """Build ``tiny`` or ``debian``; ``more``: name, suite, include, replace."""
+        call = calls.build_image(recipe, **more)
+        return self.image(self.connection.finish(call, on_progress).subject)
+
+    def import_image(
+        self, source: str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> Image:
+        """Import an image; ``more``: name, sha256, kernel, initrd, cmdline, agent."""
+        call = calls.import_image(source, **more)
+        return self.image(self.connection.finish(call, on_progress).subject)
+
+    def delete_image(self, name: str) -> None:
+        """Delete an image that no guest is built on."""
+        self.connection.finish(calls.delete_image(name))
+
+    def jobs(self, state: str = "") -> list[Job]:
+        """Return the newest jobs."""
+        return self.connection.ask(calls.list_jobs(state)).items
+
+    def job(self, job_id: str) -> Job:
+        """Return a job; NotFound."""
+        return self.connection.ask(calls.show_job(job_id))
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return stored events with a number above ``after``."""
+        return self.connection.ask(calls.list_events(after)).items
+
+    def watch(self, after: int | None = None) -> Iterator[Event]:
+        """Give events as they happen; those after ``after`` first. Has a connection of its own."""
+        stream = Connection(self.connection.path).stream(calls.follow_events(after))
+        for data in event_data(stream):
+            yield msgspec.json.decode(data, type=Event)
+
+
+def event_data(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the data of each event in a text/event-stream (WHATWG HTML, section 9.2)."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(PUSH_CHUNK):
+            yield chunk
+
+
+def connect(socket: Path | str | None = None) -> Inn:
+    """Return the daemon of this environment (``SERAI_HOME``), or the one whose socket is given.
+
+    Nothing is sent yet; the first call says so when no daemon is there.
+    """
+    return Inn(Connection(Path(socket) if socket else current_places().socket))

@@ -1,0 +1,104 @@
+"""What both SDKs share: results, and how what people write becomes what the API takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
+from serai.model.talk import ExecRequest, ExecResult
+from serai.units import parse_size
+
+Size = int | str
+"""Bytes, or a text like ``256MiB``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a command in a guest. ``raw_stdout`` holds bytes that may be no text."""
+
+    code: int
+    raw_stdout: bytes
+    raw_stderr: bytes
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True when the command ended with 0."""
+        return self.code == 0
+
+    @property
+    def stdout(self) -> str:
+        """Its standard output as text."""
+        return self.raw_stdout.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Its standard error as text."""
+        return self.raw_stderr.decode(errors="replace")
+
+
+def size_of(size: Size) -> int:
+    """Return bytes; Invalid (``size-invalid``)."""
+    return size if isinstance(size, int) else parse_size(size)
+
+
+def spec_of(
+    image: str,
+    *,
+    name: str = "",
+    cpus: int = 1,
+    memory: Size = "256MiB",
+    disk: Size = 0,
+    firmware: str = "bios",
+    restart: str = "no",
+    labels: Mapping[str, str] | None = None,
+) -> GuestSpec:
+    """Return the spec of a guest; Invalid for a size that is none."""
+    return GuestSpec(
+        image=image,
+        name=name,
+        cpus=cpus,
+        memory=size_of(memory),
+        disk=size_of(disk),
+        firmware=Firmware(firmware),
+        restart=RestartPolicy(restart),
+        labels=dict(labels or {}),
+    )
+
+
+def change_of(
+    *,
+    cpus: int | None = None,
+    memory: Size | None = None,
+    disk: Size | None = None,
+    restart: str | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> GuestChange:
+    """Return a change of what is given; the rest stays."""
+    unset = msgspec.UNSET
+    return GuestChange(
+        cpus=unset if cpus is None else cpus,
+        memory=unset if memory is None else size_of(memory),
+        disk=unset if disk is None else size_of(disk),
+        restart=unset if restart is None else RestartPolicy(restart),
+        labels=unset if labels is None else dict(labels),
+    )
+
+
+def request_of(
+    command: str | Sequence[str],
+    *,
+    stdin: bytes | str = b"",
+    env: Mapping[str, str] | None = None,
+    timeout: float = 0.0,
+) -> ExecRequest:
+    """Return the request for a command: a text goes to the guest's shell, a list is run as it is."""
+    argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    return ExecRequest(argv=argv, stdin=data, env=dict(env or {}), timeout=timeout)
+
+
+def result_of(answer: ExecResult) -> Result:
+    """Return what became of a command."""
+    return Result(answer.code, answer.stdout, answer.stderr, answer.truncated)
