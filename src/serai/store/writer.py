@@ -133,13 +133,21 @@ class Writer:
 
 
 def _write_one(connection: sa.Connection, steps: Steps) -> Outcome:
+    """Write one caller's steps within the group's transaction, or nothing and say why.
+
+    Only after a conflict is there a savepoint to go back to: after a graver error the database has
+    dropped the whole transaction by itself.
+    """
+    savepoint = connection.begin_nested()
     try:
-        with connection.begin_nested():
-            return apply_steps(connection, steps)
+        events = apply_steps(connection, steps)
     except sa.exc.IntegrityError as error:
+        savepoint.rollback()
         conflict = find_conflict(connection, steps)
         conflict.__cause__ = error
         return conflict
+    savepoint.commit()
+    return events
 
 
 def _settle(commit: Commit, outcome: Outcome) -> None:
