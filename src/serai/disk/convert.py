@@ -33,7 +33,10 @@ from serai.units import GIB, MIB, format_size
 
 TIMEOUT = 6 * 3600.0
 CPU_SECONDS = 3 * 3600
-MEMORY = 1 * GIB
+MEMORY = 2 * GIB
+"""Address space. qemu-img has up to 64 threads with 8 MiB of stack each, and needs the rest."""
+ENVIRONMENT: Mapping[str, str] = {"MALLOC_ARENA_MAX": "1"}
+"""glibc would reserve 64 MiB of address space for each thread that allocates."""
 OPEN_FILES = 64
 TICK = 0.3
 METADATA_SHARE = 64
@@ -89,6 +92,7 @@ async def decompress(
                 timeout=TIMEOUT,
                 limits=shop.limits(shop.limit),
                 uid=shop.uid,
+                env=ENVIRONMENT,
                 ok=ANY_CODE,
                 stdin_from=untrusted,
                 stdout_to=made,
@@ -115,6 +119,7 @@ async def convert(
                 timeout=TIMEOUT,
                 limits=shop.limits(bound),
                 uid=shop.uid,
+                env=ENVIRONMENT,
                 ok=ANY_CODE,
                 pass_fds=(untrusted, made),
                 on_line=lambda line: _tell(line, size, report),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serai.disk.files import naming_disk_problems, sync_folder, write_durably
 from serai.disk.qcow2 import create_head, grow_head
-from serai.errors import Code, Conflict, HostFailure
+from serai.errors import Code, Conflict, HostFailure, Invalid
 from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import LayerFile
 from serai.plan.machine import UEFI_VARS_NAME
@@ -30,8 +30,10 @@ def root_size(image: Image, size: int) -> int:
     """Return the size of the root disk for a wish of ``size`` bytes; 0: the image gets no disk.
 
     A wish of 0 means the image's own size. Other wishes are rounded up to whole MiB. Raises
-    Conflict (``shrink-refused``) for less than the image has.
+    Conflict (``shrink-refused``) for less than the image has, Invalid (``size-invalid``) below 0.
     """
+    if size < 0:
+        raise Invalid(Code.SIZE_INVALID, f"a disk can't have {size} bytes")
     if size == 0:
         return EMPTY_DISK if image.kind is ImageKind.CDROM else image.virtual_size
     if size < image.virtual_size:
