@@ -21,7 +21,7 @@ LAZY = {
 }
 MODULES = ("aio", "errors")
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "aio", "connect", "errors"]  # noqa: F822
+__all__ = ["Guest", "Inn", "Result", "SeraiError", "aio", "connect", "errors"]
 
 
 def __getattr__(name: str) -> object:

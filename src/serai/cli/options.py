@@ -16,7 +16,7 @@ from serai.units import parse_duration, parse_size
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[int]):
     """A size like 512MiB."""
 
     name = "size"
@@ -26,7 +26,7 @@ class Size(click.ParamType):
         return value if isinstance(value, int) else parse_size(str(value))
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A duration like 30s."""
 
     name = "duration"

@@ -1,0 +1,65 @@
+"""``serai launch``."""
+
+import time
+
+import click
+
+from serai.cli.options import SIZE, complete_image, connection, format_option, labels_from
+from serai.cli.output import print_json, print_line
+from serai.cli.progress import finish
+from serai.client.calls import launch_guest, show_guest
+from serai.model.guest import Firmware, Guest, GuestSpec, RestartPolicy
+from serai.units import format_duration
+
+
+@click.command()
+@click.argument("image", shell_complete=complete_image)
+@click.argument("name", required=False, default="")
+@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--memory", type=SIZE, default="256MiB", show_default=True, help="Memory.")
+@click.option("--disk", type=SIZE, default=0, help="Size of the disk; default: the image's own.")
+@click.option("--firmware", type=click.Choice([*Firmware]), default="bios", show_default=True)
+@click.option("--restart", type=click.Choice([*RestartPolicy]), default="no", show_default=True,
+              help="When it is started again after it ended by itself.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
+@click.option("--wait/--no-wait", default=True, help="Wait until the guest's agent answers.")
+@format_option
+def launch(
+    image: str,
+    name: str,
+    cpus: int,
+    memory: int,
+    disk: int,
+    firmware: str,
+    restart: str,
+    labels: tuple[str, ...],
+    wait: bool,
+    form: str,
+) -> None:
+    """Make a guest of IMAGE, start it, and wait until its agent answers.
+
+    Without NAME the daemon picks one. Interrupted by ctrl-C, nothing is left of the guest.
+    """
+    spec = GuestSpec(
+        image=image,
+        name=name,
+        cpus=cpus,
+        memory=memory,
+        disk=disk,
+        firmware=Firmware(firmware),
+        restart=RestartPolicy(restart),
+        labels=labels_from(labels),
+    )
+    began = time.monotonic()
+    daemon = connection()
+    job = finish(daemon, launch_guest(spec, wait_agent=wait), cancel=True)
+    guest = daemon.ask(show_guest(job.subject))
+    if form == "json":
+        print_json(guest)
+        return
+    print_line(_summary(guest, wait, time.monotonic() - began))
+
+
+def _summary(guest: Guest, waited: bool, seconds: float) -> str:
+    answers = ", its agent answers" if waited and guest.agent == "answering" else ""
+    return f"{guest.name} is {guest.state}{answers} ({guest.accel}, {format_duration(seconds)})"

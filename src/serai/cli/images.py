@@ -1,0 +1,180 @@
+"""``serai image``: build, import, list, show, export, delete."""
+
+import time
+from pathlib import Path
+
+import click
+
+from serai.cli.layout import age, size
+from serai.cli.options import complete_image, connection, format_option
+from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
+from serai.cli.progress import finish
+from serai.client import calls
+from serai.client.blocking import Connection
+from serai.client.calls import Call
+from serai.model.image import Expect, Image
+from serai.model.job import Job
+
+COLUMNS = ("NAME", "KIND", "SIZE", "DISK", "AGENT", "FIRMWARE", "DIGEST", "AGE")
+
+
+@click.group()
+def image() -> None:
+    """Build, import and manage images: what guests are made of."""
+
+
+image_argument = click.argument("name", shell_complete=complete_image)
+
+
+@image.command()
+@click.argument("recipe", type=click.Choice(["tiny", "debian"]))
+@click.option("--name", default="", help="Another name than the recipe's.")
+@click.option("--suite", default="", help="debian: which release; default: this host's.")
+@click.option("--include", multiple=True, metavar="PACKAGE", help="debian: more packages.")
+@click.option("--replace", is_flag=True, help="Give an existing name to the new image.")
+@format_option
+def build(
+    recipe: str, name: str, suite: str, include: tuple[str, ...], replace: bool, form: str
+) -> None:
+    """Build an image from Debian packages.
+
+    tiny: kernel, busybox and guest agent in 25 MB, up in about 3 s. debian: a full system with
+    systemd, cloud-init and ssh, for BIOS and UEFI.
+    """
+    packages = tuple(each for word in include for each in word.split(",") if each)
+    call = calls.build_image(recipe, name=name, suite=suite, include=packages, replace=replace)
+    _made(call, form)
+
+
+@image.command(name="import")
+@click.argument("source", metavar="FILE|URL")
+@click.option("--name", default="", help="Its name; default: from the file's.")
+@click.option("--sha256", default="", metavar="HEX", help="Refuse it unless this is its digest.")
+@click.option("--kernel", is_flag=True, help="It is a kernel that QEMU loads itself.")
+@click.option("--initrd", default="", metavar="FILE|URL", help="With --kernel: its initramfs.")
+@click.option("--append", "cmdline", default="", help="With --kernel: its command line.")
+@click.option("--agent", type=click.Choice([*Expect]), default="unknown",
+              help="Whether a guest agent is in it; launch waits for it unless no.")  # fmt: skip
+@format_option
+def import_(
+    source: str,
+    name: str,
+    sha256: str,
+    kernel: bool,
+    initrd: str,
+    cmdline: str,
+    agent: str,
+    form: str,
+) -> None:
+    """Import a disk (raw, qcow2, VMDK), an ISO, a kernel or an exported image.
+
+    It may be compressed (gz, xz, zst, bz2). It is looked at by a strict parser before any other
+    program touches it, and refused with the reason if it refers to anything outside itself.
+    """
+    call = calls.import_image(
+        _place(source), name=name, sha256=sha256.lower(),
+        kernel=kernel, initrd=_place(initrd) if initrd else "", cmdline=cmdline, agent=agent,
+    )  # fmt: skip
+    _made(call, form)
+
+
+def _place(source: str) -> str:
+    """Return a URL as it is and a file by its absolute path: the daemon is elsewhere."""
+    return source if "://" in source else str(Path(source).absolute())
+
+
+def _made(call: Call[Job], form: str) -> None:
+    daemon = connection()
+    job = finish(daemon, call, cancel=True)
+    made = daemon.ask(calls.show_image(job.subject))
+    if form == "json":
+        print_json(made)
+    else:
+        print_line(f"{made.name} is there: {made.kind}, {size(made.size)}, {made.digest[:19]}")
+
+
+@image.command(name="list")
+@format_option
+def list_images(form: str) -> None:
+    """List all images."""
+    images = connection().ask(calls.list_images()).items
+    if form == "json":
+        print_json(images)
+    else:
+        print_table(COLUMNS, [_row(each) for each in images])
+
+
+def _row(each: Image) -> tuple[str, ...]:
+    return (
+        each.name,
+        str(each.kind),
+        size(each.size),
+        size(each.virtual_size),
+        str(each.agent),
+        "+".join(each.firmware),
+        each.digest[:19],
+        age(each.created_at, time.time()),
+    )
+
+
+@image.command()
+@image_argument
+@format_option
+def show(name: str, form: str) -> None:
+    """Show all that is known of an image."""
+    each = connection().ask(calls.show_image(name))
+    if form == "json":
+        print_json(each)
+        return
+    print_facts([
+        ("name", each.name),
+        ("kind", str(each.kind)),
+        ("digest", each.digest),
+        ("size", size(each.size)),
+        ("disk", f"{size(each.virtual_size)}, {each.disk_format}" if each.virtual_size else "-"),
+        ("agent", str(each.agent)),
+        ("firmware", ", ".join(each.firmware)),
+        ("least memory", size(each.min_memory)),
+        ("command line", each.cmdline or "-"),
+        ("source", each.source or "-"),
+        *sorted(each.details.items()),
+    ])  # fmt: skip
+
+
+@image.command()
+@image_argument
+@click.option("-o", "--output", default="", metavar="FILE", help="Where to; - is standard output.")
+@click.option("--file", type=click.Choice(["all", "disk", "kernel", "initrd"]), default="all",
+              show_default=True, help="All as a tar that can be imported again, or one file.")  # fmt: skip
+def export(name: str, output: str, file: str) -> None:
+    """Export an image."""
+    daemon = connection()
+    daemon.ask(calls.show_image(name))
+    call = calls.export_image(name, file)
+    target = output or (f"{name}.tar" if file == "all" else f"{name}.{file}")
+    if target == "-":
+        for chunk in daemon.stream(call):
+            write_bytes(chunk)
+        return
+    print_line(f"{target}: {size(_save(daemon, call, Path(target)))}")
+
+
+def _save(daemon: Connection, call: Call[bytes], target: Path) -> int:
+    written = 0
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            for chunk in daemon.stream(call):
+                written += file.write(chunk)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+@image.command()
+@image_argument
+def delete(name: str) -> None:
+    """Delete an image that no guest is built on."""
+    finish(connection(), calls.delete_image(name))
+    print_line(f"{name} is deleted")
