@@ -312,6 +312,26 @@ async def test_a_caller_cancelled_under_way_leaves_a_whole_change(
     assert len(await store.events()) == 1
 
 
+async def test_every_stored_event_is_told_in_order_also_when_its_caller_is_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[int] = []
+    store.listen(lambda event: told.append(event.seq))
+    gate = Gate(monkeypatch)
+    gone = asyncio.create_task(store.commit(AddEvent(an_event()), AddEvent(an_event())))
+    await gate.wait_entered()
+    gone.cancel()
+    refused_one = store.commit(AddEvent(an_event()), PutGuest(a_guest(1 << 80)))
+    gate.opened.set()
+    outcomes = await asyncio.gather(
+        *(store.commit(AddEvent(an_event())) for _ in range(CALLERS)),
+        refused_one,
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[-1], SeraiError)
+    assert told == [event.seq for event in await store.events()] == list(range(1, CALLERS + 3))
+
+
 async def test_a_writer_that_is_cancelled_leaves_nobody_waiting(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):

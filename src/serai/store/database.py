@@ -13,7 +13,7 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -83,6 +83,10 @@ class Store:
         Returns the events among them, with the numbers that they got.
         """
         return await self._writer.commit([prepare(change) for change in changes])
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Have ``listener`` told of every event once it is stored: see ``Writer.listen``."""
+        self._writer.listen(listener)
 
     async def guests(self) -> list[GuestRecord]:
         """Return all guests, by number."""

@@ -18,7 +18,7 @@ is ever written.
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,6 +56,15 @@ class Writer:
         self._bell = asyncio.Event()
         self._ended = asyncio.Event()
         self._closing = False
+        self._listener: Callable[[Event], None] = _nobody
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Have ``listener`` told of every event that was stored from now on.
+
+        It is called in the order of the events' numbers, before the committer knows, and also when
+        the committer was cancelled meanwhile. It must neither wait nor raise.
+        """
+        self._listener = listener
 
     async def commit(self, steps: Steps) -> list[Event]:
         """Write ``steps`` as one; durable when this returns. Their events come with numbers.
@@ -115,9 +124,16 @@ class Writer:
         try:
             loop = asyncio.get_running_loop()
             outcomes = await loop.run_in_executor(self._thread, self._write_group, all_steps)
+            self._tell(outcomes)
         finally:
             for commit, outcome in zip(group, outcomes, strict=True):
                 _settle(commit, outcome)
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if not isinstance(outcome, SeraiError):
+                for event in outcome:
+                    self._listener(event)
 
     # -- in the writer's thread ------------------------------------------------------------------
 
@@ -148,6 +164,10 @@ def _write_one(connection: sa.Connection, steps: Steps) -> Outcome:
         return conflict
     savepoint.commit()
     return events
+
+
+def _nobody(_: Event) -> None:
+    """Listen to nothing."""
 
 
 def _settle(commit: Commit, outcome: Outcome) -> None:
