@@ -18,8 +18,10 @@ from serai.units import format_duration
 @click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--memory", type=SIZE, default="256MiB", show_default=True, help="Memory.")
 @click.option("--disk", type=SIZE, default=0, help="Size of the disk; default: the image's own.")
-@click.option("--firmware", type=click.Choice([*Firmware]), default="bios", show_default=True)
-@click.option("--restart", type=click.Choice([*RestartPolicy]), default="no", show_default=True,
+@click.option(
+    "--firmware", type=click.Choice([*map(str, Firmware)]), default="bios", show_default=True
+)
+@click.option("--restart", type=click.Choice([*map(str, RestartPolicy)]), default="no", show_default=True,
               help="When it is started again after it ended by itself.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
 @click.option("--wait/--no-wait", default=True, help="Wait until the guest's agent answers.")

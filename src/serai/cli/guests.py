@@ -172,7 +172,9 @@ def rename(guest: str, new: str) -> None:
 @click.option("--cpus", type=int, help="Virtual CPUs; more are plugged in at once.")
 @click.option("--memory", type=SIZE, help="Memory; less at once, more from the next start.")
 @click.option("--disk", type=SIZE, help="Size of the disk; it only grows, at once.")
-@click.option("--restart", type=click.Choice([*RestartPolicy]), help="The restart policy.")
+@click.option(
+    "--restart", type=click.Choice([*map(str, RestartPolicy)]), help="The restart policy."
+)
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Set a label; K- drops it.")
 @format_option
 def set_guest(

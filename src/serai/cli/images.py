@@ -53,7 +53,7 @@ def build(
 @click.option("--kernel", is_flag=True, help="It is a kernel that QEMU loads itself.")
 @click.option("--initrd", default="", metavar="FILE|URL", help="With --kernel: its initramfs.")
 @click.option("--append", "cmdline", default="", help="With --kernel: its command line.")
-@click.option("--agent", type=click.Choice([*Expect]), default="unknown",
+@click.option("--agent", type=click.Choice([*map(str, Expect)]), default="unknown",
               help="Whether a guest agent is in it; launch waits for it unless no.")  # fmt: skip
 @format_option
 def import_(

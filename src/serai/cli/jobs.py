@@ -26,7 +26,7 @@ def job() -> None:
 
 
 @job.command(name="list")
-@click.option("--state", type=click.Choice([*JobState]), default=None, help="Only these.")
+@click.option("--state", type=click.Choice([*map(str, JobState)]), default=None, help="Only these.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=30, show_default=True)
 @format_option
 def list_jobs(state: str | None, limit: int, form: str) -> None:
