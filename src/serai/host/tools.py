@@ -6,6 +6,7 @@ QEMU and probing KVM takes up to seconds.
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -96,9 +97,12 @@ def _read_cache(cache: Path) -> Cached | None:
 
 
 def _write_cache(cache: Path, found: Cached) -> None:
-    new = cache.with_suffix(".new")
-    new.write_bytes(msgspec.json.encode(found))
-    new.replace(cache)
+    """Keep the answer; where that can't be, it is found out again the next time."""
+    new = cache.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.write_bytes(msgspec.json.encode(found))
+        new.replace(cache)
 
 
 async def _find(qemu: str, settings: Settings) -> Capabilities:
