@@ -113,9 +113,9 @@ HOSTILE = {
     "data outside": (L2_AT, ">Q", (1 << 50,), "L2 table"),
     "data not aligned": (L2_AT, ">Q", (DATA_AT + 512,), "L2 table"),
     "L2 reserved bits": (L2_AT, ">Q", (DATA_AT | 2,), "L2 table"),
-    "compressed data outside": (L2_AT, ">Q", (1 << 62 | 1 << 53,), "compressed"),
-    "compressed data in the header": (L2_AT, ">Q", (1 << 62,), "compressed"),
-    "compressed and copied": (L2_AT, ">Q", (3 << 62 | DATA_AT,), "compressed"),
+    "compressed data outside": (L2_AT, ">Q", (1 << 62 | 1 << 53,), "compressed cluster lies"),
+    "compressed data in the header": (L2_AT, ">Q", (1 << 62,), "compressed cluster lies"),
+    "compressed and copied": (L2_AT, ">Q", (3 << 62 | DATA_AT,), "compressed cluster lies"),
     "refcount block outside": (CLUSTER, ">Q", (1 << 50,), "refcount"),
     "refcount reserved bits": (CLUSTER, ">Q", (2 * CLUSTER | 1,), "refcount"),
     "refcount block twice": (CLUSTER, ">QQ", (2 * CLUSTER, 2 * CLUSTER), "twice"),
@@ -194,6 +194,13 @@ def test_compressed_boot_sector_is_read() -> None:
 def deflate(data: bytes) -> bytes:
     packer = zlib.compressobj(wbits=-12)
     return packer.compress(data) + packer.flush()
+
+
+def test_subclusters_that_are_not_allocated_read_as_zeros() -> None:
+    image = sample()
+    struct.pack_into(">Q", image, 72, 16)
+    struct.pack_into(">QQ", image, L2_AT, DATA_AT | 1 << 63, 0xFFFF_FFFE)
+    assert inspect(bytes(image)).firmware == ("bios", "uefi")  # the boot sector is not there
 
 
 def test_guest_data_is_read_across_clusters(tmp_path: Path) -> None:

@@ -180,6 +180,23 @@ async def test_never_mixes_two_versions(server: Server, tmp_path: Path, lie: str
     assert (await get(server, tmp_path / "x")).sha256 == hashlib.sha256(newer).hexdigest()
 
 
+async def test_part_that_is_shorter_than_it_says_is_not_the_end(
+    server: Server, tmp_path: Path
+) -> None:
+    def answer(asked: Asked) -> bytes:
+        if asked.number == 0:
+            return whole(ETag='"v1"')[:1_500_000]
+        if asked.number > 1:
+            return part(asked.start, ETag='"v1"')
+        span = f"bytes {asked.start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+        body = CONTENT[asked.start : asked.start + 1000]
+        return reply("206 Partial Content", body, Content_Range=span, Content_Length=1000)
+
+    server.answer = answer
+    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert len(server.asked) == 3
+
+
 async def test_without_strong_etag_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
     server.answer = lambda asked: whole(ETag='W/"v1"')[: 1_500_000 if asked.number == 0 else None]
     assert (await get(server, tmp_path / "x")).sha256 == DIGEST
@@ -218,7 +235,8 @@ async def test_length_that_lies(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claimed", [True, False])
 async def test_too_much_is_refused(server: Server, tmp_path: Path, claimed: bool) -> None:
-    server.answer = lambda asked: whole() if claimed else reply("200 OK", CONTENT)
+    claim = reply("200 OK", Content_Length=len(CONTENT))
+    server.answer = lambda asked: claim if claimed else reply("200 OK", CONTENT)
     error = await problem(server, tmp_path / "x", limit=1_000_000)
     assert error.code is Code.IMAGE_REFUSED
     assert left(tmp_path) == set()

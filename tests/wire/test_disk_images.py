@@ -59,7 +59,8 @@ async def test_publish_moves_describes_and_protects(folder: ImageFolder, tmp_pat
     assert path.name == image.digest.replace(":", "-")
     assert sorted(p.name for p in path.iterdir()) == ["disk.raw", "image.json"]
     assert (path / "disk.raw").read_bytes() == b"x" * 5000
-    assert {p.stat().st_mode & 0o777 for p in path.iterdir()} == {0o400}
+    modes = {p.name: p.stat().st_mode & 0o777 for p in path.iterdir()}
+    assert modes == {"disk.raw": 0o444, "image.json": 0o400}
     assert new.disk is not None
     assert not new.disk.exists()
     assert folder.read(image.digest) == image
