@@ -1,0 +1,49 @@
+#!/bin/sh
+# Run by mmdebstrap when all packages are installed: settle the system, then make its file system.
+# ROOT_UUID, ESP_UUID, EPOCH, ROOT_SIZE (bytes), OUT (a folder) and RECIPE come from build_debian.
+set -eu
+root=$1
+
+cat > "$root/etc/fstab" <<EOF
+UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
+UUID=$ESP_UUID /boot/efi vfat umask=0077,nofail 0 1
+EOF
+mkdir -p "$root/boot/efi" "$root/boot/grub"
+sed "s/@ROOT_UUID@/$ROOT_UUID/g" "$RECIPE/grub.cfg" > "$root/boot/grub/grub.cfg"
+
+# addresses by DHCP on every interface, unless cloud-init writes something better
+cat > "$root/etc/systemd/network/90-dhcp.network" <<EOF
+[Match]
+Name=en* eth*
+[Network]
+DHCP=yes
+[DHCPv4]
+RouteMetric=100
+EOF
+chroot "$root" systemctl -q enable systemd-networkd systemd-resolved serial-getty@ttyS0 ssh
+chroot "$root" systemctl -q disable systemd-networkd-wait-online 2> /dev/null || true
+cat > "$root/etc/cloud/cloud.cfg.d/90-serai.cfg" <<EOF
+datasource_list: [NoCloud, None]
+EOF
+
+# what must be the machine's own: made at first boot
+echo debian > "$root/etc/hostname"
+echo uninitialized > "$root/etc/machine-id"
+rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
+install -D -m 644 "$RECIPE/ssh-keys.service" "$root/etc/systemd/system/ssh-keys.service"
+chroot "$root" systemctl -q enable ssh-keys
+install -D -m 644 "$RECIPE/grow-root.service" "$root/etc/systemd/system/grow-root.service"
+chroot "$root" systemctl -q enable grow-root
+
+# what is only in the way
+chroot "$root" apt-get clean
+rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/ldconfig/* "$root"/var/cache/debconf/*-old \
+    "$root"/var/log/* "$root"/tmp/* "$root"/var/tmp/* "$root"/var/lib/dpkg/*-old "$root"/run/*
+find "$root" -xdev -name __pycache__ -prune -exec rm -rf {} +
+ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
+
+chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' | LC_ALL=C sort > "$OUT/packages"
+find "$root" -xdev -newermt "@$EPOCH" -print0 | xargs -0r touch --no-dereference --date="@$EPOCH"
+truncate -s "$ROOT_SIZE" "$OUT/root.ext4"
+E2FSPROGS_FAKE_TIME=$EPOCH mke2fs -q -t ext4 -m 1 -L root -U "$ROOT_UUID" \
+    -E "hash_seed=$ROOT_UUID,lazy_itable_init=1,nodiscard" -d "$root" "$OUT/root.ext4"
