@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from serai.errors import Code, Invalid
-from serai.units import GIB, MIB, parse_duration, parse_size
+from serai.units import GIB, MIB, parse_duration, parse_size, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +79,15 @@ def find_places(environ: Mapping[str, str], *, is_root: bool) -> Places:
     if is_root:
         return Places(home="", state=Path("/var/lib/serai"), run=Path("/run/serai"))
     user = Path(environ.get("HOME") or "/")
-    state = Path(environ.get("XDG_DATA_HOME") or user / ".local/share") / "serai"
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    return Places(home="", state=state, run=Path(runtime) / "serai" if runtime else state / "run")
+    state = (_xdg(environ, "XDG_DATA_HOME") or user / ".local/share") / "serai"
+    runtime = _xdg(environ, "XDG_RUNTIME_DIR")
+    return Places(home="", state=state, run=runtime / "serai" if runtime else state / "run")
+
+
+def _xdg(environ: Mapping[str, str], variable: str) -> Path | None:
+    """Return a base directory; a relative one is to be ignored (XDG Base Directory 0.8)."""
+    path = environ.get(variable, "")
+    return Path(path) if path.startswith("/") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +100,32 @@ class Setting:
     help: str
 
 
+LARGEST = (1 << 31) - 1
+
+
 def _positive(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise Invalid(Code.VALUE_INVALID, f"{text[:40]!r} is not a whole number above 0")
+    if not 1 <= value <= LARGEST:
+        raise Invalid(
+            Code.VALUE_INVALID, f"{shorten(text)} is not a whole number from 1 to {LARGEST}"
+        )
     return value
+
+
+def _period(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(text)} is no time at all")
+    return seconds
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise Invalid(Code.VALUE_INVALID, f"{text[:40]!r} is none of {', '.join(allowed)}")
+            raise Invalid(Code.VALUE_INVALID, f"{shorten(text)} is none of {', '.join(allowed)}")
         return text
 
     return parse
@@ -118,11 +136,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="accel", parse=_choice("auto", "kvm", "tcg"), default="auto", help="auto uses KVM only after guest code really ran under it."),
     Setting(name="uid_base", parse=_positive, default=1_879_048_192, help="First uid for guests (root only); guest n runs as uid_base + n."),
     Setting(name="log_limit", parse=parse_size, default=1 * MIB, help="Size at which a guest's serial log is cut to its newer half."),
-    Setting(name="agent_timeout", parse=parse_duration, default=120.0, help="How long a launch waits for the agent, in seconds."),
-    Setting(name="start_timeout", parse=parse_duration, default=30.0, help="How long QEMU may take to answer its monitor."),
-    Setting(name="stop_timeout", parse=parse_duration, default=30.0, help="How long a graceful stop waits before it is forced."),
-    Setting(name="heartbeat", parse=parse_duration, default=5.0, help="How often QEMU is asked whether it is there."),
-    Setting(name="monitor_timeout", parse=parse_duration, default=10.0, help="How long a monitor may be silent before its guest is called unresponsive."),
+    Setting(name="agent_timeout", parse=_period, default=120.0, help="How long a launch waits for the agent, in seconds."),
+    Setting(name="start_timeout", parse=_period, default=30.0, help="How long QEMU may take to answer its monitor."),
+    Setting(name="stop_timeout", parse=_period, default=30.0, help="How long a graceful stop waits before it is forced."),
+    Setting(name="heartbeat", parse=_period, default=5.0, help="How often QEMU is asked whether it is there."),
+    Setting(name="monitor_timeout", parse=_period, default=10.0, help="How long a monitor may be silent before its guest is called unresponsive."),
     Setting(name="disk_reserve", parse=parse_size, default=256 * MIB, help="Free space below which nothing new is written, and a guest held by a full disk stays held."),
     Setting(name="body_limit", parse=parse_size, default=1 * MIB, help="Largest request body, file transfers apart."),
     Setting(name="image_limit", parse=parse_size, default=64 * GIB, help="Largest image that is imported, both the file and its virtual size times one."),
@@ -151,6 +169,13 @@ class Settings:
     jobs_kept: int
 
 
+def _scalar(value: object) -> str:
+    """Return a TOML value as the text that stands for it in the environment."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(str(value))} is neither a text nor a number")
+    return str(value)
+
+
 def read_settings(environ: Mapping[str, str], file: Path) -> Settings:
     """Read all settings: environment over ``file`` (TOML, may be missing) over default.
 
@@ -159,7 +184,7 @@ def read_settings(environ: Mapping[str, str], file: Path) -> Settings:
     """
     found: dict[str, object] = {}
     try:
-        found = tomllib.loads(file.read_text())
+        found = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         pass
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -171,12 +196,15 @@ def read_settings(environ: Mapping[str, str], file: Path) -> Settings:
     for setting in SETTINGS:
         variable = f"SERAI_{setting.name.upper()}"
         text, where = environ.get(variable), variable
-        if text is None and setting.name in found:
-            text, where = str(found[setting.name]), str(file)
         try:
+            if text is None and setting.name in found:
+                where = str(file)
+                text = _scalar(found[setting.name])
             values[setting.name] = setting.default if text is None else setting.parse(text)
         except Invalid as error:
-            raise Invalid(error.code, f"{setting.name} in {where}: {error.message}") from error
+            raise Invalid(
+                error.code, f"{setting.name} in {where}: {error.message}", hint=error.hint
+            ) from error
     return Settings(**values)  # type: ignore[arg-type]
 
 

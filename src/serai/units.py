@@ -35,6 +35,7 @@ _DURATION_UNITS = {
     "w": 604800.0,
 }
 _GUEST_NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_GUEST_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _IMAGE_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 _LABEL_KEY = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?", re.ASCII)
 
@@ -85,11 +86,11 @@ def parse_duration(text: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Print a duration in two units at most: ``3d 4h``, ``12.3 s``, ``45 ms``."""
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = int(seconds)
+    whole = round(seconds)
     for big, small, factor, part in (("d", "h", 86400, 3600), ("h", "m", 3600, 60)):
         if whole >= factor:
             return f"{whole // factor}{big} {whole % factor // part}{small}"
@@ -99,13 +100,14 @@ def format_duration(seconds: float) -> str:
 def check_guest_name(name: str) -> str:
     """Return ``name`` if it can be a guest's name: a host name label (RFC 1123), lower case.
 
-    It starts with a letter, so that it is never taken for a number or an option.
+    It starts with a letter, so that it is never taken for a number or an option, and it is none
+    that another guest may have as its id.
     """
-    if not _GUEST_NAME.fullmatch(name):
+    if not _GUEST_NAME.fullmatch(name) or _GUEST_ID.fullmatch(name):
         raise Invalid(
             Code.NAME_INVALID,
             f"{shorten(name)} cannot be the name of a guest",
-            hint="Use 1 to 63 of a-z, 0-9 and '-', starting with a letter and not ending with '-'.",
+            hint="Use 1 to 63 of a-z, 0-9 and '-', starting with a letter and not ending with '-'; not a UUID.",
         )
     return name
 

@@ -13,7 +13,7 @@ output and a test keeps it so.
     paused        stop → stopping · kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · disk-full → io-error · silent → unresponsive
     io-error      stop → stopping · kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · went-on → running · silent → unresponsive
     stopping      kill → stopping · destroy → stopping · gone → stopped · still-up → running · exited → stopped
-    unresponsive  kill → stopping · restart → stopping · destroy → stopping · exited → crashed · answered-running → running · answered-paused → paused
+    unresponsive  kill → stopping · restart → stopping · destroy → stopping · exited → crashed · powered-off → stopping · panicked → crashed · disk-full → io-error · answered-running → running · answered-paused → paused
     crashed       start → starting · restart → starting · delete → deleting · destroy → deleting
     deleting
 """
@@ -175,6 +175,7 @@ MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
         _V.START: Ignore(),
         _V.KILL: _STOPPING,
         _V.DESTROY: _STOPPING,
+        _V.RENAME: _HERE,
         _V.LOOK: _HERE,
     },
     _S.RUNNING: _ON,
@@ -231,7 +232,8 @@ HAPPENINGS: Mapping[GuestState, Mapping[Happening, GuestState]] = {
     _S.IO_ERROR: {**_LIVE, _H.WENT_ON: _S.RUNNING, _H.SILENT: _S.UNRESPONSIVE},
     _S.STOPPING: {_H.GONE: _S.STOPPED, _H.STILL_UP: _S.RUNNING, _H.EXITED: _S.STOPPED},
     _S.UNRESPONSIVE: {
-        _H.EXITED: _S.CRASHED,
+        **_LIVE,
+        _H.DISK_FULL: _S.IO_ERROR,
         _H.ANSWERED_RUNNING: _S.RUNNING,
         _H.ANSWERED_PAUSED: _S.PAUSED,
     },
