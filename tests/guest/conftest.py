@@ -1,0 +1,89 @@
+"""Fixtures of the guest ring: a ladder from a daemon to a guest whose inside is reached.
+
+    daemon          a real daemon in a home of its own, with the image tiny
+    guest_defined   a guest that was never started
+    guest_started   it runs; its inside may not be up
+    guest_reached   its agent answers (also called ``guest``)
+
+After each test all guests are deleted and the daemon is stopped; the test fails if a process, a
+socket or a file is left. When a test fails, logs, events and command lines are saved below
+.work/failures, and the path is printed; with ``--sit`` the daemon waits for a human.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from keeper import Daemon
+from tiny import ROOT, copy_state, state_with_tiny
+
+from serai import Guest
+
+FAILURES = ROOT / ".work" / "failures"
+
+
+@pytest.fixture(scope="session")
+def tiny_state() -> Path:
+    """A state folder that holds the tiny image, built once; see ``copy_state``."""
+    return state_with_tiny()
+
+
+@pytest.fixture
+def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
+    """A daemon that has the image ``tiny``."""
+    copy_state(tiny_state, serai_home)
+    keeper = Daemon(serai_home)
+    keeper.start()
+    try:
+        yield keeper
+        if keeper.is_running:  # a test that ended it has looked for itself
+            keeper.delete_all()
+            keeper.stop()
+            assert not (left := keeper.leftovers()), f"left behind: {left}"
+    finally:
+        keeper.kill_all()
+
+
+@pytest.fixture
+def guest_defined(daemon: Daemon) -> Guest:
+    """A guest that was never started."""
+    return daemon.inn.create("tiny", name="web1", memory="128MiB")
+
+
+@pytest.fixture
+def guest_started(daemon: Daemon) -> Guest:
+    """A guest that runs; its inside may not be up."""
+    return daemon.inn.launch("tiny", name="web1", memory="128MiB", wait=False)
+
+
+@pytest.fixture
+def guest_reached(daemon: Daemon) -> Guest:
+    """A guest whose agent answers."""
+    return daemon.inn.launch("tiny", name="web1", memory="128MiB")
+
+
+@pytest.fixture
+def guest(guest_reached: Guest) -> Guest:
+    """A guest whose agent answers."""
+    return guest_reached
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    """Save what tells why a test failed while its daemon is still there."""
+    report = yield
+    keeper = getattr(item, "funcargs", {}).get("daemon")
+    if report.failed and report.when == "call" and isinstance(keeper, Daemon):
+        folder = FAILURES / item.name.replace("/", "-")
+        keeper.save(folder)
+        report.sections.append(("saved", f"logs, events and command lines: {folder}"))
+        if item.config.option.sit:
+            _sit(item, keeper)
+    return report
+
+
+def _sit(item: pytest.Item, keeper: Daemon) -> None:
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n{item.name} failed. Look around: export SERAI_HOME={keeper.home}")
+        input("Press Enter to go on. ")

@@ -1,0 +1,146 @@
+"""A real daemon in a home of its own, as the tests with real guests and the benchmarks use it."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import serai
+
+START_LIMIT = 60.0
+STOP_LIMIT = 30.0
+COMMAND_LIMIT = 120.0
+
+
+class Daemon:
+    """``serai daemon run`` as a process, and a client. Settings are given by name."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self.environ = {**os.environ, "SERAI_HOME": str(home)}
+        self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
+        self.log = home / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.inn = serai.connect(self.socket)
+
+    @property
+    def socket(self) -> Path:
+        """The socket of its API."""
+        return self.home / "run" / "api.sock"
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process; it must run."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """True while the process has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start it and wait until it answers; what it prints goes to ``log``."""
+        reading, writing = os.pipe()
+        argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=(writing,), start_new_session=True,
+            )  # fmt: skip
+        os.close(writing)
+        ready, _, _ = select.select([reading], [], [], START_LIMIT)
+        answered = bool(ready) and os.read(reading, 1) == b"1"
+        os.close(reading)
+        if not answered:
+            self.kill()
+            raise RuntimeError(f"the daemon did not start: {self.log.read_text()[-2000:]}")
+        self.inn.close()
+        self.inn = serai.connect(self.socket)
+
+    def _end(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(STOP_LIMIT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise
+
+    def stop(self) -> None:
+        """End it as ``serai daemon stop`` does; guests run on."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it by SIGKILL; guests run on."""
+        self._end(signal.SIGKILL)
+
+    def run(
+        self, *words: str, stdin: bytes = b"", timeout: float = COMMAND_LIMIT
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """Run the command line with this home and return what became of it."""
+        return subprocess.run(
+            [sys.executable, "-m", "serai", *words],
+            env=self.environ, input=stdin, capture_output=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def qemu_pids(self) -> dict[str, int]:
+        """Return the processes that have files of a guest open, by the guest's id."""
+        guests = f"{self.home}/state/guests/"
+        found = {}
+        for pid, path in _open_files():
+            if path.startswith(guests) and pid != (self.process.pid if self.process else 0):
+                found[path.removeprefix(guests).partition("/")[0]] = pid
+        return found
+
+    def delete_all(self) -> None:
+        """Delete all guests, running or not."""
+        for guest in self.inn.guests():
+            guest.delete(force=True)
+
+    def kill_all(self) -> None:
+        """End the daemon and every guest by SIGKILL, for when nothing else is sure."""
+        if self.is_running:
+            self.kill()
+        for pid in self.qemu_pids().values():
+            pidfd = os.pidfd_open(pid)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            select.select([pidfd], [], [], STOP_LIMIT)
+            os.close(pidfd)
+
+    def leftovers(self) -> list[str]:
+        """Return what is left after all guests were deleted and the daemon was stopped."""
+        left = [f"process {pid} of guest {name}" for name, pid in self.qemu_pids().items()]
+        for folder in ("run/guests", "state/guests", "state/scratch"):
+            if (self.home / folder).exists():
+                left += [str(path) for path in (self.home / folder).iterdir()]
+        return left + [str(path) for path in self.home.glob("run/*.sock")]
+
+    def save(self, folder: Path) -> None:
+        """Copy what tells why something failed: logs of the daemon and of every guest, events."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if self.is_running:
+            for words in (("events",), ("list",), ("job", "list")):
+                done = self.run(*words, "--format", "json", timeout=30)
+                (folder / f"{'-'.join(words)}.json").write_bytes(done.stdout or done.stderr)
+        for path in [self.log, *self.home.glob("state/guests/*/*.log")]:
+            name = str(path.relative_to(self.home)).replace("/", "-")
+            shutil.copyfile(path, folder / name.removeprefix("state-guests-"))
+        for name, pid in self.qemu_pids().items():
+            words_of = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b"\n")
+            (folder / f"{name}-argv").write_bytes(words_of)
+
+
+def _open_files() -> Iterator[tuple[int, str]]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            for file in (process / "fd").iterdir():
+                yield int(process.name), os.readlink(file)
+        except OSError:
+            continue  # it has ended, or is another user's

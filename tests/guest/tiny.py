@@ -1,0 +1,56 @@
+"""The tiny image, built once by the daemon itself and kept for later runs in .work/cache."""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from keeper import Daemon
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".work" / "cache"
+MADE_FROM = ("disk/*.py", "disk/recipes/tiny/*", "store/*.py", "model/image.py")
+
+
+def state_with_tiny() -> Path:
+    """Return a state folder whose only content is the tiny image; not to be written to."""
+    digest = hashlib.sha256()
+    for pattern in MADE_FROM:
+        for path in sorted((ROOT / "src" / "serai").glob(pattern)):
+            digest.update(path.read_bytes())
+    folder = CACHE / f"tiny-{digest.hexdigest()[:16]}"
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        _build(folder)
+    return folder
+
+
+def _build(folder: Path) -> None:
+    home = Path(tempfile.mkdtemp(prefix="tiny-", dir=CACHE))
+    daemon = Daemon(home)
+    daemon.start()
+    try:
+        daemon.inn.build_image("tiny")
+        daemon.stop()
+        for path in CACHE.glob("tiny-????????????????"):
+            shutil.rmtree(path)
+        (home / "state").rename(folder)
+    finally:
+        daemon.kill_all()
+        shutil.rmtree(home)
+
+
+def copy_state(template: Path, home: Path) -> None:
+    """Give ``home`` the image; its files are links, since nobody writes to an image."""
+    state = home / "state"
+    state.mkdir(mode=0o700)
+    shutil.copytree(template / "images", state / "images", copy_function=_link)
+    for name in ("serai.db", "capabilities.json"):
+        shutil.copy2(template / name, state / name)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
