@@ -43,7 +43,12 @@ find "$root" -xdev -name __pycache__ -prune -exec rm -rf {} +
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
 chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' | LC_ALL=C sort > "$OUT/packages"
-find "$root" -xdev -newermt "@$EPOCH" -print0 | xargs -0r touch --no-dereference --date="@$EPOCH"
+
+# seen through a bind mount, the tree has none of what is mounted into it at the moment
+mkdir -p "$OUT/tree"
+mount --bind "$root" "$OUT/tree"
+trap 'umount "$OUT/tree"' EXIT
+find "$OUT/tree" -xdev -newermt "@$EPOCH" -print0 | xargs -0r touch --no-dereference --date="@$EPOCH"
 truncate -s "$ROOT_SIZE" "$OUT/root.ext4"
 E2FSPROGS_FAKE_TIME=$EPOCH mke2fs -q -t ext4 -m 1 -L root -U "$ROOT_UUID" \
-    -E "hash_seed=$ROOT_UUID,lazy_itable_init=1,nodiscard" -d "$root" "$OUT/root.ext4"
+    -E "hash_seed=$ROOT_UUID,lazy_itable_init=1,nodiscard" -d "$OUT/tree" "$OUT/root.ext4"
