@@ -1,5 +1,7 @@
 """The restart policy: who is started again, and when."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,48 @@ def test_a_stable_run_forgives():
     later = 3.0 + STABLE_AFTER + LONGEST_WAIT
     decision = decide_restart(RestartPolicy.ALWAYS, ExitReason.CRASHED, restarts, later)
     assert decision == Restart(FIRST_WAIT)
+
+
+def test_a_wait_is_no_run():
+    """After five minutes of waiting, five minutes of running are no stable run."""
+    restarts, now = falls(12, lasting=0.0)
+    assert restarts[-1] - restarts[-2] == LONGEST_WAIT
+    for ran, expected in ((STABLE_AFTER - 1, LONGEST_WAIT), (STABLE_AFTER, FIRST_WAIT)):
+        decision = decide_restart(RestartPolicy.ALWAYS, ExitReason.CRASHED, restarts, now + ran)
+        assert decision == Restart(expected)
+
+
+def falls(count: int, lasting: float) -> tuple[tuple[float, ...], float]:
+    """Restart a guest ``count`` times that runs ``lasting`` seconds; return when, and its start."""
+    restarts: tuple[float, ...] = ()
+    begun = 0.0
+    for _ in range(count):
+        now = begun + lasting
+        decision = decide_restart(RestartPolicy.ALWAYS, ExitReason.CRASHED, restarts, now)
+        assert isinstance(decision, Restart)
+        restarts, begun = (*restarts, now), now + decision.after
+    return restarts, begun
+
+
+@given(st.integers(1, 60), st.floats(0, STABLE_AFTER - 1))
+def test_whoever_keeps_falling_waits_longer_and_longer(count, lasting):
+    restarts, begun = falls(count, lasting)
+    waits = [later - at - lasting for at, later in pairwise((*restarts, begun + lasting))]
+    expected = [min(FIRST_WAIT * 2.0**n, LONGEST_WAIT) for n in range(count)]
+    assert waits == pytest.approx(expected)
+
+
+@given(st.integers(1, 20), st.floats(STABLE_AFTER, 1e6))
+def test_whoever_runs_stably_is_started_again_soon(count, lasting):
+    restarts, begun = falls(count, lasting)
+    assert begun - restarts[-1] == pytest.approx(FIRST_WAIT)
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=20), st.floats(-1e9, 1e9))
+def test_a_clock_that_jumps_breaks_nothing(times, now):
+    decision = decide_restart(RestartPolicy.ALWAYS, ExitReason.CRASHED, tuple(times), now)
+    assert isinstance(decision, Restart)
+    assert FIRST_WAIT <= decision.after <= LONGEST_WAIT
 
 
 def test_a_host_that_comes_back_starts_its_guests_at_once():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from serai.errors import Busy, Code, Conflict, Invalid
-from serai.model.guest import GuestSpec
+from serai.model.guest import GuestKind, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.model.lifecycle import GuestState, Reason, Verb
 from serai.model.node import Capabilities
@@ -101,6 +101,12 @@ def check_disk(disk: int, image: Image) -> None:
 
 def check_launch(spec: GuestSpec, image: Image, capabilities: Capabilities) -> None:
     """Raise what is wrong with a spec, without looking at the moment."""
+    if spec.kind is not GuestKind.VM:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            f"a guest of the kind {spec.kind} can't be run yet",
+            hint=f"Leave the kind out, or use {GuestKind.VM}.",
+        )
     check_cpus(spec.cpus, capabilities)
     check_memory(spec.memory, image, capabilities)
     check_disk(spec.disk, image)

@@ -6,6 +6,7 @@ failure counts as the first.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from serai.model.guest import ExitReason, RestartPolicy
 
@@ -49,14 +50,15 @@ def decide_restart(
 
 
 def _in_a_row(restarts: tuple[float, ...], now: float) -> int:
-    """Count the restarts that followed each other, and now, without a stable run between."""
+    """Count the restarts before ``now`` that followed each other without a stable run between.
+
+    A run begins when the wait after its restart is over; so each wait has to be known, and they
+    are counted from the oldest on.
+    """
     count = 0
-    later = now
-    for at in reversed(restarts):
-        if later - at >= STABLE_AFTER + _wait_after(count):
-            break
-        count += 1
-        later = at
+    for before, at in pairwise((*restarts, now)):
+        ran = at - before - _wait_after(count)
+        count = 0 if ran >= STABLE_AFTER else count + 1
     return count
 
 
