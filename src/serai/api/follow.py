@@ -6,14 +6,17 @@ every read begins with the last bytes that were given out: if they are not there
 was cut, they are looked for where they are now, and reading goes on behind them.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+from serai.errors import HostFailure
+from serai.host.supervise import wait_until
+
 CHUNK = 64 << 10
 MEMORY = 1 << 10
 SEARCH_LIMIT = 64 << 20
+PATIENCE = 7 * 86400.0
 POLL = 0.2
 """How often a followed log is looked at, in seconds.
 
@@ -27,31 +30,34 @@ class LogReader:
     """One reader's place in a log. Reads are of cached pages of a small file: no thread is used."""
 
     def __init__(self, fd: int, tail: int | None) -> None:
+        self.fresh = b""
         self._fd = fd
         self._offset = 0 if tail is None else max(0, os.fstat(fd).st_size - tail)
         self._seen = b""
         self._lost = False
 
-    def is_deleted(self) -> bool:
-        """Return whether the file has no name any more: the guest was deleted."""
-        return os.fstat(self._fd).st_nlink == 0
+    def look(self) -> bool:
+        """Read on; return whether there is something new, or never will be: the log was deleted."""
+        return self.read() or os.fstat(self._fd).st_nlink == 0
 
-    def read(self) -> bytes:
-        """Return what is new since the last read, at most 64 KiB; nothing if there is nothing."""
+    def read(self) -> bool:
+        """Put what is new since the last read, at most 64 KiB, in ``fresh``; false for nothing."""
         block = os.pread(self._fd, len(self._seen) + CHUNK, self._offset - len(self._seen))
         if not block.startswith(self._seen):
+            self.fresh = b""
             return self._search()
         self._lost = False
-        fresh = block[len(self._seen) :]
-        self._offset += len(fresh)
-        self._seen = (self._seen + fresh)[-MEMORY:]
-        return fresh
+        self.fresh = block[len(self._seen) :]
+        self._offset += len(self.fresh)
+        self._seen = (self._seen + self.fresh)[-MEMORY:]
+        return bool(self.fresh)
 
-    def _search(self) -> bytes:
+    def _search(self) -> bool:
         """Find the place anew; not before the second look, so that a cut in progress is over."""
         if not self._lost:
             self._lost = True
-            return b""
+            return False
+        self._lost = False
         content = os.pread(self._fd, SEARCH_LIMIT, 0)
         found = content.rfind(self._seen)
         self._offset = found + len(self._seen) if found >= 0 else 0
@@ -73,8 +79,8 @@ async def read_log(path: Path, *, tail: int | None) -> AsyncGenerator[bytes, Non
         return
     try:
         reader = LogReader(fd, tail)
-        while chunk := reader.read():
-            yield chunk
+        while reader.read():
+            yield reader.fresh
     finally:
         os.close(fd)
 
@@ -84,21 +90,26 @@ async def follow_log(
 ) -> AsyncGenerator[bytes, None]:
     """Give the log and then what is added to it, until the guest is deleted.
 
-    ``exists`` says whether the guest is still there, for a log that was never begun.
+    ``exists`` says whether the guest is still there, for a log that was never begun. A follower
+    for whom nothing was added in a week is let go.
     """
-    while (fd := _open(path)) is None:
-        if not exists():
-            return
+    if not path.exists():
+        await _wait_for("the log begins", lambda: path.exists() or not exists())
         tail = None
-        await asyncio.sleep(POLL)
+    fd = _open(path)
+    if fd is None:
+        return
     try:
         reader = LogReader(fd, tail)
-        while True:
-            if chunk := reader.read():
-                yield chunk
-            elif reader.is_deleted():
-                return
-            else:
-                await asyncio.sleep(POLL)
+        while await _wait_for("the log grows", reader.look) and reader.fresh:
+            yield reader.fresh
     finally:
         os.close(fd)
+
+
+async def _wait_for(what: str, check: Callable[[], bool]) -> bool:
+    try:
+        await wait_until(what, check, timeout=PATIENCE, every=POLL)
+    except HostFailure:
+        return False
+    return True

@@ -127,16 +127,19 @@ def _describe(image: Image) -> _Part:
 
 def _open(folder: Path, file: ImageFile, stack: ExitStack) -> _Part:
     """Open a file before anything is sent, so that a later deletion does not hurt the export."""
-    fd = os.open(folder / file.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd = os.open(folder / file.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _corrupt(f"{file.name} can't be read: {error.strerror}") from error
     stack.callback(os.close, fd)
     length = os.fstat(fd).st_size
     if length != file.size:
-        raise HostFailure(
-            Code.IMAGE_CORRUPT,
-            f"{file.name} has {length} bytes instead of {file.size}",
-            hint="Build or import the image anew.",
-        )
+        raise _corrupt(f"{file.name} has {length} bytes instead of {file.size}")
     return _Part(_tar_header(file.name, length, None), length, fd=fd)
+
+
+def _corrupt(message: str) -> HostFailure:
+    return HostFailure(Code.IMAGE_CORRUPT, message, hint="Build or import the image anew.")
 
 
 def _tar_header(name: str, length: int, image: Image | None) -> bytes:
@@ -172,6 +175,6 @@ async def _read(part: _Part) -> AsyncGenerator[bytes, None]:
     while offset < part.length:
         chunk = await asyncio.to_thread(os.pread, part.fd, CHUNK, offset)
         if not chunk:
-            raise HostFailure(Code.IMAGE_CORRUPT, "a file of the image became shorter")
+            raise _corrupt("a file of the image became shorter")
         offset += len(chunk)
         yield chunk

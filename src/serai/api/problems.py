@@ -8,7 +8,7 @@ code ``bug``: its trace goes to the log under a reference, and only the referenc
 
 import logging
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -89,9 +89,6 @@ CODE_STATUS: Mapping[str, HTTPStatus] = {
 }
 
 RETRY_AFTER = "1"
-
-BODY_READ = "serai_body_read"
-"""Set in a request's state when nothing of its body is left on the connection."""
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,27 +210,14 @@ def no_route(untrusted_path: str) -> SeraiError:
     )
 
 
-def announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Return whether a request with these headers has a body."""
-    return any(
-        (name == b"content-length" and value != b"0") or name == b"transfer-encoding"
-        for name, value in headers
-    )
-
-
 def on_error(request: Request[Any, Any, Any], raised: Exception) -> Response[bytes]:
-    """Turn what went wrong into the answer, and log it if it was not the client's doing.
-
-    A connection on which part of a body is left is closed: reading it all would serve nobody.
-    """
+    """Turn what went wrong into the answer, and log it if it was not the client's doing."""
     error = error_of(raised, request.scope["path"])
     _log(error, raised, f"{request.method} {shorten(request.scope['path'])}")
     document = document_of(error.problem())
     headers = {"retry-after": RETRY_AFTER} if error.family is Family.BUSY else {}
     if error.code is Code.METHOD_NOT_ALLOWED:
         headers["allow"] = error.details.get("allow", "")
-    if announces_body(request.scope["headers"]) and BODY_READ not in request.scope["state"]:
-        headers["connection"] = "close"
     return Response(
         msgspec.json.encode(document),
         status_code=document.status,

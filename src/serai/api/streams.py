@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from litestar.types import Receive, Scope, Send
 
 from serai.api.calls import B, Call, HttpRequest, Q, Room
-from serai.api.problems import BODY_READ
 from serai.errors import Code, Interrupted, Invalid, SeraiError
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,6 @@ async def read_chunks(request: HttpRequest) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
         if untrusted := message.get("body", b""):
             yield untrusted
-    request.scope["state"][BODY_READ] = True
 
 
 class Stream:
@@ -167,6 +165,7 @@ class Stream:
                 await _send_chunk(send, self._first)
             async for chunk in chunks:
                 await _send_chunk(send, chunk)
+                await asyncio.sleep(0)  # ``send`` to a client that is gone returns at once
 
     async def _beat(self, send: Send) -> None:
         while True:
