@@ -6,7 +6,7 @@ of ``model``. When a second version of the API comes, its old bodies are convert
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import parse_qsl
@@ -16,13 +16,13 @@ from litestar import Request
 from litestar.exceptions import InternalServerException
 from msgspec import Meta
 
-from serai.api.problems import BODY_READ, announces_body
 from serai.errors import Code, Interrupted, Invalid
 from serai.model.event import Event
-from serai.model.guest import Guest, GuestSpec
+from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
-from serai.units import shorten
+from serai.model.talk import ExecRequest
+from serai.units import MIB, shorten
 
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -44,7 +44,11 @@ class NoQuery(Query, frozen=True):
 
 Wait = Annotated[
     float,
-    Meta(ge=0, le=MAX_WAIT, description="Wait so many seconds for the end of the job; 0 does not."),
+    Meta(
+        ge=0,
+        le=MAX_WAIT,
+        description="How many seconds to wait for the end of the job; 0: not at all.",
+    ),
 ]
 Limit = Annotated[int, Meta(ge=1, le=MAX_PAGE, description="At most so many items.")]
 Cursor = Annotated[str, Meta(description="Where to go on: `next` of the page before.")]
@@ -228,6 +232,18 @@ class EventPage(Page[Event], frozen=True):
     """A page of events. ``next`` is what to send as ``after``."""
 
 
+EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
+    LaunchBody: {"image": "tiny", "name": "web1", "cpus": 2, "memory": 512 * MIB},
+    GuestChange: {"memory": 1024 * MIB},
+    StopBody: {"timeout": 20},
+    RenameBody: {"name": "web2"},
+    ExecRequest: {"argv": ["uname", "-a"], "timeout": 10},
+    BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},
+    ImportBody: {"source": "https://example.org/disk.qcow2", "name": "mine"},
+}
+"""What a body looks like, for the pages; a test decodes each."""
+
+
 def body_decoder(kind: type[S]) -> Callable[[bytes], S]:
     """Return a function that reads a JSON body as ``kind``; no body at all is an empty object.
 
@@ -308,13 +324,21 @@ def _refuse(code: Code, error: msgspec.ValidationError, what: str, hint: str) ->
     return Invalid(code, f"{what} is wrong{where}: {message}", hint=hint, details={"path": path})
 
 
+def _announces_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a request with these headers has a body."""
+    return any(
+        (name == b"content-length" and value != b"0") or name == b"transfer-encoding"
+        for name, value in headers
+    )
+
+
 async def read_body(request: Request[Any, Any, Any]) -> bytes:
     """Read the whole body of a request, at most as long as its route allows, within 30 s.
 
     Raises Litestar's own error for a body that is too large, before it is read if its length was
     announced; Invalid (``request-too-slow``); Interrupted when the client went away.
     """
-    if not announces_body(request.scope["headers"]):
+    if not _announces_body(request.scope["headers"]):
         return b""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
@@ -325,7 +349,6 @@ async def read_body(request: Request[Any, Any, Any]) -> bytes:
         ) from error
     except InternalServerException as error:
         raise Interrupted(Code.BODY_INVALID, "the client went away within its body") from error
-    request.scope["state"][BODY_READ] = True
     return untrusted
 
 

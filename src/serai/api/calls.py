@@ -162,8 +162,8 @@ def split_docs(text: str) -> tuple[str, str]:
 
 def tag_of(path: str) -> str:
     """Return the group of a path: ``guests`` for ``/v1/guests/{guest}``."""
-    parts = path.strip("/").split("/")
-    return parts[1] if len(parts) > 1 and parts[0] == "v1" else "pages"
+    parts = path.removeprefix("/v1/").split("/")
+    return parts[0] if path.startswith("/v1/") and "." not in path else "description"
 
 
 def socket_route(

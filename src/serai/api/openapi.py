@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from serai.api.answers import PROBLEM_JSON
-from serai.api.bodies import NoBody
+from serai.api.answers import JSON, PROBLEM_JSON
+from serai.api.bodies import EXAMPLES, NoBody
 from serai.api.calls import Document, Reply, Route, SocketRoute
 from serai.api.problems import CODE_STATUS, ProblemDocument
 from serai.api.routes import (
@@ -104,7 +104,7 @@ def _build_operation(row: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"content": {row.raw: {}}}
     elif row.body is not NoBody:
         required = any(field.required for field in msgspec.structs.fields(row.body))
-        content = {"application/json": {"schema": schemas[row.body]}}
+        content = {JSON: {"schema": schemas[row.body], "example": EXAMPLES[row.body]}}
         operation["requestBody"] = {"required": required, "content": content}
     return operation
 
