@@ -334,11 +334,15 @@ class FakeEngine:
 
     async def watch(self, *, after: int | None) -> AsyncIterator[Event]:
         seen = len(self.all_events) if after is None else after
+
+        def has_news() -> bool:
+            return len(self.all_events) > seen
+
         self.watchers += 1
         try:
             while True:
                 async with self._news:
-                    await self._news.wait_for(lambda: len(self.all_events) > seen)
+                    await self._news.wait_for(has_news)
                 waiting = self.all_events[seen:]
                 if len(waiting) > WATCH_LIMIT:
                     yield Event(seq=waiting[-1].seq, at=NOW, kind=EventKind.MISSED)
@@ -349,4 +353,3 @@ class FakeEngine:
                     yield event
         finally:
             self.watchers -= 1
-
