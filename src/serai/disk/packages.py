@@ -35,10 +35,9 @@ async def depends_on(package: str, prefix: str) -> str:
 
 async def ensure_lists() -> None:
     """Bring apt's lists up to date if it has none and we may."""
-    done = await run(["apt-cache", "policy", "busybox-static"], timeout=60.0, ok=(0, 100))
-    if b"Candidate: (none)" not in done.stdout and b"Candidate" in done.stdout:
-        return
-    if os.geteuid() == 0:
+    # madison tells only of what can be downloaded; policy would also tell of what is installed
+    done = await run(["apt-cache", "madison", "busybox-static"], timeout=60.0, ok=(0, 100))
+    if not done.stdout.strip() and os.geteuid() == 0:
         await run(["apt-get", "update", "-q"], timeout=UPDATE_TIMEOUT)
 
 
