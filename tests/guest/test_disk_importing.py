@@ -3,6 +3,7 @@
 import asyncio
 import bz2
 import gzip
+import hashlib
 import lzma
 import os
 import shutil
@@ -199,6 +200,23 @@ async def test_digest(raw: Path, scratch: Path) -> None:
     error = await refusal(raw, scratch, sha256="0" * 64)
     assert error.code is Code.IMAGE_DIGEST_MISMATCH
     assert error.details["found"] == digest
+
+
+async def test_from_a_url(raw: Path, scratch: Path, tmp_path: Path) -> None:
+    content = gzip.compress(raw.read_bytes(), 1)
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head.encode() + content)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://me:secret@127.0.0.1:{port}/some.raw.gz?token=1"
+        new = await bring(url, scratch, sha256=hashlib.sha256(content).hexdigest())
+    assert same(new, raw)
+    assert new.source == f"http://127.0.0.1:{port}/some.raw.gz"
 
 
 async def test_published_and_exported_and_imported_again(

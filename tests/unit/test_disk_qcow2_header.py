@@ -110,7 +110,7 @@ HOSTILE = {
     "L2 outside": (L1_AT, ">Q", (1 << 50,), "L2 table"),
     "L2 not aligned": (L1_AT, ">Q", (L2_AT + 512,), "L2 table"),
     "L1 reserved bits": (L1_AT, ">Q", (L2_AT | 1,), "L2 table"),
-    "data outside": (L2_AT, ">Q", (1 << 50,), "L2 table"),
+    "data outside": (L2_AT, ">Q", (1 << 50,), "outside"),
     "data not aligned": (L2_AT, ">Q", (DATA_AT + 512,), "L2 table"),
     "L2 reserved bits": (L2_AT, ">Q", (DATA_AT | 2,), "L2 table"),
     "compressed data outside": (L2_AT, ">Q", (1 << 62 | 1 << 53,), "compressed cluster lies"),

@@ -51,7 +51,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A complete download. ``url`` is where it was asked for, without user and password."""
+    """A complete download. ``url`` is where it was asked for (``plain_url``)."""
 
     path: Path
     size: int
@@ -105,8 +105,8 @@ def check_url(text: str) -> httpx.URL:
 
 
 def plain_url(url: httpx.URL) -> str:
-    """Return ``url`` as it may be stored and shown: without user, password and fragment."""
-    return str(url.copy_with(username=None, password=None, fragment=None))
+    """Return ``url`` as it may be stored and shown: without user, password and query (a key?)."""
+    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 async def fetch(

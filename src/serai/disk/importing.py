@@ -123,7 +123,7 @@ def _is_usable_path(place: str) -> bool:
 
 
 def shown_source(source: str) -> str:
-    """Return where an image came from as it may be stored: without user and password."""
+    """Return where an image came from as it may be stored: without user, password and query."""
     return plain_url(check_url(source)) if "://" in source else source
 
 

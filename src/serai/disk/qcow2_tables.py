@@ -1,7 +1,7 @@
 """The tables of an untrusted qcow2 file: every entry is looked at before QEMU sees the file.
 
-``check_tables`` refuses entries that point outside of the file, are not aligned or have reserved
-bits set, and tables that are used twice (which would make a small file take for ever to read).
+``check_tables`` refuses entries that point outside of the file (where there is anything to read),
+are not aligned or have reserved bits set, and tables that are used twice (which would make a small file take for ever to read).
 Reading guest data (``read_guest``) is for looking at boot sectors, not for copying disks.
 """
 
@@ -100,10 +100,10 @@ def _check_standard(reader: Reader, header: Qcow2Header, table: bytes) -> None:
             continue
         if entry & COMPRESSED:
             _check_compressed(reader, header, entry)
-        elif entry & ~allowed or entry & OFFSET & inside or entry & OFFSET >= size:
-            raise refused(
-                "an entry of an L2 table has impossible bits or points outside of the file"
-            )
+        elif entry & ~allowed or entry & OFFSET & inside:
+            raise refused("an entry of an L2 table has impossible bits")
+        elif entry & OFFSET >= size and not entry & ZERO:
+            raise refused("a cluster lies outside of the file (truncated, or it lies)")
 
 
 def _check_extended(reader: Reader, header: Qcow2Header, table: bytes) -> None:
@@ -122,10 +122,10 @@ def _check_extended(reader: Reader, header: Qcow2Header, table: bytes) -> None:
             continue
         offset = entry & OFFSET
         allocated, zeros = bitmap & 0xFFFF_FFFF, bitmap >> 32
-        if entry & ~(OFFSET | COPIED) or offset & inside or offset >= size:
-            raise refused(
-                "an entry of an L2 table has impossible bits or points outside of the file"
-            )
+        if entry & ~(OFFSET | COPIED) or offset & inside:
+            raise refused("an entry of an L2 table has impossible bits")
+        if offset >= size and allocated:
+            raise refused("a cluster lies outside of the file (truncated, or it lies)")
         if allocated & zeros or (allocated and not offset):
             raise refused("the subclusters of a cluster contradict each other")
 

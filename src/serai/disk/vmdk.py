@@ -143,10 +143,7 @@ def _check_descriptor(reader: Reader, header: VmdkHeader) -> str:
     if b"parentFileNameHint" in region:
         raise refused("it names a parent: a part of its content would come from another file")
     untrusted_text = region[: header.descriptor_length * SECTOR].partition(b"\0")[0]
-    try:
-        lines = untrusted_text.decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise refused("its description is not text") from error
+    lines = untrusted_text.decode(errors="replace").splitlines()  # names may be in any charset
     settings, extents = _read_descriptor(lines)
     kind = settings.get("createType", "")
     if kind not in (SPARSE, STREAM):
@@ -181,7 +178,7 @@ def _check_extents(extents: list[tuple[str, ...]], header: VmdkHeader) -> None:
     if len(extents) != 1:
         raise refused(f"it has {len(extents)} extents instead of one: its data is elsewhere")
     access, sectors, kind, name, rest = extents[0]
-    if access != "RW" or kind != "SPARSE" or rest.strip():
+    if access not in ("RW", "RDONLY") or kind != "SPARSE" or rest.strip():
         raise refused(f"its extent is {access} {kind}, not RW SPARSE: its data is elsewhere")
     if int(sectors) != header.capacity:
         raise refused("its extent has another size than the disk")
