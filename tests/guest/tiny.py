@@ -9,7 +9,15 @@ from keeper import Daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".work" / "cache"
-MADE_FROM = ("disk/*.py", "disk/recipes/tiny/*", "store/*.py", "model/image.py")
+MADE_FROM = (
+    "disk/build_tiny.py",
+    "disk/linux.py",
+    "disk/cpio.py",
+    "disk/boot.py",
+    "disk/recipes/tiny/*",
+    "store/*.py",
+    "model/image.py",
+)
 
 
 def state_with_tiny() -> Path:
