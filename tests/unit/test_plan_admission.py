@@ -1,7 +1,7 @@
 """Admission: every refusal is a sentence with a way out, and limits are checked beforehand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serai.errors import Busy, Code, Conflict, Invalid, SeraiError
@@ -180,6 +180,8 @@ def test_a_launch_with_one_thing_wrong(changes: dict[str, object], code: Code):
 
 
 @given(st.integers(1, 1 << 44), st.integers(0, 1 << 44))
+@example(GIB, GIB + ROOM_PER_GUEST)
+@example(GIB, GIB + ROOM_PER_GUEST - 1)
 def test_room_is_refused_with_the_arithmetic(memory: int, available: int):
     error = raised_by(check_room, memory, available)
     assert (error is None) == (memory + ROOM_PER_GUEST <= available)

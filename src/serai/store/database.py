@@ -6,7 +6,7 @@ is SQL that PostgreSQL speaks too.
 SQLAlchemy runs on threads of our own (one writes, two read), not through aiosqlite: that is a
 thread as well, but one that is called several times for each statement, and SQLAlchemy's asyncio
 layer brings the whole ORM. Measured: 2.5 times the CPU for each commit, 8 MB, and 0.3 s at start
-(docs/design/0005-the-store.md).
+(docs/design/0006-the-store.md).
 """
 
 import asyncio
