@@ -259,6 +259,25 @@ async def test_no_room_leaves_nothing(server: Server, tmp_path: Path) -> None:
     assert left(tmp_path) == set()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+async def test_full_disk_leaves_nothing(server: Server, small_disk: Path, claimed: bool) -> None:
+    server.answer = lambda asked: whole() if claimed else reply("200 OK", CONTENT)
+    assert (await problem(server, small_disk / "x")).code is Code.DISK_FULL
+    assert left(small_disk) == set()
+
+
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x", "\x00"])
 async def test_redirect_elsewhere_is_refused(server: Server, tmp_path: Path, place: str) -> None:
     server.answer = lambda asked: reply("302 Found", Location=place)
