@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,17 @@ from serai.settings import Settings, read_settings
 PROBLEM = "application/problem+json"
 
 
+@cache
+def openapi() -> dict[str, Any]:
+    """Return the document; made once."""
+    return build_openapi()
+
+
 class Judge:
     """Compares answers with the OpenAPI document."""
 
     def __init__(self) -> None:
-        self.document = build_openapi()
+        self.document = openapi()
         self._paths = [
             (re.compile(re.sub(r"{\w+}", "[^/]+", path)), operations)
             for path, operations in self.document["paths"].items()

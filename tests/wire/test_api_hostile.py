@@ -242,7 +242,7 @@ async def test_a_slow_head_is_cut(inn: Inn, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_slow_body_is_cut(inn: Inn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serai.api.bodies.BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr("serai.api.decoding.BODY_TIMEOUT", 0.05)
     status, _, body = await inn.send_raw(HEAD + b"content-length: 100\r\n\r\n{")
     assert (status, json.decode(body)["code"]) == (408, "request-too-slow")
 

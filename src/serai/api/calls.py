@@ -17,7 +17,8 @@ from litestar import Request, WebSocket
 from litestar.types import ASGIApp, Method
 
 from serai.api.answers import JSON
-from serai.api.bodies import NoBody, NoQuery, body_decoder, query_decoder, read_body
+from serai.api.bodies import NoBody, NoQuery
+from serai.api.decoding import body_decoder, query_decoder, read_body
 from serai.api.ports import EngineLike
 from serai.errors import Code
 from serai.settings import Settings

@@ -11,8 +11,9 @@ import msgspec
 from litestar.types import ASGIApp
 
 from serai.api.answers import SSE, answer_json
-from serai.api.bodies import EventsQuery, NoBody, Page, read_header
+from serai.api.bodies import EventsQuery, NoBody, Page
 from serai.api.calls import Call
+from serai.api.decoding import read_header
 from serai.api.streams import Stream, as_generator
 from serai.errors import Code, Invalid
 from serai.model.event import Event, EventKind
@@ -64,6 +65,8 @@ def render_event(event: Event) -> bytes:
     """Return an event as it stands in a stream.
 
     ``missed`` has no id: a client that reconnects asks for what came after the last one it saw.
+    Nor has an event without a number, which a full disk kept from being stored.
     """
-    line = b"" if event.kind is EventKind.MISSED else b"id: %d\n" % event.seq
+    has_id = event.seq > 0 and event.kind is not EventKind.MISSED
+    line = b"id: %d\n" % event.seq if has_id else b""
     return b"%sevent: %s\ndata: %s\n\n" % (line, event.kind.encode(), msgspec.json.encode(event))

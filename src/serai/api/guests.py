@@ -13,9 +13,9 @@ from serai.api.bodies import (
     RenameBody,
     StopBody,
     WaitQuery,
-    read_version,
 )
 from serai.api.calls import Call
+from serai.api.decoding import read_version
 from serai.api.paging import page_by_name
 from serai.errors import Code, Invalid
 from serai.model.actions import (

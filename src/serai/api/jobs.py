@@ -7,8 +7,9 @@ from typing import TypeVar
 from litestar.types import ASGIApp, Method
 
 from serai.api.answers import PROBLEM_JSON, Answer, answer_json
-from serai.api.bodies import JobsQuery, NoBody, NoQuery, WaitQuery, read_key
+from serai.api.bodies import JobsQuery, NoBody, NoQuery, WaitQuery
 from serai.api.calls import B, Call, Reply, Route, route
+from serai.api.decoding import read_key
 from serai.api.paging import cut_page, read_cursor
 from serai.api.problems import document_of
 from serai.api.streams import attended

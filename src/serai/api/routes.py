@@ -171,6 +171,7 @@ ROUTES: tuple[Route, ...] = (
           problems=(_C.JOB_NOT_FOUND, _C.JOB_NOT_CANCELLABLE)),
 
     route("GET", "/v1/events", list_events, query=EventsQuery, headers=("Accept", "Last-Event-ID"),
+          problems=(_C.QUEUE_FULL,),
           replies=(*_gives("A page of events.", EventPage), *_gives("A stream of events.", None, SSE))),
 
     route("GET", "/v1/openapi.json", show_openapi, replies=_gives("An OpenAPI 3.1 document.", dict[str, Any])),
