@@ -7,7 +7,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from importlib import import_module
@@ -19,6 +18,7 @@ from serai.cli.options import connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, say
 from serai.client import calls
 from serai.errors import Code, HostFailure, Interrupted, SeraiError
+from serai.host.process import start_detached
 from serai.model.node import DaemonStatus
 from serai.settings import current_places, read_settings
 
@@ -65,29 +65,22 @@ def _spawn() -> None:
     places = current_places()
     places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     reading, writing = os.pipe()
+    argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
     with open(places.log, "ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(writing,),
-            start_new_session=True,
-            cwd="/",
-        )
+        pid = start_detached(argv, env=os.environ, pass_fds=(writing,), output_to=log.fileno())
     os.close(writing)
     ready, _, _ = select.select([reading], [], [], START_LIMIT)
     answered = bool(ready) and os.read(reading, 1) == b"1"
     os.close(reading)
     if not answered:
-        raise _start_failed(child)
+        raise _start_failed(pid)
 
 
-def _start_failed(child: "subprocess.Popen[bytes]") -> HostFailure:
+def _start_failed(pid: int) -> HostFailure:
     log = current_places().log
-    ended = child.poll() is not None
+    ended, _ = os.waitpid(pid, os.WNOHANG)
     if not ended:
-        child.kill()
+        os.kill(pid, signal.SIGKILL)  # our own child, not reaped: the number is still its own
     end = log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
     what = "ended at once" if ended else f"did not answer within {START_LIMIT:.0f} s"
     return HostFailure(

@@ -107,7 +107,7 @@ async def _efi_partition(plan: DiskPlan, scratch: Path) -> Path:
     with esp.open("xb") as file:
         file.truncate(ESP_SECTORS * SECTOR)
     epoch = {"SOURCE_DATE_EPOCH": str(plan.epoch)}
-    argv = ["mkfs.vfat", "-F", "16", "-n", "EFI", "-i", plan.esp_serial, "--invariant", str(esp)]
+    argv = ["mkfs.vfat", "-F", "16", "-n", "EFI", "-i", plan.esp_serial, str(esp)]
     await run(argv, timeout=30.0, env=epoch)
     os.utime(loader, (plan.epoch, plan.epoch))
     for folder in ("::EFI", "::EFI/BOOT"):

@@ -101,6 +101,7 @@ class Script:
 
     procedures: Mapping[Verb, Procedure]
     phases: Mapping[Verb, tuple[str, ...]]
+    start_by_policy: Procedure
     react: Reaction
 
 
@@ -250,7 +251,7 @@ class GuestDriver:
             log.warning("%s was not started again: %s", self.name, error.message)
             return
         self.enter(GuestState.STARTING)
-        self.begin(job, self._script.procedures[Verb.START])
+        self.begin(job, self._script.start_by_policy)
 
     # -- the task ------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from serai.engine.procedures import (
     PROCEDURES,
     create,
     launch,
+    start_by_policy,
 )
 from serai.engine.running import react
 from serai.errors import Code, Conflict, NotFound, error_from_problem
@@ -53,7 +54,9 @@ from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
 
-VM_SCRIPT = Script(procedures=PROCEDURES, phases=PHASES, react=react)
+VM_SCRIPT = Script(
+    procedures=PROCEDURES, phases=PHASES, start_by_policy=start_by_policy, react=react
+)
 
 
 class Engine:
@@ -326,10 +329,21 @@ class Engine:
             self._house.names.keep_number(record.number)
             image = self._images.by_digest(record.image_digest) or _lost_image(record)
             self._own(self._driver(record, image, state_at_rest(record)))
-        sentences = await self._take_up_guests(unfinished)
+        sentences = await self._reserve_damaged()
+        sentences += await self._take_up_guests(unfinished)
         sentences += await self._take_up_images(unfinished)
         await asyncio.to_thread(self._images.tidy)
         return sentences
+
+    async def _reserve_damaged(self) -> list[str]:
+        """Keep the names and numbers of guests whose records can't be read from being used again."""
+        damaged = await self._house.journal.store.damaged()
+        for row in damaged:
+            if row.name:
+                self._house.names.claim(row.name, row.key)
+            if row.number:
+                self._house.names.keep_number(row.number)
+        return [f"{row.table} {row.name or row.key} can't be read: {row.reason}" for row in damaged]
 
     async def _take_up_guests(self, unfinished: list[Job]) -> list[str]:
         drivers = list(self._drivers.values())

@@ -1,7 +1,7 @@
 """What happened, first durable and then told: the one way from the engine to store and bus.
 
 Everything that changes is committed here together with its events; only after the commit do the
-watchers hear of it, in the order of the store's numbers. Not for: deciding what happened.
+watchers hear of it, in the order of the store's numbers, and also when whoever committed is gone. Not for: deciding what happened.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Journal:
 
     def __init__(self, store: Store, bus: Bus, clock: Callable[[], float]) -> None:
         self.store = store
-        self._bus = bus
+        store.listen(bus.publish)
         self._clock = clock
         self._pending: deque[Event] = deque(maxlen=PENDING_LIMIT)
         self._wake = asyncio.Event()
@@ -41,13 +41,11 @@ class Journal:
         )
 
     async def commit(self, *changes: Change, events: tuple[Event, ...] = ()) -> None:
-        """Make ``changes`` and ``events`` durable together, then tell the watchers.
+        """Make ``changes`` and ``events`` durable together; the watchers are told.
 
         On failure nothing of it is stored or told. A cancelled caller does not know the outcome.
         """
-        stored = await self.store.commit(*changes, *(AddEvent(event) for event in events))
-        for event in stored:
-            self._bus.publish(event)
+        await self.store.commit(*changes, *(AddEvent(event) for event in events))
 
     def tell(self, event: Event) -> None:
         """Store and publish ``event`` soon, without making the caller wait."""
@@ -62,7 +60,7 @@ class Journal:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all events that wait; those that can't be written are published all the same."""
+        """Write all events that wait; those that can't be written are lost, and the log says so."""
         events = tuple(self._pending)
         self._pending.clear()
         if not events:

@@ -14,7 +14,7 @@ import msgspec
 from serai.disk.volumes import create_root, create_uefi_vars, find_root, grow_root
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
-from serai.engine.running import attach, detach, let_go, open_instance
+from serai.engine.running import attach, detach, follow_policy, let_go, open_instance
 from serai.errors import Code, Conflict, Interrupted, SeraiError
 from serai.model.actions import LaunchGuest, RenameGuest, RestartGuest, SetGuest, StopGuest
 from serai.model.event import EventKind
@@ -164,6 +164,15 @@ async def _start(driver: GuestDriver) -> None:
         raise
     attach(driver, instance)
     driver.happen(Happening.UP)
+
+
+async def start_by_policy(driver: GuestDriver, job: LiveJob) -> None:
+    """Start a guest by its restart policy; one that can't be started is tried again later."""
+    try:
+        await start(driver, job)
+    except SeraiError as error:
+        driver.follow_up(follow_policy(driver, ExitReason.CRASHED, error.problem()))
+        raise
 
 
 async def stop(driver: GuestDriver, job: LiveJob) -> None:

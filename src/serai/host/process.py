@@ -309,18 +309,33 @@ async def spawn(
     later is seen by ``Process.wait``.
     """
     full = [*confinement.prefix(), *argv]
+    pid = start_detached(full, env=CLEAN_ENV, pass_fds=pass_fds, output_to=stderr_to)
+    process = Process(pid, os.pidfd_open(pid), is_child=True)
+    if confinement.cgroup is not None:
+        await asyncio.to_thread(confinement.cgroup.add, pid)
+    return process
+
+
+def start_detached(
+    argv: Sequence[str], *, env: Mapping[str, str], pass_fds: Sequence[int], output_to: int
+) -> int:
+    """Start a program in a session of its own and return its pid; the caller owns that child.
+
+    It takes about a millisecond: the call returns once the program is there (posix_spawn(3)).
+    Raises HostFailure (``tool-missing``).
+    """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     actions: list[tuple[int, int, int]] = [
         (os.POSIX_SPAWN_DUP2, null, 0),
-        (os.POSIX_SPAWN_DUP2, stderr_to, 1),
-        (os.POSIX_SPAWN_DUP2, stderr_to, 2),
+        (os.POSIX_SPAWN_DUP2, output_to, 1),
+        (os.POSIX_SPAWN_DUP2, output_to, 2),
         *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),
     ]
     try:
-        pid = os.posix_spawn(  # noqa: ASYNC221 - returns once the program is there: 1 ms
-            full[0],
-            full,
-            dict(CLEAN_ENV),
+        return os.posix_spawn(
+            argv[0],
+            list(argv),
+            dict(env),
             file_actions=actions,
             setsid=True,
             setsigmask=(),
@@ -328,14 +343,10 @@ async def spawn(
         )
     except FileNotFoundError as error:
         raise HostFailure(
-            Code.TOOL_MISSING, f"{full[0]} is missing", hint="See: serai doctor"
+            Code.TOOL_MISSING, f"{argv[0]} is missing", hint="See: serai doctor"
         ) from error
     finally:
         os.close(null)
-    process = Process(pid, os.pidfd_open(pid), is_child=True)
-    if confinement.cgroup is not None:
-        await asyncio.to_thread(confinement.cgroup.add, pid)
-    return process
 
 
 def keep_descriptors() -> None:

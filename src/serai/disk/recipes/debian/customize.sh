@@ -6,7 +6,7 @@ root=$1
 
 cat > "$root/etc/fstab" <<EOF
 UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
-UUID=$ESP_UUID /boot/efi vfat umask=0077,nofail 0 1
+UUID=$ESP_UUID /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=5s 0 1
 EOF
 mkdir -p "$root/boot/efi" "$root/boot/grub"
 sed "s/@ROOT_UUID@/$ROOT_UUID/g" "$RECIPE/grub.cfg" > "$root/boot/grub/grub.cfg"
@@ -39,7 +39,6 @@ chroot "$root" systemctl -q enable grow-root
 chroot "$root" apt-get clean
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/ldconfig/* "$root"/var/cache/debconf/*-old \
     "$root"/var/log/* "$root"/tmp/* "$root"/var/tmp/* "$root"/var/lib/dpkg/*-old "$root"/run/*
-find "$root" -xdev -name __pycache__ -prune -exec rm -rf {} +
 ln -sf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
 chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' | LC_ALL=C sort > "$OUT/packages"
