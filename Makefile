@@ -48,10 +48,10 @@ docs: dev ## make the pages of docs/ that come from the program
 	@SERAI_GOLDEN=write $(PYTEST) -q tests/habits/test_docs.py tests/wire/test_api_description.py
 
 bench: dev ## measure against bare QEMU and libvirt, write docs/benchmarks.md (some minutes)
-	@$(PYTHON) -m bench
+	@PYTHONPATH=tests/guest $(PYTHON) -m bench
 
 soak: dev ## 1,000 cycles, killed daemons, stopped guests, a full disk: what leaks, what is lost
-	@$(PYTHON) -m bench.soak
+	@PYTHONPATH=tests/guest $(PYTHON) -m bench.soak
 
 sizes: dev ## the longest files and functions
 	@$(PYTHON) tests/habits/sizes.py

@@ -1,0 +1,100 @@
+"""Measure everything that is promised about speed and write ``docs/benchmarks.md``.
+
+``python -m bench``        all of it (some minutes), and the page
+``python -m bench NAME …`` only these measurements, and no page: one many launch api list cost adopt
+"""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bench import adopting, asking, starting
+from bench.figures import Row, table
+from bench.host import describe, free_memory, warm_up
+from bench.scene import Scene, open_scene
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+WARM = 6 << 30
+
+TEXT = """\
+<!-- Made by `make bench`; edit bench/, not this page. -->
+
+# Benchmarks
+
+Measured by `make bench` in one run, turn by turn where two things are compared, after the memory was
+touched once. A time is a median, with the 99th percentile (or the slowest of fewer than 100) in brackets. "Reached"
+is the ratio of serai to bare QEMU where there is one, else the figure itself. Bare QEMU is the same command line started by
+a minimal asyncio script (`bench/bare.py`): no confinement, no database, nobody who could ask it anything.
+
+{table}
+
+The host: {host}. Other machines give other times; the ratios travel better.
+
+{note}
+"""
+
+
+async def _one(scene: Scene) -> list[Row]:
+    return await starting.measure_one(scene)
+
+
+async def _api(scene: Scene) -> list[Row]:
+    await asking.define_guests(scene)
+    return asking.measure_api(scene)
+
+
+async def _list(scene: Scene) -> list[Row]:
+    await asking.define_guests(scene)
+    return asking.measure_command(scene)
+
+
+async def _cost(scene: Scene) -> list[Row]:
+    await asking.define_guests(scene)
+    return asking.measure_cost(scene)
+
+
+MEASUREMENTS: dict[str, Callable[[Scene], Awaitable[list[Row]]]] = {
+    "one": _one,
+    "many": starting.measure_many,
+    "launch": starting.measure_launch,
+    "api": _api,
+    "list": _list,
+    "cost": _cost,
+    "adopt": adopting.measure_adoption,
+}
+
+
+async def _measure(scene: Scene, names: list[str]) -> list[Row]:
+    rows = []
+    for name in names:
+        print(f"bench: {name}", file=sys.stderr, flush=True)
+        found = await MEASUREMENTS[name](scene)
+        for row in found:
+            print(f"  {' | '.join(row.cells())}", file=sys.stderr, flush=True)
+        rows += found
+    return rows
+
+
+def main() -> int:
+    """Measure; exit code 0 whether or not every limit is kept: the page says which are not."""
+    wanted = sys.argv[1:]
+    if unknown := set(wanted) - MEASUREMENTS.keys():
+        sys.exit(f"bench: no such measurement: {', '.join(sorted(unknown))}")
+    warm_up(min(WARM, free_memory() // 2))
+    with open_scene() as scene:
+        rows = asyncio.run(_measure(scene, wanted or list(MEASUREMENTS)))
+        can = scene.daemon.inn.status().capabilities
+        version = scene.libvirt.version() if scene.libvirt else ""
+        host = describe(can.qemu_version, can.accel, version)
+        note = starting.show_note(scene)
+    if not wanted:
+        PAGE.write_text(TEXT.format(table=table(rows), host=host, note=note))
+        print(f"bench: {PAGE.relative_to(Path.cwd())} is written", file=sys.stderr)
+    missed = sum(not row.is_met for row in rows)
+    print(f"bench: {len(rows)} figures, {missed} of them over their limit", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
