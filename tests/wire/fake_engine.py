@@ -39,6 +39,7 @@ from serai.units import check_guest_name, check_labels, shorten
 NOW = 1_700_000_000.5
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 WATCH_LIMIT = 100
+ENDLESS = 50_000
 
 
 def make_guest(name: str, number: int, **changes: object) -> Guest:
@@ -85,6 +86,7 @@ class FakeEngine:
         self.hold = False
         self.failures: dict[str, Exception] = {}
         self.watchers = 0
+        self.given = 0
         self.running: set[str] = set()
         self.ended = asyncio.Event()
         self._news = asyncio.Condition()
@@ -293,7 +295,7 @@ class FakeEngine:
         if path == "/endless":
             self.running.add(name)
             try:
-                while True:
+                for self.given in range(ENDLESS):
                     yield bytes(1 << 16)
             finally:
                 self.running.discard(name)

@@ -5,12 +5,14 @@ import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from api_peer import Inn, flood, read_answer, read_head, served
 from msgspec import json
 
 from serai.api import server
-from serai.errors import Code, HostFailure
+from serai.api.decoding import body_decoder
+from serai.errors import Code, HostFailure, Invalid
 
 DEEP = 100_000
 
@@ -93,6 +95,23 @@ async def test_a_verb_takes_no_unknown_body(inn: Inn) -> None:
 async def test_queries_that_are_wrong(inn: Inn, query: str) -> None:
     refused = await inn.refused("POST", f"/v1/guests/g1/start?{query}")
     assert refused == "400 value-invalid"
+
+
+async def test_a_query_that_is_no_utf8_names_no_other_file(inn: Inn) -> None:
+    assert await inn.refused("GET", "/v1/guests/g1/files?path=/%ff") == "400 value-invalid"
+
+
+async def test_a_query_has_few_parameters(inn: Inn) -> None:
+    many = "&".join(["label=a=1"] * 1000)
+    assert await inn.refused("GET", f"/v1/guests?{many}") == "400 value-invalid"
+
+
+def test_deep_json_in_a_part_that_is_skipped() -> None:
+    class Loose(msgspec.Struct):
+        pass
+
+    with pytest.raises(Invalid, match="recursion"):
+        body_decoder(Loose)(b'{"a":' + b"[" * DEEP)
 
 
 @pytest.mark.parametrize("cursor", ["!", "a", "%F0%9F%90%AB", "////", "_w", "-" * 500])

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from api_peer import Inn, read_head, served
+from fake_engine import ENDLESS
 from httpx import RemoteProtocolError
 from msgspec import json
 from websockets.asyncio.client import ClientConnection, unix_connect
@@ -272,6 +273,7 @@ async def test_a_pull_holds_back_for_a_slow_client(inn: Inn) -> None:
     assert time.process_time() - begun < 0.2
     writer.close()
     await until(lambda: not inn.engine.running)
+    assert inn.engine.given < ENDLESS / 2, "it was read on after the client had left"
 
 
 def _memory() -> int:
