@@ -109,7 +109,7 @@ def test_power_off_from_inside_is_no_crash(daemon: Daemon, guest: Guest) -> None
 
 def test_a_reset_from_inside_is_told_and_the_guest_goes_on(daemon: Daemon, guest: Guest) -> None:
     pid = guest.refresh().info.pid
-    guest.run("reboot -f &")
+    guest.run("sh -c 'sleep 0.2; reboot -f' > /dev/null 2>&1 &")
     wait_for("the reset is told", lambda: "guest-reset" in events_of(daemon, guest))
     wait_for("it answers again", lambda: guest.refresh().info.agent == "answering")
     assert guest.info.pid == pid

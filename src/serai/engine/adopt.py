@@ -118,10 +118,10 @@ async def _seen_state(driver: GuestDriver, instance: Instance) -> str:
             driver.happen(Happening.DISK_FULL)
         case RunState.POWERED_OFF:
             driver.happen(Happening.POWERED_OFF)
-            driver.follow_up(end_by_itself(driver, ExitReason.POWERED_OFF, ""))
+            driver.follow_up(end_by_itself(driver, ExitReason.POWERED_OFF))
         case RunState.PANICKED:
             driver.happen(Happening.PANICKED)
-            driver.follow_up(end_by_itself(driver, ExitReason.PANICKED, ""))
+            driver.follow_up(end_by_itself(driver, ExitReason.PANICKED))
         case _:
             pass
     return str(seen)

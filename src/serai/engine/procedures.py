@@ -6,6 +6,7 @@ raised. What holds after a failure stands in each docstring. Phases: ``PHASES``.
 """
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Mapping
 
@@ -41,6 +42,7 @@ CREATE_PHASES = ("volumes",)
 
 QUIT_TIMEOUT = 2.0
 POWER_OFF_ASK_TIMEOUT = 2.0
+CPU_TIMEOUT = 3.0
 
 
 # -- creating ------------------------------------------------------------------------------------
@@ -343,7 +345,13 @@ async def _change_running(driver: GuestDriver, change: GuestChange) -> None:
     if change.memory is not msgspec.UNSET:
         await instance.set_balloon(min(change.memory, instance.machine.memory))
     if change.cpus is not msgspec.UNSET and change.cpus > driver.record.spec.cpus:
-        await instance.plug_cpus(min(change.cpus, instance.machine.max_cpus))
+        count = min(change.cpus, instance.machine.max_cpus)
+        await instance.plug_cpus(count)
+        if driver.agent_state is AgentState.ANSWERING:
+            with contextlib.suppress(
+                SeraiError
+            ):  # it has them; when it uses them is its own business
+                await instance.agent.online_cpus(count, timeout=CPU_TIMEOUT)
 
 
 PROCEDURES: Mapping[Verb, Procedure] = {

@@ -322,20 +322,22 @@ def _react_to_end(driver: GuestDriver, event: InstanceEvent) -> None:
     if driver.state is GuestState.STOPPING or driver.state not in ON_STATES:
         return  # somebody is ending it already, and waits for this
     happening, reason = ENDS[event.kind]
+    if reason is not ExitReason.POWERED_OFF:
+        driver.revise(last_exit=reason, problem=_crash(driver, reason, event.detail))
     driver.happen(happening)
-    driver.follow_up(end_by_itself(driver, reason, event.detail))
+    driver.follow_up(end_by_itself(driver, reason))
 
 
-async def end_by_itself(driver: GuestDriver, reason: ExitReason, detail: str) -> None:
+async def end_by_itself(driver: GuestDriver, reason: ExitReason) -> None:
     """Tidy up after a guest that ended without being asked, and follow its restart policy."""
     if driver.instance is not None:
         await driver.instance.end(timeout=2.0)
         await detach(driver)
         await let_go(driver)
+    if reason is ExitReason.POWERED_OFF:
+        driver.revise(last_exit=reason, problem=None)
     driver.happen(Happening.GONE)
-    crashed = reason in (ExitReason.CRASHED, ExitReason.PANICKED)
-    problem = _crash(driver, reason, detail) if crashed else None
-    await follow_policy(driver, reason, problem)
+    await follow_policy(driver, reason, driver.record.problem)
 
 
 async def follow_policy(driver: GuestDriver, reason: ExitReason, problem: Problem | None) -> None:

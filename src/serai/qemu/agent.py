@@ -311,12 +311,21 @@ class Agent:
         with contextlib.suppress(SeraiError):
             await self.call("guest-file-close", {"handle": handle})
 
-    async def online_cpus(self) -> None:
-        """Bring all CPUs that the guest has into use; for those that were plugged in."""
-        vcpus = _convert(await self.call("guest-get-vcpus"), list[_Vcpu])
-        wanted = [{"logical-id": v.logical_id, "online": True} for v in vcpus if not v.online]
-        if wanted:
-            await self.call("guest-set-vcpus", {"vcpus": wanted})
+    async def online_cpus(self, count: int, *, timeout: float) -> None:
+        """Bring ``count`` CPUs into use; for those that were just plugged in.
+
+        The guest finds a new CPU in its own time, so it is asked until it has that many. Raises
+        HostFailure (``timeout``) when it has not within ``timeout`` seconds.
+        """
+
+        async def are_online() -> bool:
+            vcpus = _convert(await self.call("guest-get-vcpus"), list[_Vcpu])
+            wanted = [{"logical-id": v.logical_id, "online": True} for v in vcpus if not v.online]
+            if wanted:
+                await self.call("guest-set-vcpus", {"vcpus": wanted})
+            return len(vcpus) >= count
+
+        await wait_until(f"{count} CPUs in the guest", are_online, timeout=timeout, every=0.05)
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:
