@@ -34,7 +34,7 @@ from serai.model.event import EventKind
 from serai.model.guest import ExitReason, GuestRecord
 from serai.model.job import Job
 from serai.model.lifecycle import Accept, GuestState, Happening, Verb, admit
-from serai.qemu.instance import Instance, RunState
+from serai.qemu.instance import Instance, RunState, memory_name
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,17 @@ async def take_up(driver: GuestDriver, pid: int | None, unfinished: list[Job], j
 
 
 async def _find_state(driver: GuestDriver, pid: int | None) -> str:
-    process = None if pid is None else Process.attach(pid, "-uuid", driver.record.id)
+    process = None if pid is None else _attach(driver, pid)
     if process is not None:
         return await _adopt(driver, process)
     if not driver.record.wanted_on:
         return f"is {driver.state}"
     return await _missing(driver)
+
+
+def _attach(driver: GuestDriver, pid: int) -> Process | None:
+    guest_id = driver.record.id
+    return Process.attach(pid, "-uuid", guest_id, holds=memory_name(guest_id))
 
 
 async def _adopt(driver: GuestDriver, process: Process) -> str:

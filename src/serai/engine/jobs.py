@@ -203,7 +203,8 @@ class Jobs:
     async def list(self, *, state: JobState | None, limit: int, before: str) -> list[Job]:
         """Return jobs, the newest first; ``before`` is the id after which to go on."""
         stored = await self._journal.store.jobs(state=state, limit=limit, before=before)
-        return [self._live[job.id].job if job.id in self._live else job for job in stored]
+        found = [self._live[job.id].job if job.id in self._live else job for job in stored]
+        return [job for job in found if state in (None, job.state)]
 
 
 def error_of(error: BaseException) -> SeraiError:

@@ -256,13 +256,17 @@ class Process:
         asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
 
     @classmethod
-    def attach(cls, pid: int, option: str, value: str) -> "Process | None":
-        """Hold the program ``pid`` if its argv has ``option value``; None if it is not that one."""
+    def attach(cls, pid: int, option: str, value: str, *, holds: str) -> "Process | None":
+        """Hold the program ``pid`` if its argv has ``option value`` and it holds our memory file.
+
+        None if it is not that one: the number may have gone to another, and anybody can write an
+        argv, but only what we started has the memfd of that name (memfd_create(2)).
+        """
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             return None
-        if option_of(pid, option) != value:
+        if option_of(pid, option) != value or not _holds(pid, holds):
             os.close(pidfd)
             return None
         return cls(pid, pidfd, is_child=False)
@@ -365,6 +369,19 @@ def option_of(pid: int, option: str) -> str | None:
         return words[words.index(option.encode()) + 1].decode()
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _holds(pid: int, memory_file: str) -> bool:
+    """Tell whether a process has a memfd of this name open."""
+    wanted = f"/memfd:{memory_file} (deleted)"
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") == wanted:
+                    return True
+    except OSError:
+        pass
+    return False
 
 
 def find_processes(option: str, values: Collection[str]) -> dict[str, int]:

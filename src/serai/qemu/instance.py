@@ -29,7 +29,7 @@ from serai.qemu.commandline import build_argv
 from serai.qemu.commands import RunState
 from serai.qemu.qmp import Monitor
 
-__all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState"]
+__all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState", "memory_name"]
 
 EVENTS_LIMIT = 256
 SCREENSHOT_LIMIT = 64 << 20
@@ -332,9 +332,14 @@ def _files(machine: Machine) -> list[tuple[str, str, int]]:
     return found
 
 
+def memory_name(guest_id: str) -> str:
+    """Return the name of a guest's memory file: what tells its QEMU from a lookalike."""
+    return f"serai-{guest_id}"
+
+
 def _memory(machine: Machine, uid: int | None) -> int:
     """Make the guest's memory: a sparse file without a name, the guest's own."""
-    fd = os.memfd_create(f"serai-{machine.id}", os.MFD_CLOEXEC)
+    fd = os.memfd_create(memory_name(machine.id), os.MFD_CLOEXEC)
     os.ftruncate(fd, machine.memory)
     os.fchmod(fd, 0o600)
     if uid is not None:
