@@ -23,8 +23,11 @@ EOF
 chroot "$root" systemctl -q enable systemd-networkd systemd-resolved serial-getty@ttyS0 ssh
 chroot "$root" systemctl -q disable systemd-networkd-wait-online 2> /dev/null || true
 cat > "$root/etc/cloud/cloud.cfg.d/90-serai.cfg" <<EOF
-datasource_list: [NoCloud, None]
+datasource_list: [NoCloud, ConfigDrive, None]
+locale: false
 EOF
+# without a seed there is nothing to configure: then cloud-init does not run at all
+echo 'policy: search,found=all,maybe=none,notfound=disabled' > "$root/etc/cloud/ds-identify.cfg"
 
 # what must be the machine's own: made at first boot
 echo debian > "$root/etc/hostname"
