@@ -155,3 +155,9 @@ def test_every_code_has_one_status() -> None:
     assert sorted(listed) == sorted(Code), "add it to STATUS_CODES in api/problems.py"
     assert set(CODE_STATUS) == set(Code)
     assert set(FAMILY_STATUS) == set(Family)
+
+
+def test_the_page_of_problems_tells_the_same_status() -> None:
+    text = (DOCS / "problems.md").read_text()
+    told = {code: int(status) for code, status in re.findall(r"### `([\w-]+)`\nHTTP (\d+)", text)}
+    assert told == {str(code): int(status) for code, status in CODE_STATUS.items()}
