@@ -1,0 +1,144 @@
+"""Jobs and their journal on a real store: durable, told once, ended together with their effect."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serai.engine.bus import Bus
+from serai.engine.jobs import Jobs, error_of
+from serai.engine.journal import Journal
+from serai.errors import Code, Conflict, HostFailure, SeraiError
+from serai.model.actions import StartGuest, StopGuest
+from serai.model.event import EventKind
+from serai.model.job import JobState
+from serai.store.database import Store, open_store
+
+ACTION = StartGuest(guest="web1")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with open_store(tmp_path / "serai.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def bus() -> Bus:
+    return Bus()
+
+
+@pytest.fixture
+def journal(store: Store, bus: Bus) -> Journal:
+    return Journal(store, bus, lambda: 1000.0)
+
+
+@pytest.fixture
+def jobs(journal: Journal) -> Jobs:
+    numbers = iter(range(10_000))
+    return Jobs(journal, lambda: f"job-{next(numbers):05}")
+
+
+async def test_an_opened_job_is_durable(jobs: Jobs, store: Store) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    stored = await store.job(live.id)
+    assert stored == live.job
+    assert stored is not None
+    assert (stored.state, stored.phase) == (JobState.QUEUED, "start")
+
+
+async def test_a_phase_is_stored_before_it_begins(jobs: Jobs, store: Store) -> None:
+    live = await jobs.open(ACTION, "web1", ("stop", "start"))
+    await live.enter("stop")
+    stored = await store.job(live.id)
+    assert stored is not None
+    assert (stored.state, stored.phase) == (JobState.RUNNING, "stop")
+
+
+async def test_waiters_are_told_after_the_end_is_stored(jobs: Jobs, store: Store) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    waiting = asyncio.ensure_future(jobs.wait(live.id, 5))
+    order: list[str] = []
+    await live.finish(then=lambda: order.append("then"))
+    job = await waiting
+    assert order == ["then"]
+    assert job.state is JobState.DONE
+    assert await store.job(live.id) == job
+    assert jobs.live(live.id) is None
+
+
+async def test_waiting_gives_the_job_as_it_is_when_time_is_up(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    assert (await jobs.wait(live.id, 0.01)).state is JobState.QUEUED
+
+
+async def test_a_failed_job_keeps_its_problem(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    await live.fail(Conflict(Code.GUEST_STATE, "no"))
+    job = await jobs.find(live.id)
+    assert job.state is JobState.FAILED
+    assert job.problem is not None
+    assert job.problem.code == Code.GUEST_STATE
+
+
+async def test_a_cancelled_job_is_cancelled_not_failed(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    await live.fail(error_of(asyncio.CancelledError()))
+    assert (await jobs.find(live.id)).state is JobState.CANCELLED
+
+
+async def test_a_key_gives_the_job_of_the_first_time(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",), key="k")
+    assert await jobs.find_by_key("k", ACTION) == live.job
+    with pytest.raises(SeraiError) as caught:
+        await jobs.find_by_key("k", StopGuest(guest="web1"))
+    assert caught.value.code is Code.IDEMPOTENCY_REUSED
+    assert await jobs.find_by_key("other", ACTION) is None
+
+
+async def test_a_key_in_use_leaves_no_live_job(jobs: Jobs) -> None:
+    first = await jobs.open(ACTION, "web1", ("start",), key="k")
+    with pytest.raises(SeraiError):
+        await jobs.open(ACTION, "web1", ("start",), key="k")
+    assert [job.id for job in await jobs.list(state=None, limit=10, before="")] == [first.id]
+
+
+async def test_an_unknown_job_is_said_to_be(jobs: Jobs) -> None:
+    with pytest.raises(SeraiError) as caught:
+        await jobs.find("nope")
+    assert caught.value.code is Code.JOB_NOT_FOUND
+
+
+async def test_listing_shows_live_jobs_as_they_are(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    live.progress(5, 10, "half")
+    (job,) = await jobs.list(state=None, limit=10, before="")
+    assert (job.done, job.total, job.message) == (5, 10, "half")
+    assert await jobs.list(state=JobState.DONE, limit=10, before="") == []
+
+
+async def test_events_are_told_once_they_are_stored(journal: Journal, bus: Bus) -> None:
+    with bus.subscribe() as watcher:
+        await journal.commit(events=(journal.event(EventKind.GUEST_STATE, "web1", state="x"),))
+        event = await asyncio.wait_for(watcher.take(), 5)
+    assert event is not None
+    assert event.seq > 0
+    assert (await journal.store.events(after=0, limit=10)) == [event]
+
+
+async def test_what_is_told_is_written_soon(journal: Journal, bus: Bus) -> None:
+    running = asyncio.ensure_future(journal.run())
+    try:
+        with bus.subscribe() as watcher:
+            journal.tell(journal.event(EventKind.GUEST_STATE, "web1"))
+            event = await asyncio.wait_for(watcher.take(), 5)
+        assert event is not None
+    finally:
+        running.cancel()
+
+
+def test_what_a_step_raised_becomes_a_problem() -> None:
+    assert error_of(OSError(28, "No space left on device", "/x")).code is Code.DISK_FULL
+    assert error_of(HostFailure(Code.TOOL_FAILED, "x")).code is Code.TOOL_FAILED
+    assert error_of(ZeroDivisionError("x")).code is Code.BUG
