@@ -75,8 +75,8 @@ async def export_image(call: Call[ExportQuery, NoBody]) -> ASGIApp:
     """Export an image.
 
     A tar of `image.json`, which describes it, and of its files, named by it and with their digests
-    in it; or one file as it is. To import it elsewhere, export the disk and import that (or the
-    kernel and initrd); a tar is for keeping and is not imported as a whole.
+    in it; or one file as it is. The tar can be
+    imported elsewhere as it is, also compressed.
     """
     image = call.room.engine.image(call.subject)
     folder = call.room.engine.image_files(call.subject)
@@ -146,7 +146,7 @@ def _tar_header(name: str, length: int, image: Image | None) -> bytes:
     info = tarfile.TarInfo(name)
     info.size = length
     info.mtime = int(image.created_at) if image else 0
-    return info.tobuf(tarfile.PAX_FORMAT)
+    return info.tobuf(tarfile.GNU_FORMAT)
 
 
 async def _give_tar(parts: list[_Part], stack: ExitStack) -> AsyncGenerator[bytes, None]:

@@ -137,7 +137,15 @@ class Engine:
             known = await self._house.jobs.find_by_key(key, action)
             if known is not None:
                 return known
-        return await self._house.supervisor.shielded(self._take(action, key), name="submit")
+        try:
+            return await self._house.supervisor.shielded(self._take(action, key), name="submit")
+        except Conflict as error:
+            if error.code is not Code.IDEMPOTENCY_REUSED:
+                raise
+            known = await self._house.jobs.find_by_key(key, action)  # of two at once, the other won
+            if known is None:
+                raise
+            return known
 
     async def _take(self, action: AnyAction, key: str) -> Job:
         match action:
