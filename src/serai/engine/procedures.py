@@ -274,13 +274,20 @@ async def resume(driver: GuestDriver, job: LiveJob) -> None:
 
 
 async def delete(driver: GuestDriver, job: LiveJob) -> None:
-    """Remove a guest and all that it had. Interrupted at any point, it is done again."""
+    """Remove a guest and all that it had. Interrupted at any point, it is done again.
+
+    If that can't be stored (a full disk) the guest is still there, stopped, to be deleted again.
+    """
     await _end_process(driver)
     driver.enter(GuestState.DELETING)
     await asyncio.to_thread(_remove_folders, driver)
     journal = driver.house.journal
     deleted = journal.event(EventKind.GUEST_DELETED, driver.name, driver.record.id)
-    await job.finish(DropGuest(driver.record.id), events=(deleted,), then=driver.leave)
+    try:
+        await job.finish(DropGuest(driver.record.id), events=(deleted,), then=driver.leave)
+    except SeraiError:
+        driver.enter(GuestState.STOPPED)
+        raise
 
 
 def _remove_folders(driver: GuestDriver) -> None:
