@@ -38,6 +38,7 @@ WARM_CYCLES = 100
 GROWTH_LIMIT = 12 << 20
 POOL_SLACK = 4  # the pool of threads for file work may still be growing to its bound
 LIMIT = 60.0
+WRITTEN = 128 << 20
 SETTLED = {"running", "paused", "stopped"}
 PATIENCE = {"heartbeat": "0.5s", "monitor_timeout": "1s"}
 
@@ -284,7 +285,7 @@ def _kill(guest: Guest) -> None:
 def small_home() -> Iterator[Path]:
     """A home on a file system of its own that is soon full. Needs root."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "soak", name], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "soak", name], check=True)
         try:
             yield Path(name)
         finally:
@@ -293,9 +294,9 @@ def small_home() -> Iterator[Path]:
 
 def soak_full_disk(daemon: Daemon) -> None:
     """Fill the disk under a guest that writes, make room, and compare what it wrote."""
-    guest = daemon.inn.launch("tiny", name="writer", memory=SMALL, disk="512MiB")
+    guest = daemon.inn.launch("tiny", name="writer", memory=SMALL, disk="256MiB")
     bystander = daemon.inn.launch("tiny", name="bystander", memory=SMALL)
-    write = "yes serai | head -c 300M > /dev/vda && sync && echo written > /tmp/done"
+    write = f"yes serai | head -c {WRITTEN} > /dev/vda && sync && echo written > /tmp/done"
     guest.run(f"sh -c '{write}' > /dev/null 2>&1 &")
     wait_for("it is held", lambda: guest.state == "io-error")
     assert guest.info.problem is not None
@@ -306,8 +307,8 @@ def soak_full_disk(daemon: Daemon) -> None:
     subprocess.run(["mount", "-o", "remount,size=1g", str(daemon.home)], check=True)
     wait_for("it goes on", lambda: guest.state == "running")
     wait_for("it has written all", lambda: guest.run("cat /tmp/done").ok)
-    wanted = guest.run("yes serai | head -c 300M | sha256sum").stdout
-    assert guest.run("head -c 300M /dev/vda | sha256sum").stdout == wanted
+    wanted = guest.run(f"yes serai | head -c {WRITTEN} | sha256sum").stdout
+    assert guest.run(f"head -c {WRITTEN} /dev/vda | sha256sum").stdout == wanted
     say("a full disk held one guest, and lost nothing")
 
 
