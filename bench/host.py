@@ -4,7 +4,6 @@ import mmap
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 
 PAGE = 4096
@@ -57,8 +56,3 @@ def resident(pid: int) -> int:
 def open_files(pid: int) -> int:
     """Return how many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def drop_output(argv: list[str], environ: dict[str, str] | None = None) -> None:
-    """Run a program whose output nobody reads."""
-    subprocess.run(argv, env=environ, stdout=subprocess.DEVNULL, check=True)

@@ -126,7 +126,7 @@ def _turn(daemon: Daemon, guests: list[Guest], cycles: int) -> None:
             except BaseException as error:
                 failures.append(error)
 
-    _in_threads([lambda name=guest.name: work(name) for guest in guests])
+    _in_threads([partial(work, guest.name) for guest in guests])
     if failures:
         raise failures[0]
 
@@ -255,10 +255,13 @@ def soak_hurts(daemon: Daemon, hurts: int, chance: random.Random) -> None:
             info = daemon.inn.guest(other).info
             assert (info.state, info.pid) == ("running", pid), f"{name} was hurt, {other} suffered"
     for name in names:
-        guest = daemon.inn.guest(name)
-        wait_for(f"{name} answers", lambda guest=guest: guest.refresh().info.agent == "answering")
-        assert guest.run("echo well").stdout == "well\n"
+        _is_well(daemon.inn.guest(name))
     say(f"{hurts} QEMUs stopped or killed")
+
+
+def _is_well(guest: Guest) -> None:
+    wait_for("it answers", lambda: guest.refresh().info.agent == "answering")
+    assert guest.run("echo well").stdout == "well\n"
 
 
 def _freeze(guest: Guest) -> None:
