@@ -1,39 +1,39 @@
-"""The QEMU guest agent: the one way into a guest, and whatever it says is untrusted.
+"""What the QEMU guest agent can do for us: run commands, move files, shut down, bring up CPUs.
 
-Reference: QEMU's Guest Agent Protocol Reference (docs/interop/qemu-ga-ref). One call at a time; each
-has a time limit and a limit on what may come back. After a call that went wrong the connection is
-dropped, and the next one begins with ``guest-sync-delimited`` and a random id, which throws away
-all that an earlier call may have left. An agent that lies, floods or is dead costs its caller an
-error (``agent-protocol``, ``agent-timeout``, ``agent-unavailable``) and nobody else anything.
+Reference: QEMU's Guest Agent Protocol Reference (docs/interop/qemu-ga-ref). How it is talked to,
+and how little of it is believed, is in ``agent_wire``. An agent that lies, floods or is dead costs
+its caller an error (``agent-protocol``, ``agent-timeout``, ``agent-unavailable``) and nobody else
+anything.
 """
 
-import asyncio
-import base64
-import binascii
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from serai.errors import Code, HostFailure, Interrupted, Invalid, NotFound, SeraiError
-from serai.host.sockets import connect_unix
 from serai.host.supervise import wait_until
 from serai.model.talk import ExecRequest, ExecResult
+from serai.qemu.agent_wire import CHUNK, NUMBER, AgentWire, Decoder, Refused, Reply
 
-CALL_TIMEOUT = 10.0
-REPLY_LIMIT = 1 << 20
 BULK_LIMIT = 48 << 20
 """guest-exec keeps at most 16 MiB of each stream, which is 44 MiB as base64 for both."""
-CHUNK = 256 << 10
+BULK_TIMEOUT = 60.0
 STDIN_INLINE = 256 << 10
 ARGV_LIMIT = 1 << 20
-FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1
+TIDY_TIMEOUT = 10.0
 FOREVER = 10.0 * 365 * 86400
 
-FROM_FILE = 'f=$1; shift; exec "$@" < "$f"'
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PRIVATE_FILE = 'umask 077; : > "$1"'
+FROM_FILE = 'exec < "$1"; rm -f "$1"; shift; exec "$@"'
+
+
+class _Nothing(msgspec.Struct):
+    pass
 
 
 class _Exec(msgspec.Struct):
@@ -42,17 +42,16 @@ class _Exec(msgspec.Struct):
 
 class _ExecStatus(msgspec.Struct, rename="kebab"):
     exited: bool
-    exitcode: int | None = None
-    signal: int | None = None
-    out_data: str = ""
-    err_data: str = ""
+    exitcode: int = 0
+    signal: int = 0
+    out_data: bytes = b""
+    err_data: bytes = b""
     out_truncated: bool = False
     err_truncated: bool = False
 
 
 class _Read(msgspec.Struct, rename="kebab"):
-    count: int
-    buf_b64: str
+    buf_b64: bytes
     eof: bool
 
 
@@ -65,185 +64,114 @@ class _Vcpu(msgspec.Struct, rename="kebab"):
     online: bool
 
 
-class Refused(HostFailure):
-    """The agent answered with an error of its own."""
+class _Address(msgspec.Struct, rename="kebab"):
+    ip_address: str
+    prefix: int
+
+
+class Interface(msgspec.Struct, rename="kebab"):
+    """A network interface as the guest tells of it: none of it is checked."""
+
+    name: str
+    hardware_address: str = ""
+    ip_addresses: list[_Address] = []
+
+
+NOTHING = Decoder(Reply[_Nothing])
+EXEC = Decoder(Reply[_Exec])
+EXEC_STATUS = Decoder(Reply[_ExecStatus])
+READ = Decoder(Reply[_Read])
+WRITTEN = Decoder(Reply[_Written])
+VCPUS = Decoder(Reply[list[_Vcpu]])
+INTERFACES = Decoder(Reply[list[Interface]])
 
 
 class Agent:
-    """The agent behind the listening socket at ``path``; connects when it is first needed."""
+    """The agent of one guest, behind the listening socket at ``path``."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = asyncio.Lock()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._rest = b""
-
-    # -- the wire ----------------------------------------------------------------------------------
-
-    async def call(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        *,
-        timeout: float = CALL_TIMEOUT,
-        limit: int = REPLY_LIMIT,
-    ) -> Any:
-        """Call a command of the agent and return what it returned, undecoded.
-
-        Raises Interrupted ``agent-timeout`` or ``agent-unavailable`` (outcome unknown), HostFailure
-        ``agent-protocol``, Refused with the agent's own words.
-        """
-        try:
-            async with asyncio.timeout(timeout), self._lock:
-                return await self._exchange(command, arguments, limit)
-        except TimeoutError as error:
-            raise Interrupted(
-                Code.AGENT_TIMEOUT,
-                f"the guest's agent did not answer {command} within {timeout:g} s",
-                hint="The guest may be busy, paused or hung.",
-            ) from error
-
-    async def _exchange(
-        self, command: str, arguments: Mapping[str, object] | None, limit: int
-    ) -> Any:
-        done = False
-        try:
-            await self._connect()
-            await self._send(command, arguments)
-            reply = self._decode(await self._line(limit))
-            done = True
-        except (OSError, EOFError) as error:
-            raise Interrupted(
-                Code.AGENT_UNAVAILABLE,
-                "the guest's agent is not there",
-                hint="It answers once the guest has booted and its agent runs.",
-            ) from error
-        finally:
-            if not done:
-                self.disconnect()
-        return _result(command, reply)
-
-    async def _connect(self) -> None:
-        if self._streams is not None:
-            return
-        self._streams = await connect_unix(self._path, limit=CHUNK)
-        self._rest = b""
-        number = secrets.randbelow(1 << 31)
-        self._writer.write(b"\xff")
-        await self._send("guest-sync-delimited", {"id": number})
-        skipped = 0
-        while True:
-            untrusted = await self._line(REPLY_LIMIT)
-            skipped += len(untrusted)
-            _, mark, last = untrusted.rpartition(b"\xff")
-            if mark and self._decode(last).get("return") == number:
-                return
-            if skipped > REPLY_LIMIT:
-                raise _protocol("it answered to something else all the time")
-
-    @property
-    def _writer(self) -> asyncio.StreamWriter:
-        assert self._streams is not None
-        return self._streams[1]
-
-    async def _send(self, command: str, arguments: Mapping[str, object] | None) -> None:
-        message: dict[str, object] = {"execute": command}
-        if arguments:
-            message["arguments"] = arguments
-        self._writer.write(msgspec.json.encode(message) + b"\n")
-        await self._writer.drain()
-
-    async def _line(self, limit: int) -> bytes:
-        """Read one line of at most ``limit`` bytes."""
-        assert self._streams is not None
-        pieces, size = [self._rest], len(self._rest)
-        while b"\n" not in pieces[-1]:
-            chunk = await self._streams[0].read(CHUNK)
-            if not chunk:
-                raise EOFError
-            pieces.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                raise _protocol(f"it sent more than {limit} bytes in one line")
-        line, _, self._rest = b"".join(pieces).partition(b"\n")
-        return line
-
-    def _decode(self, untrusted: bytes) -> dict[str, Any]:
-        try:
-            reply: dict[str, Any] = msgspec.json.decode(untrusted.strip(b"\xff"), type=dict)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise _protocol("it did not answer in JSON") from error
-        return reply
-
-    def disconnect(self) -> None:
-        """Drop the connection; a call under way fails with ``agent-unavailable``."""
-        streams, self._streams = self._streams, None
-        if streams is not None:
-            with contextlib.suppress(OSError):
-                streams[1].close()
-
-    # -- what it can do ----------------------------------------------------------------------------
+        self.wire = AgentWire(path)
 
     async def ping(self, *, timeout: float) -> None:
         """Find out whether it answers."""
-        await self.call("guest-ping", timeout=timeout)
+        await self.wire.call("guest-ping", NOTHING, timeout=timeout)
 
     async def shutdown(self, mode: str, *, timeout: float) -> None:
-        """Tell the guest to power down; the agent does not answer this when it does it."""
+        """Tell the guest to power down (``mode`` "powerdown", "reboot" or "halt").
+
+        Raises Refused when it can't. The agent answers only then; so it is asked for a sign of
+        life too, and one that is gone by then has done what it was told.
+        """
         try:
-            async with asyncio.timeout(timeout), self._lock:
-                await self._connect()
-                await self._send("guest-shutdown", {"mode": mode})
-        except (TimeoutError, OSError, EOFError) as error:
-            raise Interrupted(
-                Code.AGENT_TIMEOUT, "the guest's agent could not be told to shut down"
-            ) from error
-        finally:
-            self.disconnect()
+            await self.wire.call(
+                "guest-shutdown", NOTHING, {"mode": mode}, timeout=timeout, then="guest-ping"
+            )
+        except Interrupted as error:
+            if error.code is not Code.AGENT_UNAVAILABLE:
+                raise
+
+    # -- commands ----------------------------------------------------------------------------------
 
     async def execute(self, request: ExecRequest) -> ExecResult:
         """Run a command to its end and return what became of it.
 
-        Input above 256 KiB goes through a temporary file in the guest. Raises Invalid
+        With ``env`` it gets those variables and a PATH, and nothing else. Input above 256 KiB goes
+        through a temporary file in the guest, and needs a shell there. Raises Invalid
         (``exec-failed``) when the guest can't run it, Interrupted (``agent-timeout``) when it has
         not ended after ``request.timeout`` seconds; it may then still run.
         """
-        if sum(len(word) for word in request.argv) > ARGV_LIMIT:
+        if sum(len(word) for word in (*request.argv, *request.env.values())) > ARGV_LIMIT:
             raise Invalid(Code.VALUE_INVALID, "the command is longer than 1 MiB")
         if len(request.stdin) <= STDIN_INLINE:
-            return await self._execute(request.argv, request.stdin, request)
+            return await self._execute(request)
         name = f"/tmp/.serai-{secrets.token_hex(8)}"  # noqa: S108 - in the guest
         try:
-            await self.write_file(name, _one(request.stdin), mode=0o600)
-            argv = ["/bin/sh", "-c", FROM_FILE, "sh", name, *request.argv]
-            return await self._execute(argv, b"", request)
-        finally:
+            await self._must("/bin/sh", "-c", PRIVATE_FILE, "sh", name)
+            await self.write_file(name, _one(request.stdin), mode=None)
+        except BaseException:
             with contextlib.suppress(SeraiError):
-                await self._execute(["rm", "-f", name], b"", ExecRequest(argv=[], timeout=10.0))
+                await self._must("rm", "-f", name)
+            raise
+        argv = ["/bin/sh", "-c", FROM_FILE, "sh", name, *request.argv]
+        return await self._execute(msgspec.structs.replace(request, argv=argv, stdin=b""))
 
-    async def _execute(self, argv: list[str], stdin: bytes, request: ExecRequest) -> ExecResult:
+    async def _execute(self, request: ExecRequest) -> ExecResult:
         arguments: dict[str, object] = {
-            "path": argv[0],
-            "arg": argv[1:],
+            "path": request.argv[0],
+            "arg": request.argv[1:],
             "capture-output": True,
         }
         if request.env:
-            arguments["env"] = [f"{name}={value}" for name, value in request.env.items()]
-        if stdin:
-            arguments["input-data"] = base64.b64encode(stdin).decode()
+            env = {"PATH": DEFAULT_PATH, **request.env}
+            arguments["env"] = [f"{name}={value}" for name, value in env.items()]
+        if request.stdin:
+            arguments["input-data"] = request.stdin
         try:
-            started = _convert(await self.call("guest-exec", arguments), _Exec)
+            started = await self.wire.call("guest-exec", EXEC, arguments)
         except Refused as error:
             raise Invalid(Code.EXEC_FAILED, f"the guest can't run it: {error.message}") from error
-        return _exec_result(await self._wait_exec(started.pid, request.timeout))
+        status = await self._wait_exec(started.pid, request.timeout)
+        return ExecResult(
+            code=128 + status.signal if status.signal else status.exitcode,
+            stdout=status.out_data,
+            stderr=status.err_data,
+            truncated=status.out_truncated or status.err_truncated,
+        )
 
     async def _wait_exec(self, pid: int, timeout: float) -> _ExecStatus:
         """Ask until the command has ended: the agent has no event for it."""
         found: list[_ExecStatus] = []
 
         async def has_ended() -> bool:
-            answer = await self.call("guest-exec-status", {"pid": pid}, limit=BULK_LIMIT)
-            found[:] = [_convert(answer, _ExecStatus)]
+            found[:] = [
+                await self.wire.call(
+                    "guest-exec-status",
+                    EXEC_STATUS,
+                    {"pid": pid},
+                    timeout=BULK_TIMEOUT,
+                    limit=BULK_LIMIT,
+                )
+            ]
             return found[0].exited
 
         try:
@@ -254,6 +182,12 @@ class Agent:
                 every=FIRST_PAUSE,
                 slowest=LONGEST_PAUSE,
             )
+        except Refused as error:
+            raise Interrupted(
+                Code.AGENT_UNAVAILABLE,
+                f"what became of the command is not known: {error.message}",
+                hint="The guest's agent was started anew meanwhile.",
+            ) from error
         except HostFailure as error:
             if error.code is not Code.TIMEOUT:
                 raise
@@ -264,52 +198,80 @@ class Agent:
             ) from error
         return found[0]
 
-    async def write_file(self, path: str, chunks: AsyncIterator[bytes], *, mode: int) -> None:
-        """Write a file in the guest; on failure a part of it may be there."""
+    async def _must(self, *argv: str) -> None:
+        """Run a small command of our own; NotFound (``file-failed``) when it fails."""
+        result = await self._execute(ExecRequest(argv=list(argv), timeout=TIDY_TIMEOUT))
+        if result.code != 0:
+            untrusted_words = result.stderr[-400:].decode(errors="replace").strip()
+            raise NotFound(
+                Code.FILE_FAILED, f"in the guest: {untrusted_words or f'{argv[0]} failed'}"
+            )
+
+    # -- files -------------------------------------------------------------------------------------
+
+    async def write_file(
+        self, path: str, chunks: AsyncIterator[bytes], *, mode: int | None
+    ) -> None:
+        """Write a file in the guest; on failure a part of it may be there.
+
+        ``mode`` is set before the first byte is written; None leaves it to the guest. Raises
+        NotFound (``file-failed``) with the guest's own words.
+        """
         handle = await self._open(path, "w")
         try:
+            if mode is not None:
+                await self._must("chmod", f"{mode:o}", path)
             async for chunk in chunks:
                 for start in range(0, len(chunk), CHUNK):
                     await self._write(handle, chunk[start : start + CHUNK])
-        finally:
-            await self._close(handle)
-        await self._execute(["chmod", f"{mode:o}", path], b"", ExecRequest(argv=[], timeout=10.0))
+        except BaseException:
+            with contextlib.suppress(SeraiError):
+                await self._close(handle)
+            raise
+        await self._close(handle)  # what it still held is written now: this may fail, too
 
     async def _write(self, handle: int, data: bytes) -> None:
         while data:
-            arguments = {"handle": handle, "buf-b64": base64.b64encode(data).decode()}
-            answer = await self.call("guest-file-write", arguments, timeout=60.0)
-            written = _convert(answer, _Written).count
-            if not 0 < written <= len(data):
-                raise _protocol(f"it wrote {written} of {len(data)} bytes")
-            data = data[written:]
+            arguments = {"handle": handle, "buf-b64": data}
+            with _file_failed():
+                answer = await self.wire.call(
+                    "guest-file-write", WRITTEN, arguments, timeout=BULK_TIMEOUT
+                )
+            if not 0 < answer.count <= len(data):
+                raise HostFailure(
+                    Code.AGENT_PROTOCOL, f"the agent wrote {answer.count} of {len(data)} bytes"
+                )
+            data = data[answer.count :]
 
     async def read_file(self, path: str) -> AsyncIterator[bytes]:
-        """Give the content of a file in the guest."""
+        """Give the content of a file in the guest; NotFound (``file-failed``) if it can't."""
         handle = await self._open(path, "r")
         try:
             while True:
-                arguments = {"handle": handle, "count": CHUNK}
-                answer = await self.call("guest-file-read", arguments, timeout=60.0)
-                read = _convert(answer, _Read)
-                if read.buf_b64:
-                    yield _bytes(read.buf_b64)
-                if read.eof or not read.buf_b64:
+                with _file_failed():
+                    answer = await self.wire.call(
+                        "guest-file-read",
+                        READ,
+                        {"handle": handle, "count": CHUNK},
+                        timeout=BULK_TIMEOUT,
+                    )
+                if answer.buf_b64:
+                    yield answer.buf_b64
+                if answer.eof or not answer.buf_b64:
                     return
         finally:
-            await self._close(handle)
+            with contextlib.suppress(SeraiError):
+                await self._close(handle)
 
     async def _open(self, path: str, mode: str) -> int:
-        try:
-            answer = await self.call("guest-file-open", {"path": path, "mode": mode})
-        except Refused as error:
-            raise NotFound(Code.FILE_FAILED, f"in the guest: {error.message}") from error
-        handle: int = _convert(answer, int)
-        return handle
+        with _file_failed():
+            return await self.wire.call("guest-file-open", NUMBER, {"path": path, "mode": mode})
 
     async def _close(self, handle: int) -> None:
-        with contextlib.suppress(SeraiError):
-            await self.call("guest-file-close", {"handle": handle})
+        with _file_failed():
+            await self.wire.call("guest-file-close", NOTHING, {"handle": handle})
+
+    # -- the machine -------------------------------------------------------------------------------
 
     async def online_cpus(self, count: int, *, timeout: float) -> None:
         """Bring ``count`` CPUs into use; for those that were just plugged in.
@@ -319,52 +281,35 @@ class Agent:
         """
 
         async def are_online() -> bool:
-            vcpus = _convert(await self.call("guest-get-vcpus"), list[_Vcpu])
+            vcpus = await self.wire.call("guest-get-vcpus", VCPUS)
             wanted = [{"logical-id": v.logical_id, "online": True} for v in vcpus if not v.online]
             if wanted:
-                await self.call("guest-set-vcpus", {"vcpus": wanted})
+                await self.wire.call("guest-set-vcpus", NUMBER, {"vcpus": wanted})
             return len(vcpus) >= count
 
         await wait_until(f"{count} CPUs in the guest", are_online, timeout=timeout, every=0.05)
+
+    async def interfaces(self, *, timeout: float) -> list[Interface]:
+        """Return the guest's network interfaces with their addresses."""
+        return await self.wire.call("guest-network-get-interfaces", INTERFACES, timeout=timeout)
+
+    async def freeze(self, *, timeout: float) -> int:
+        """Flush and freeze the guest's file systems; return how many. ``thaw`` must follow."""
+        return await self.wire.call("guest-fsfreeze-freeze", NUMBER, timeout=timeout)
+
+    async def thaw(self, *, timeout: float) -> int:
+        """Let the guest's file systems go on; return how many."""
+        return await self.wire.call("guest-fsfreeze-thaw", NUMBER, timeout=timeout)
 
 
 async def _one(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def _result(command: str, reply: dict[str, Any]) -> Any:
-    if "return" in reply:
-        return reply["return"]
-    untrusted_error = reply.get("error")
-    if not isinstance(untrusted_error, dict):
-        raise _protocol("its answer has neither a result nor an error")
-    words = str(untrusted_error.get("desc", ""))[:400]
-    raise Refused(Code.AGENT_PROTOCOL, words or f"the agent refused {command}")
-
-
-def _protocol(what: str) -> HostFailure:
-    return HostFailure(Code.AGENT_PROTOCOL, f"the guest's agent can't be understood: {what}")
-
-
-def _convert(untrusted: Any, kind: Any) -> Any:
+@contextlib.contextmanager
+def _file_failed() -> Iterator[None]:
+    """Turn what the agent says about a file into our error."""
     try:
-        return msgspec.convert(untrusted, kind)
-    except msgspec.ValidationError as error:
-        raise _protocol(str(error)) from error
-
-
-def _bytes(untrusted_text: str) -> bytes:
-    try:
-        return base64.b64decode(untrusted_text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _protocol("its data is not base64") from error
-
-
-def _exec_result(status: _ExecStatus) -> ExecResult:
-    code = 128 + status.signal if status.signal else (status.exitcode or 0)
-    return ExecResult(
-        code=code,
-        stdout=_bytes(status.out_data),
-        stderr=_bytes(status.err_data),
-        truncated=status.out_truncated or status.err_truncated,
-    )
+        yield
+    except Refused as error:
+        raise NotFound(Code.FILE_FAILED, f"in the guest: {error.message}") from error

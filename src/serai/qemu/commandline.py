@@ -1,9 +1,11 @@
 """From a complete machine and open descriptors to QEMU's command line: pure.
 
-One small function a device. Descriptors are named as ``instance`` opened them: ``memory``, ``qmp``,
+One small function a device. Descriptors are named as ``resources`` opened them: ``memory``, ``qmp``,
 ``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, and ``DRIVE/LAYER`` for the
-files of a drive's chain (``root/0`` is the writable head). PCI places are fixed here, so that a
+files of a drive's chain (``root/0`` is the writable head). What QEMU opens as a file is given as an
+fdset with the descriptor's own number (docs/design/0010). PCI places are fixed here, so that a
 machine looks the same to its guest at every start; 0x10 and up are ports kept free for later.
+Small devices that a QEMU was built without are left out; the machine says which it has.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ PLACE_SERIAL_BUS = 0x4
 PLACE_FIRST_NIC = 0x5
 PLACE_FIRST_DRIVE = 0x8
 PLACE_SPARE = 0x10
+NICS_LIMIT = PLACE_FIRST_DRIVE - PLACE_FIRST_NIC
+DRIVES_LIMIT = PLACE_SPARE - PLACE_FIRST_DRIVE
+FIRST_CDROM_PORT = 2
 
 
 def build_argv(machine: Machine, fds: Fds, qemu_path: str) -> list[str]:
@@ -47,16 +52,12 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         *_agent(fds),
         *_small_devices(machine),
     ]
+    assert len(machine.drives) <= DRIVES_LIMIT and len(machine.nics) <= NICS_LIMIT
     for index, drive in enumerate(machine.drives):
-        options += _drive(drive, fds, PLACE_FIRST_DRIVE + index)
+        options += _drive(drive, fds, index)
     for index, nic in enumerate(machine.nics):
         options += _nic(nic, PLACE_FIRST_NIC + index)
     return options + _kernel(machine, fds)
-
-
-def fdset_of(name: str, fds: Fds) -> int:
-    """Return the number of the fdset that holds the descriptor ``name``."""
-    return sorted(fds).index(name) + 1
 
 
 def in_fdset(name: str) -> bool:
@@ -106,7 +107,7 @@ def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
         Option("machine", keys, first=machine.machine_type),
         *_accel(machine.accel),
         Option("smp", {**cpus, "sockets": 1, "cores": machine.max_cpus, "threads": 1}),
-        Option("m", {"size": f"{machine.memory >> 20}M"}),
+        Option("m", {"size": f"{machine.memory}B"}),
         Option("rtc", {"base": "utc", "driftfix": "slew"}),
     ]
 
@@ -123,8 +124,8 @@ def _accel(accel: Accel) -> list[Option]:
 
 def _fdsets(fds: Fds) -> list[Option]:
     return [
-        Option("add-fd", {"fd": fd, "set": fdset_of(name, fds), "opaque": name})
-        for name, fd in sorted(fds.items())
+        Option("add-fd", {"fd": fd, "set": fd, "opaque": name})
+        for name, fd in fds.items()
         if in_fdset(name)
     ]
 
@@ -145,7 +146,7 @@ def _firmware(machine: Machine, fds: Fds) -> list[Option]:
 
 
 def _file(name: str, fds: Fds) -> dict[str, Value]:
-    return {"driver": "file", "filename": f"/dev/fdset/{fdset_of(name, fds)}"}
+    return {"driver": "file", "filename": f"/dev/fdset/{fds[name]}"}
 
 
 def _monitor(fds: Fds) -> list[Option]:
@@ -158,7 +159,7 @@ def _listening(name: str, fds: Fds, **more: Value) -> Option:
 
 
 def _console(fds: Fds) -> list[Option]:
-    log: dict[str, Value] = {"logfile": f"/dev/fdset/{fdset_of('log', fds)}", "logappend": True}
+    log: dict[str, Value] = {"logfile": f"/dev/fdset/{fds['log']}", "logappend": True}
     return [
         _listening("console", fds, **log),
         Option("device", {"driver": "isa-serial", "chardev": "console", "id": "serial0"}),
@@ -181,43 +182,43 @@ def _agent(fds: Fds) -> list[Option]:
 
 
 def _small_devices(machine: Machine) -> list[Option]:
-    rng: dict[str, Value] = {
-        "driver": "virtio-rng-pci",
-        "rng": "rng0",
-        "id": "rng",
-        "addr": hex(PLACE_RNG),
-    }
+    rng: dict[str, Value] = {"rng": "entropy", "id": "rng", "addr": hex(PLACE_RNG)}
     balloon: dict[str, Value] = {
-        "driver": "virtio-balloon-pci",
         "id": "balloon",
         "deflate-on-oom": True,
         "free-page-reporting": True,
         "addr": hex(PLACE_BALLOON),
     }
     return [
-        Option("object", {"qom-type": "rng-random", "id": "rng0", "filename": "/dev/urandom"}),
+        Option("object", {"qom-type": "rng-builtin", "id": "entropy"}),
         Option("object", {"qom-type": "iothread", "id": "io0"}),
-        Option("device", {"driver": "VGA", "id": "vga", "addr": hex(PLACE_VGA)}),
-        Option("device", rng),
-        Option("device", balloon),
-        Option("device", {"driver": "vmgenid", "guid": machine.genid, "id": "genid"}),
-        Option("device", {"driver": "pvpanic", "id": "panic"}),
-        *(_spare_port(index) for index in range(SPARE_PORTS)),
+        *_if_built_in(machine, "VGA", {"id": "vga", "addr": hex(PLACE_VGA)}),
+        *_if_built_in(machine, "virtio-rng-pci", rng),
+        *_if_built_in(machine, "virtio-balloon-pci", balloon),
+        *_if_built_in(machine, "vmgenid", {"guid": machine.genid, "id": "genid"}),
+        *_if_built_in(machine, "pvpanic", {"id": "panic"}),
+        *(option for index in range(SPARE_PORTS) for option in _spare_port(machine, index)),
     ]
 
 
-def _spare_port(index: int) -> Option:
+def _if_built_in(machine: Machine, driver: str, values: Mapping[str, Value]) -> list[Option]:
+    """Give the device, unless it is known that this QEMU has none."""
+    if machine.devices and driver not in machine.devices:
+        return []
+    return [Option("device", {"driver": driver, **values})]
+
+
+def _spare_port(machine: Machine, index: int) -> list[Option]:
     """A port kept free, so that a device can be plugged into the running machine."""
     port: dict[str, Value] = {
-        "driver": "pcie-root-port",
         "id": f"spare{index}",
         "chassis": index + 1,
         "addr": hex(PLACE_SPARE + index),
     }
-    return Option("device", port)
+    return _if_built_in(machine, "pcie-root-port", port)
 
 
-def _drive(drive: Drive, fds: Fds, place: int) -> list[Option]:
+def _drive(drive: Drive, fds: Fds, index: int) -> list[Option]:
     device: dict[str, Value] = {
         "drive": drive.name,
         "id": f"{drive.name}-device",
@@ -226,9 +227,10 @@ def _drive(drive: Drive, fds: Fds, place: int) -> list[Option]:
     if drive.serial:
         device["serial"] = drive.serial
     if drive.media is Media.CDROM:
-        device |= {"driver": "ide-cd", "bus": "ide.2"}
+        device |= {"driver": "ide-cd", "bus": f"ide.{FIRST_CDROM_PORT + index % 4}"}
     else:
-        device |= {"driver": "virtio-blk-pci", "iothread": "io0", "addr": hex(place)}
+        device |= {"driver": "virtio-blk-pci", "iothread": "io0"}
+        device["addr"] = hex(PLACE_FIRST_DRIVE + index)
         # a full host disk holds the guest until there is room; other errors are the guest's to see
         device |= {"werror": "enospc", "rerror": "report"}
     return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]

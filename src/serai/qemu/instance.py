@@ -1,64 +1,48 @@
 """One QEMU process: start it, adopt it after a daemon's restart, watch it, end it.
 
-Everything that QEMU uses is opened here and passed down as descriptors (``_open_all``); leaving the
-``ExitStack`` after the spawn closes our copies. Its sockets listen before it is started, so that
-connecting never races. Not for: deciding anything about the guest (``engine``).
+Everything that it uses is opened here and passed down as descriptors (``resources``); its sockets
+listen before it is started, so that connecting never races. What happens to it comes as events
+(``events``). Not for: deciding anything about the guest (``engine``).
 """
 
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from serai.errors import Code, HostFailure, Interrupted, SeraiError
 from serai.host.process import Confinement, Process, spawn
-from serai.host.sockets import bind_unix, connect_unix
+from serai.host.sockets import connect_unix
 from serai.host.supervise import Supervisor
 from serai.model.machine import Machine
 from serai.model.node import Capabilities
 from serai.qemu import commands
 from serai.qemu.agent import Agent
+from serai.qemu.agent_wire import Port
 from serai.qemu.commandline import build_argv
-from serai.qemu.commands import RunState
+from serai.qemu.commands import TIMEOUT, RunState
+from serai.qemu.events import EventQueue, InstanceEvent, InstanceEventKind, decode_event
 from serai.qemu.qmp import Monitor
+from serai.qemu.resources import (
+    memory_name,
+    open_resources,
+    open_words,
+    remove_sockets,
+    socket_path,
+    words_path,
+)
 
 __all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState", "memory_name"]
 
-EVENTS_LIMIT = 256
 SCREENSHOT_LIMIT = 64 << 20
-LOG_TAIL = 2000
+TOLD_OF_WORDS = 2000
 EARLY_END = 1.0
-SOCKETS = ("qmp", "agent", "console")
-
-
-class InstanceEventKind(StrEnum):
-    """What a QEMU may tell."""
-
-    POWERED_OFF = "powered-off"
-    RESET = "reset"
-    PANICKED = "panicked"
-    STOPPED = "stopped"
-    RESUMED = "resumed"
-    DISK_FULL = "disk-full"
-    AGENT_OPENED = "agent-opened"
-    AGENT_CLOSED = "agent-closed"
-    LOST = "lost"
-    EXITED = "exited"
-
-
-@dataclass(frozen=True, slots=True)
-class InstanceEvent:
-    """One thing that a QEMU told, or that was seen of its process; ``detail`` is for people."""
-
-    kind: InstanceEventKind
-    detail: str = ""
+KILL_LIMIT = 30.0
 
 
 class Instance:
@@ -70,12 +54,12 @@ class Instance:
         self.machine = machine
         self.process = process
         self.started_at = started_at
-        self.agent = Agent(run_dir / "agent.sock")
+        self.agent = Agent(socket_path(run_dir, "agent"))
         self._run_dir = run_dir
         self._state_dir = state_dir
         self._monitor: Monitor | None = None
         self._connecting = asyncio.Lock()
-        self._events: deque[InstanceEvent] = deque(maxlen=EVENTS_LIMIT)
+        self._events = EventQueue()
         self._bell = asyncio.Event()
         self._tasks = Supervisor()
 
@@ -97,23 +81,19 @@ class Instance:
         On failure nothing is left, and HostFailure (``guest-start-failed``) tells QEMU's last words.
         """
         with ExitStack() as stack:
-            fds = _open_all(stack, machine, run_dir, state_dir, confinement.uid)
-            log = os.open(
-                state_dir / "qemu.log",
-                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC,
-                0o600,
-            )
-            stack.callback(os.close, log)
+            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid)
+            words = open_words(stack, state_dir)
             argv = build_argv(machine, fds, capabilities.qemu_path)
             process = await spawn(
-                argv, pass_fds=tuple(fds.values()), stderr_to=log, confinement=confinement
+                argv, pass_fds=tuple(fds.values()), stderr_to=words, confinement=confinement
             )
         instance = cls(machine, process, time.time(), run_dir, state_dir)
+        instance.agent.wire.set_port(Port.CLOSED)
+        instance._prepare_agent()
         try:
             await instance._greet(timeout)
         except BaseException:
-            await asyncio.shield(instance.end(0.0))
-            await instance.close()
+            await asyncio.shield(instance._give_up())
             raise
         instance._tasks.start(instance._watch_exit(), name="exit")
         return instance
@@ -129,9 +109,12 @@ class Instance:
         state_dir: Path,
         timeout: float,
     ) -> "Instance":
-        """Take up a QEMU that an earlier daemon started; its monitor may be silent."""
+        """Take up a QEMU that an earlier daemon started; its monitor may be silent.
+
+        What happened meanwhile is not told as events: ``status`` says where it led to.
+        """
         instance = cls(machine, process, started_at, run_dir, state_dir)
-        with contextlib.suppress(Interrupted):
+        with contextlib.suppress(SeraiError):
             await instance._connected(timeout)
         instance._tasks.start(instance._watch_exit(), name="exit")
         return instance
@@ -139,7 +122,7 @@ class Instance:
     async def _greet(self, timeout: float) -> None:
         """Wait for the monitor's first answer, or for the process's early end."""
         async with Supervisor() as tasks:
-            greeting = tasks.start(_quietly(self._connected(timeout)), name="greeting")
+            greeting = tasks.start(_failure_of(self._connect(timeout)), name="greeting")
             ending = tasks.start(self.process.wait(), name="early end")
             await asyncio.wait({greeting, ending}, return_when=asyncio.FIRST_COMPLETED)
             if greeting.done() and greeting.result() is None and not ending.done():
@@ -158,61 +141,114 @@ class Instance:
             details={"stderr": words},
         )
 
+    async def _give_up(self) -> None:
+        try:
+            await self.end(0.0)
+        finally:
+            await self.close()
+
     def last_words(self) -> str:
         """Return the end of what QEMU wrote to its log."""
         try:
-            with open(self._state_dir / "qemu.log", "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL))
-                return file.read().decode(errors="replace").strip()
+            with open(words_path(self._state_dir), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - TOLD_OF_WORDS))
+                return file.read(TOLD_OF_WORDS).decode(errors="replace").strip()
         except OSError:
             return ""
 
     async def end(self, timeout: float) -> None:
-        """End QEMU: ask it for at most ``timeout`` seconds, then kill it. Returns when it is gone."""
+        """End QEMU: ask it for at most ``timeout`` seconds, then kill it. Returns when it is gone.
+
+        Raises HostFailure (``timeout``) if even the kernel can't end it (it hangs in a disk).
+        """
         if timeout and self._monitor is not None and not self.process.has_ended:
             with contextlib.suppress(SeraiError, TimeoutError):
                 async with asyncio.timeout(timeout):
                     await commands.quit_qemu(self._monitor, timeout)
                     await self.process.wait()
-        self.process.signal(9)
-        await self.process.wait()
+        self.process.signal(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(KILL_LIMIT):
+                await self.process.wait()
+        except TimeoutError as error:
+            raise HostFailure(
+                Code.TIMEOUT,
+                f"process {self.process.pid} was killed, but has not ended in {KILL_LIMIT:g} s",
+                hint="It waits for a disk or a network file system of this host.",
+            ) from error
 
     async def close(self) -> None:
         """Let go of everything; the guest, if it still runs, goes on."""
-        self.agent.disconnect()
+        self.agent.wire.disconnect()
         await self._tasks.__aexit__(None, None, None)
         if self._monitor is not None:
             await self._monitor.close()
+        self.agent.wire.disconnect()
+        if self.process.has_ended:
+            remove_sockets(self._run_dir)
         self.process.close()
 
     # -- events ------------------------------------------------------------------------------------
 
     async def next_event(self) -> InstanceEvent:
         """Wait for the next event; EXITED is the last."""
-        while not self._events:
+        while (event := self._events.take()) is None:
             self._bell.clear()
             await self._bell.wait()
-        return self._events.popleft()
+        return event
 
-    def _tell(self, kind: InstanceEventKind, detail: str = "") -> None:
-        self._events.append(InstanceEvent(kind, detail))
+    def _tell(self, event: InstanceEvent) -> None:
+        self._events.put(event)
         self._bell.set()
 
-    def _on_qmp_event(self, message: Mapping[str, object]) -> None:
-        kind, detail = _read_event(message)
-        if kind in (InstanceEventKind.AGENT_CLOSED, InstanceEventKind.RESET):
-            self.agent.disconnect()
-        if kind is not None:
-            self._tell(kind, detail)
+    def _on_qmp_event(self, untrusted: Mapping[str, object]) -> None:
+        event = decode_event(untrusted)
+        if event is not None:
+            self._follow_agent(event.kind)
+            self._tell(event)
+
+    def _follow_agent(self, kind: InstanceEventKind) -> None:
+        """Keep the wire to the agent in step with what QEMU tells of the guest."""
+        wire = self.agent.wire
+        match kind:
+            case InstanceEventKind.AGENT_OPENED:
+                if wire.port is Port.OPEN:  # another one, and the end of the first was not told
+                    wire.disconnect()
+                wire.set_port(Port.OPEN)
+            case InstanceEventKind.AGENT_CLOSED | InstanceEventKind.RESET:
+                if not wire.is_prepared():
+                    wire.disconnect()
+                    self._prepare_agent()
+                wire.set_port(Port.CLOSED)
+            case InstanceEventKind.POWERED_OFF | InstanceEventKind.PANICKED:
+                wire.disconnect()
+
+    def _prepare_agent(self) -> None:
+        self._tasks.start(self.agent.wire.prepare(), name="agent")
 
     async def _watch_exit(self) -> None:
         status = await self.process.wait()
-        self.agent.disconnect()
-        words = self.last_words()
-        detail = "" if status is None else f"signal {-status}" if status < 0 else f"code {status}"
-        if words and status != 0:
-            detail = f"{detail}: {words.splitlines()[-1]}" if detail else words.splitlines()[-1]
-        self._tell(InstanceEventKind.EXITED, detail)
+        self.agent.wire.disconnect()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EARLY_END):
+                if self._monitor is not None:
+                    await self._monitor.wait_lost()  # what it told before its end comes first
+        self._tell(InstanceEvent(InstanceEventKind.EXITED, self._describe_end(status)))
+
+    def _describe_end(self, status: int | None) -> str:
+        what = "" if status is None else f"signal {-status}" if status < 0 else f"code {status}"
+        words = self.last_words().splitlines()[-1:] if status != 0 else []
+        return ": ".join([part for part in (what, *words) if part])
+
+    async def _watch_monitor(self, monitor: Monitor) -> None:
+        """Tell when the monitor's connection is gone but its process is not."""
+        await monitor.wait_lost()
+        await monitor.close()
+        try:
+            async with asyncio.timeout(EARLY_END):
+                await self.process.wait()
+        except TimeoutError:
+            self._tell(InstanceEvent(InstanceEventKind.LOST))
 
     # -- the monitor -------------------------------------------------------------------------------
 
@@ -220,158 +256,103 @@ class Instance:
         """Return the monitor, connected anew if the connection was lost."""
         async with self._connecting:
             if self._monitor is None or not self._monitor.is_connected:
-                path = self._run_dir / "qmp.sock"
-                self._monitor = await Monitor.connect(path, self._on_qmp_event, timeout=timeout)
+                monitor = await self._connect(timeout)
+                opened = await commands.is_port_open(monitor, "agent", timeout)
+                self.agent.wire.set_port(Port.OPEN if opened else Port.CLOSED)
+                self._prepare_agent()
+                return monitor
             return self._monitor
 
-    async def status(self, timeout: float = commands.TIMEOUT) -> RunState:
+    async def _connect(self, timeout: float) -> Monitor:
+        path = socket_path(self._run_dir, "qmp")
+        monitor = await Monitor.connect(path, self._on_qmp_event, timeout=timeout)
+        self._monitor = monitor
+        self._tasks.start(self._watch_monitor(monitor), name="monitor")
+        return monitor
+
+    async def status(self, timeout: float = TIMEOUT) -> RunState:
         """Return what the guest is doing; Interrupted (``qmp-lost``) when QEMU does not say."""
         return await commands.query_status(await self._connected(timeout), timeout)
 
-    async def go_on(self) -> None:
+    async def go_on(self, timeout: float = TIMEOUT) -> None:
         """Let the virtual CPUs run."""
-        await commands.cont(await self._connected(commands.TIMEOUT))
+        await commands.cont(await self._connected(timeout), timeout)
 
-    async def hold(self) -> None:
+    async def hold(self, timeout: float = TIMEOUT) -> None:
         """Hold the virtual CPUs."""
-        await commands.stop(await self._connected(commands.TIMEOUT))
+        await commands.stop(await self._connected(timeout), timeout)
 
-    async def press_power(self) -> None:
+    async def press_power(self, timeout: float = TIMEOUT) -> None:
         """Press the power button."""
-        await commands.press_power(await self._connected(commands.TIMEOUT))
+        await commands.press_power(await self._connected(timeout), timeout)
 
-    async def resize_drive(self, name: str, size: int) -> None:
+    async def resize_drive(self, name: str, size: int, timeout: float = TIMEOUT) -> None:
         """Grow a drive to ``size`` bytes."""
-        await commands.resize_block(await self._connected(commands.TIMEOUT), name, size)
+        await commands.resize_block(await self._connected(timeout), name, size, timeout)
 
-    async def set_balloon(self, size: int) -> None:
-        """Ask the guest to live with ``size`` bytes of memory."""
-        await commands.set_balloon(await self._connected(commands.TIMEOUT), size)
+    async def set_balloon(self, size: int, timeout: float = TIMEOUT) -> None:
+        """Ask the guest to live with ``size`` bytes of memory; ``memory`` says how far it is."""
+        await commands.set_balloon(await self._connected(timeout), size, timeout)
 
-    async def plug_cpus(self, count: int) -> None:
-        """Plug CPUs in until there are ``count``; those that are there stay."""
-        monitor = await self._connected(commands.TIMEOUT)
-        slots = await commands.query_cpu_slots(monitor)
-        filled = sum(slot.qom_path is not None for slot in slots)
-        empty = [slot for slot in reversed(slots) if slot.qom_path is None]
-        for slot in empty[: max(0, count - filled)]:
-            await commands.plug_cpu(monitor, slot)
+    async def memory(self, timeout: float = TIMEOUT) -> int:
+        """Return how many bytes of memory the guest has now, its balloon taken off."""
+        return await commands.query_balloon(await self._connected(timeout), timeout)
+
+    async def plug_cpus(self, count: int, timeout: float = TIMEOUT) -> None:
+        """Plug CPUs in until there are ``count``; those that are there stay.
+
+        The guest may still have to bring them up (``Agent.online_cpus``).
+        """
+        monitor = await self._connected(timeout)
+        slots = await commands.query_cpu_slots(monitor, timeout)
+        empty = [slot for slot in slots if slot.qom_path is None]
+        for slot in empty[: max(0, count - (len(slots) - len(empty)))]:
+            await commands.plug_cpu(monitor, slot, timeout)
 
     # -- looking -----------------------------------------------------------------------------------
 
-    async def screenshot(self) -> bytes:
+    async def screenshot(self, timeout: float = TIMEOUT) -> bytes:
         """Return what the screen shows, as PNG."""
-        monitor = await self._connected(commands.TIMEOUT)
+        monitor = await self._connected(timeout)
         picture = os.memfd_create("screenshot", os.MFD_CLOEXEC)
         try:
-            await self._dump_screen(monitor, picture)
-            return os.pread(picture, SCREENSHOT_LIMIT, 0)
+            await _dump_screen(monitor, picture, timeout)
+            size = min(os.fstat(picture).st_size, SCREENSHOT_LIMIT)
+            return os.pread(picture, size, 0)
         finally:
             os.close(picture)
 
-    async def _dump_screen(self, monitor: Monitor, picture: int) -> None:
-        # QEMU takes from an fdset only a descriptor with the very access mode that it wants
-        write_only = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            fdset = await commands.add_fd(monitor, write_only)
-        finally:
-            os.close(write_only)
-        try:
-            await commands.screendump(monitor, fdset)
-        finally:
-            with contextlib.suppress(SeraiError):
-                await commands.remove_fdset(monitor, fdset)
+    async def add_vnc_client(self, viewer: socket.socket, timeout: float = TIMEOUT) -> None:
+        """Let QEMU serve the connected VNC ``viewer``; the caller closes its own copy.
 
-    async def add_vnc_client(self, viewer: socket.socket) -> None:
-        """Let QEMU serve the connected VNC ``viewer``; the caller closes its own copy."""
-        await commands.add_vnc_client(await self._connected(commands.TIMEOUT), viewer.fileno())
+        From then on nothing of it goes through us: it stays when the daemon goes.
+        """
+        monitor = await self._connected(timeout)
+        await commands.add_vnc_client(monitor, viewer.fileno(), timeout)
 
     async def open_console(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the serial console; one at a time is served, others wait."""
-        return await connect_unix(self._run_dir / "console.sock")
+        return await connect_unix(socket_path(self._run_dir, "console"))
 
 
-async def _quietly(work: object) -> BaseException | None:
-    """Return how ``work`` failed instead of raising it; None when it did not."""
+async def _dump_screen(monitor: Monitor, picture: int, timeout: float) -> None:
+    # QEMU takes from an fdset only a descriptor with the very access mode that it wants
+    write_only = os.open(f"/proc/self/fd/{picture}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fdset = await commands.add_fd(monitor, write_only, timeout)
+    finally:
+        os.close(write_only)
+    try:
+        await commands.screendump(monitor, fdset, timeout)
+    finally:
+        with contextlib.suppress(SeraiError):
+            await commands.remove_fdset(monitor, fdset, timeout)
+
+
+async def _failure_of(work: object) -> Interrupted | None:
+    """Return how connecting failed instead of raising it; None when it did not."""
     try:
         await work  # type: ignore[misc]
-    except SeraiError as error:
+    except Interrupted as error:
         return error
     return None
-
-
-def _open_all(
-    stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path, uid: int | None
-) -> dict[str, int]:
-    """Open all that the machine needs, each under its name; the stack closes our copies."""
-    fds = {"memory": _memory(machine, uid), "log": _append(state_dir / "serial.log")}
-    for fd in fds.values():
-        stack.callback(os.close, fd)
-    for name in SOCKETS:
-        listener = stack.enter_context(bind_unix(run_dir / f"{name}.sock", mode=0o600))
-        fds[name] = listener.fileno()
-    for name, path, flags in _files(machine):
-        fds[name] = os.open(path, flags | os.O_CLOEXEC)
-        stack.callback(os.close, fds[name])
-    return fds
-
-
-def _files(machine: Machine) -> list[tuple[str, str, int]]:
-    found = []
-    for drive in machine.drives:
-        for index, layer in enumerate(drive.chain):
-            flags = os.O_RDONLY if layer.read_only else os.O_RDWR
-            found.append((f"{drive.name}/{index}", layer.path, flags))
-    for name, path, flags in (
-        ("kernel", machine.kernel, os.O_RDONLY),
-        ("initrd", machine.initrd, os.O_RDONLY),
-        ("uefi-vars", machine.uefi_vars, os.O_RDWR),
-    ):
-        if path:
-            found.append((name, path, flags))
-    return found
-
-
-def memory_name(guest_id: str) -> str:
-    """Return the name of a guest's memory file: what tells its QEMU from a lookalike."""
-    return f"serai-{guest_id}"
-
-
-def _memory(machine: Machine, uid: int | None) -> int:
-    """Make the guest's memory: a sparse file without a name, the guest's own."""
-    fd = os.memfd_create(memory_name(machine.id), os.MFD_CLOEXEC)
-    os.ftruncate(fd, machine.memory)
-    os.fchmod(fd, 0o600)
-    if uid is not None:
-        os.fchown(fd, uid, uid)
-    return fd
-
-
-def _append(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-
-
-def _read_event(message: Mapping[str, object]) -> tuple[InstanceEventKind | None, str]:
-    """Return what an event of QEMU's means for us, and a word for people."""
-    name = message.get("event")
-    data = message.get("data")
-    facts: Mapping[str, object] = data if isinstance(data, dict) else {}
-    match name:
-        case "SHUTDOWN" if facts.get("guest") and facts.get("reason") != "guest-panic":
-            return InstanceEventKind.POWERED_OFF, str(facts.get("reason", ""))
-        case "RESET":
-            return InstanceEventKind.RESET, "guest" if facts.get("guest") else "host"
-        case "GUEST_PANICKED":
-            return InstanceEventKind.PANICKED, str(facts.get("action", ""))
-        case "STOP":
-            return InstanceEventKind.STOPPED, ""
-        case "RESUME":
-            return InstanceEventKind.RESUMED, ""
-        case "BLOCK_IO_ERROR" if facts.get("nospace") and facts.get("action") == "stop":
-            return InstanceEventKind.DISK_FULL, str(facts.get("node-name", ""))
-        case "VSERPORT_CHANGE" if facts.get("id") == "agent-port":
-            opened = bool(facts.get("open"))
-            kind = InstanceEventKind.AGENT_OPENED if opened else InstanceEventKind.AGENT_CLOSED
-            return kind, ""
-        case _:
-            return None, ""
