@@ -34,9 +34,12 @@ class Cgroup:
         self.folders = folders
 
     def add(self, pid: int) -> None:
-        """Put a process, with all its threads, into the group; one that has ended is no error."""
+        """Put a process, with all its threads, into the group; one that has ended is no error.
+
+        Where we may not move it, it stays in ours, like everything on a host without such rights.
+        """
         for folder in self.folders:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 (folder / "cgroup.procs").write_text(str(pid))
 
     def remove(self) -> None:
@@ -105,14 +108,20 @@ def _parent_v2(root: Path) -> Path:
     """As root: a group at the top. As a user: one beside our own, in the delegated tree."""
     if os.geteuid() == 0:
         parent = root / OURS
+        _let_control(root)
     else:
         own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
         parent = (root / own.lstrip("/")).parent / f"{OURS}-{os.geteuid()}"
     parent.mkdir(exist_ok=True)
+    _let_control(parent)
+    return parent
+
+
+def _let_control(folder: Path) -> None:
+    """Let the groups in ``folder`` have limits, as far as we and the kernel can."""
     for controller in ("memory", "pids", "cpu"):
         with contextlib.suppress(OSError):
-            (parent / "cgroup.subtree_control").write_text(f"+{controller}")
-    return parent
+            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _set_limits(folder: Path, memory: int) -> None:

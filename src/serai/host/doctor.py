@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serai.errors import SeraiError
+from serai.errors import Code, SeraiError
 from serai.host.cgroup import Cgroups
 from serai.host.packages import Package, missing
 from serai.host.process import run
@@ -50,17 +50,19 @@ async def find_findings(settings: Settings, places: Places) -> list[Finding]:
 async def mend(findings: Sequence[Finding], on_line: Callable[[str], None]) -> None:
     """Run the commands that the findings name, in order; raises where one fails.
 
-    As another user than root the commands run through sudo.
+    As another user than root the commands run through sudo, which must not ask for a password.
+    Before the first installation the package lists are brought up to date: a new machine has none.
     """
-    prefix = [] if os.geteuid() == 0 else ["sudo"]
-    for finding in findings:
-        if finding.fix and finding.severity is not Severity.OK:
-            await run(
-                [*prefix, *finding.fix],
-                timeout=MEND_TIMEOUT,
-                env={"DEBIAN_FRONTEND": "noninteractive"},
-                on_line=on_line,
-            )
+    commands = [each.fix for each in findings if each.fix and each.severity is not Severity.OK]
+    if any(command[0] == "apt-get" for command in commands):
+        commands.insert(0, ("apt-get", "update"))
+    prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    for command in commands:
+        await run(
+            [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", *command],
+            timeout=MEND_TIMEOUT,
+            on_line=on_line,
+        )
 
 
 def _ok(name: str, message: str) -> Finding:
@@ -91,6 +93,8 @@ def _qemu(seen: Seen) -> Finding:
     can = seen.capabilities
     if can is None:
         message = seen.problem.message if seen.problem else "QEMU is missing"
+        if seen.problem is not None and seen.problem.code is not Code.TOOL_MISSING:
+            return _missing("qemu", f"{message}. {seen.problem.hint}".rstrip())
         return _missing("qemu", message, "apt-get", "install", "-y", "qemu-system-x86")
     return _ok("qemu", f"QEMU {can.qemu_version}, machine {can.machine_type}")
 
@@ -109,13 +113,17 @@ def _accel(seen: Seen) -> Finding:
 
 
 def _sandbox(seen: Seen) -> Finding:
-    if seen.capabilities is not None and not seen.capabilities.sandbox:
+    if seen.capabilities is None:
+        return _note("sandbox", "not known without QEMU")
+    if not seen.capabilities.sandbox:
         return _note("sandbox", "this QEMU has no seccomp sandbox: guests' QEMUs run without it")
     return _ok("sandbox", "QEMU's seccomp sandbox is used in full")
 
 
 def _firmware(seen: Seen) -> Finding:
-    if seen.capabilities is not None and not seen.capabilities.uefi_code:
+    if seen.capabilities is None:
+        return _note("uefi", "not known without QEMU")
+    if not seen.capabilities.uefi_code:
         return _note("uefi", "no UEFI firmware: only BIOS", "apt-get", "install", "-y", "ovmf")
     return _ok("uefi", "guests can start by BIOS and by UEFI")
 

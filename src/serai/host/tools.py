@@ -107,12 +107,6 @@ def _write_cache(cache: Path, found: Cached) -> None:
 
 async def _find(qemu: str, settings: Settings) -> Capabilities:
     answers = await _ask_qemu(qemu)
-    if answers.version[:2] < OLDEST_QEMU:
-        raise HostFailure(
-            Code.TOOL_TOO_OLD,
-            f"{qemu} is version {'.'.join(map(str, answers.version))}; serai needs 7.2 or newer",
-            hint="Use Debian 12 or newer, or name another with the setting qemu.",
-        )
     accel, reason = await choose_accel(qemu, settings.accel)
     firmware = next((pair for pair in UEFI_FIRMWARE if os.path.exists(pair[0])), ("", ""))
     return Capabilities(
@@ -155,39 +149,46 @@ def _path_or_empty(name: str) -> str:
 
 
 async def _ask_qemu(qemu: str) -> Answers:
-    """Start QEMU without a machine, ask it all questions at once, read the answers."""
+    """Start QEMU without a machine, ask it all questions at once, read the answers.
+
+    Its greeting tells the version, so that an old one is called old whatever it can't answer.
+    """
     done = await run(
         [
-            qemu,
-            "-machine",
-            "none",
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-qmp",
-            "stdio",
+            qemu, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none",
+            "-qmp", "stdio",
         ],
         timeout=ASK_TIMEOUT,
         input=b"".join(msgspec.json.encode(question) + b"\n" for question in QUESTIONS),
-    )
-    lines = [msgspec.json.decode(line) for line in done.stdout.splitlines() if line]
-    returns = [line["return"] for line in lines if "return" in line]
+    )  # fmt: skip
     try:
-        return _read_answers(returns)
-    except (KeyError, IndexError, TypeError, StopIteration) as error:
+        lines = [msgspec.json.decode(line) for line in done.stdout.splitlines() if line]
+        numbers = lines[0]["QMP"]["version"]["qemu"]
+        version = (numbers["major"], numbers["minor"], numbers["micro"])
+        if version[:2] < OLDEST_QEMU:
+            raise _too_old(qemu, version)
+        return _read_answers(version, [line["return"] for line in lines if "return" in line])
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError, StopIteration) as error:
         raise HostFailure(
             Code.TOOL_FAILED,
             f"{qemu} gave answers that can't be read",
-            details={"why": repr(error)},
+            hint="Is it a QEMU at all? The setting qemu names another.",
+            details={"why": repr(error)[:500]},
         ) from error
 
 
-def _read_answers(returns: list[Any]) -> Answers:
-    version, machines, devices, objects, sandbox = returns[1:6]
-    numbers = version["qemu"]
+def _too_old(qemu: str, version: tuple[int, int, int]) -> HostFailure:
+    return HostFailure(
+        Code.TOOL_TOO_OLD,
+        f"{qemu} is version {'.'.join(map(str, version))}; serai needs 7.2 or newer",
+        hint="Use Debian 12 or newer, or name another with the setting qemu.",
+    )
+
+
+def _read_answers(version: tuple[int, int, int], returns: list[Any]) -> Answers:
+    machines, devices, objects, sandbox = returns[2:6]
     return Answers(
-        version=(numbers["major"], numbers["minor"], numbers["micro"]),
+        version=version,
         machine_type=next(each["name"] for each in machines if each.get("alias") == "q35"),
         devices=frozenset(each["name"] for each in devices),
         objects=frozenset(each["name"] for each in objects),
