@@ -42,6 +42,9 @@ from serai.store.database import Store, open_store
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 1024
+"""How many clients may wait to be accepted; a full queue would refuse them."""
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -99,7 +102,7 @@ async def _run(settings: Settings, places: Places, ready_fd: int | None) -> None
         open_store(places.database) as store,
         _open_engine(settings, places, found, store) as engine,
     ):
-        listener = bind_unix(places.socket, mode=0o600)
+        listener = bind_unix(places.socket, mode=0o600, backlog=BACKLOG)
         try:
             _say_ready(ready_fd)
             await serve(build_app(engine, settings=settings), listener, stop)
