@@ -2,29 +2,41 @@
 
 ``run`` is for tools: bounded in time and output, killed as a whole when nobody waits any more.
 ``spawn`` is for guests: a session of its own, no pipe to us, only the descriptors it is given,
-privileges dropped *before* exec (``setpriv`` of util-linux). ``Process`` holds a program by its
-pidfd (pidfd_open(2)), so that a signal never reaches another one that got the same number later.
+privileges dropped *before* exec (``setpriv`` of util-linux). Starting takes a third of a millisecond,
+however large we are: ``subprocess`` uses vfork as long as the child has nothing to do before exec,
+which is why no ``preexec_fn``, ``user`` or ``umask`` is used here. What a child leaves behind, and how
+it is held, is ``held``'s.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
+import resource
 import shlex
 import shutil
-import signal
-from asyncio.subprocess import Process as ToolProcess
-from collections.abc import Callable, Collection, Mapping, Sequence
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 
 from serai.errors import Code, HostFailure
 from serai.host.cgroup import Cgroup
+from serai.host.held import Process as Process
 from serai.host.packages import package_of
+from serai.host.pipes import OnLine, TooMuch, open_reader, read_first, read_last
+from serai.host.procfs import find_processes as find_processes
+
+log = logging.getLogger(__name__)
 
 STDERR_KEPT = 64 << 10
 STDOUT_LIMIT = 16 << 20
-LINE_LIMIT = 64 << 10
 TOLD_OF_STDERR = 2000
+LINGER = 2.0
+"""How long output is read on that a tool left behind, in a pipe that others still hold."""
+KILL_LIMIT = 10.0
 
 CLEAN_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -120,40 +132,41 @@ async def run(
     uid: int | None = None,
     pass_fds: Sequence[int] = (),
     ok: Collection[int] = (0,),
-    on_line: Callable[[str], None] | None = None,
+    on_line: OnLine | None = None,
     stdout_to: int | None = None,
     stdin_from: int | None = None,
 ) -> Completed:
     """Run a program to its end and return what it wrote.
 
-    ``on_line`` is called for each line of stdout and stderr as it comes. Its whole process group
-    is killed after ``timeout`` seconds or when the caller is cancelled. Raises HostFailure:
+    ``on_line`` is called for each line of stdout and stderr as it comes; without it, more than
+    16 MiB of stdout is a failure, with it only the first 16 MiB are returned. Of stderr the last
+    64 KiB are. The program leads a process group, and nothing of that is left when this returns,
+    by whatever way: its end, ``timeout`` seconds, the caller's cancellation. Raises HostFailure:
     ``tool-missing``, ``tool-failed`` (an exit code not in ``ok``; argv and the end of its stderr
-    are in the details), ``timeout``.
+    are in the details), ``timeout``; and what ``on_line`` raises.
     """
     full = _full_argv(argv, limits, uid)
-    piped = asyncio.subprocess.PIPE
-    tool = await asyncio.create_subprocess_exec(
-        *full,
-        stdin=stdin_from
-        if stdin_from is not None
-        else (piped if input else asyncio.subprocess.DEVNULL),
-        stdout=stdout_to if stdout_to is not None else piped,
-        stderr=piped,
-        env={**environment(), **(env or {})},
-        cwd=cwd,
-        pass_fds=tuple(pass_fds),
-        start_new_session=True,
-        limit=LINE_LIMIT,
-    )
-    try:
-        async with asyncio.timeout(timeout):
-            stdout, stderr = await _converse(tool, input, on_line)
-            code = await tool.wait()
-    except TimeoutError as error:
-        raise _timeout(argv, timeout) from error
-    finally:
-        await _kill_group(tool)
+    async with AsyncExitStack() as stack:
+        stdin = stdin_from if stdin_from is not None else stack.enter_context(_readable(input))
+        with _without_core():
+            tool = _start(
+                full,
+                stdin=stdin,
+                stdout=subprocess.PIPE if stdout_to is None else stdout_to,
+                stderr=subprocess.PIPE,
+                env={**environment(), **(env or {})},
+                cwd=cwd,
+                pass_fds=pass_fds,
+            )
+        process = _hold(tool, leads=True)
+        stack.push_async_callback(_end, process)
+        try:
+            async with asyncio.timeout(timeout):
+                code, stdout, stderr = await _converse(tool, process, on_line)
+        except TimeoutError as error:
+            raise _timeout(argv, timeout) from error
+        except BaseExceptionGroup as group:
+            raise _only(argv, group.exceptions[0]) from group
     done = Completed(tuple(argv), code, stdout, stderr)
     if code not in ok:
         raise tool_failed(done)
@@ -170,61 +183,63 @@ def _full_argv(argv: Sequence[str], limits: Limits | None, uid: int | None) -> l
     return [*prefix, *words]
 
 
+@contextmanager
+def _readable(data: bytes) -> Iterator[int]:
+    """Give a descriptor to read ``data`` from: nobody need feed it, and a tool need not read it."""
+    fd = os.memfd_create("input", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.lseek(fd, 0, os.SEEK_SET)
+        yield fd
+    finally:
+        os.close(fd)
+
+
 async def _converse(
-    tool: ToolProcess, to_write: bytes, on_line: Callable[[str], None] | None
-) -> tuple[bytes, bytes]:
-    """Feed the tool and read both its outputs to their ends."""
-    async with asyncio.TaskGroup() as group:
-        if tool.stdin is not None:
-            group.create_task(_feed(tool.stdin, to_write))
-        out = group.create_task(_drain(tool.stdout, STDOUT_LIMIT, on_line, keep_end=False))
-        err = group.create_task(_drain(tool.stderr, STDERR_KEPT, on_line, keep_end=True))
-    return out.result(), err.result()
+    tool: "subprocess.Popen[bytes]", process: Process, on_line: OnLine | None
+) -> tuple[int, bytes, bytes]:
+    """Read both outputs until the tool has ended; return its exit code and what it wrote."""
+    with ExitStack() as stack:
+        stdout = await open_reader(stack, tool.stdout)
+        stderr = await open_reader(stack, tool.stderr)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(read_first(stdout, STDOUT_LIMIT, on_line))
+            last = group.create_task(read_last(stderr, STDERR_KEPT, on_line))
+            code = await process.wait()
+            await asyncio.wait((first, last), timeout=LINGER)
+            stack.close()
+    return code or 0, first.result(), last.result()
 
 
-async def _feed(writer: asyncio.StreamWriter, data: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
-
-
-async def _drain(
-    reader: asyncio.StreamReader | None,
-    limit: int,
-    on_line: Callable[[str], None] | None,
-    *,
-    keep_end: bool,
-) -> bytes:
-    """Read to the end, keep ``limit`` bytes (the first or the last), pass lines on."""
-    kept, line = bytearray(), b""
-    while reader is not None and (chunk := await reader.read(LINE_LIMIT)):
-        if keep_end:
-            kept = (kept + chunk)[-limit:]
-        elif len(kept) < limit:
-            kept += chunk[: limit - len(kept)]
-        if on_line is not None:
-            *lines, line = (line + chunk).replace(b"\r", b"\n").split(b"\n")
-            line = line[-LINE_LIMIT:]
-            for each in lines:
-                on_line(each.decode(errors="replace"))
-    if on_line is not None and line:
-        on_line(line.decode(errors="replace"))
-    return bytes(kept)
-
-
-async def _kill_group(tool: ToolProcess) -> None:
-    """Kill the tool's process group, unless it has ended, and reap the tool."""
-    if tool.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(tool.pid, signal.SIGKILL)
-        await asyncio.shield(tool.wait())
+async def _end(process: Process) -> None:
+    """Leave nothing of a tool; one that even the kernel can't end is reaped when it does end."""
+    process.kill_group()
+    try:
+        async with asyncio.timeout(KILL_LIMIT):
+            await process.wait()
+    except TimeoutError:
+        log.error("process %d was killed, but has not ended in %g s", process.pid, KILL_LIMIT)
+    finally:
+        process.close()
 
 
 def _timeout(argv: Sequence[str], timeout: float) -> HostFailure:
     return HostFailure(
         Code.TIMEOUT,
-        f"{os.path.basename(argv[0])} was not done within {timeout:.0f} s",
+        f"{os.path.basename(argv[0])} was not done within {timeout:g} s",
+        details={"argv": shlex.join(argv)},
+    )
+
+
+def _only(argv: Sequence[str], error: BaseException) -> BaseException:
+    return _wrote_too_much(argv) if isinstance(error, TooMuch) else error
+
+
+def _wrote_too_much(argv: Sequence[str]) -> HostFailure:
+    return HostFailure(
+        Code.TOOL_FAILED,
+        f"{os.path.basename(argv[0])} wrote more than {STDOUT_LIMIT >> 20} MiB",
         details={"argv": shlex.join(argv)},
     )
 
@@ -244,80 +259,45 @@ def tool_failed(done: Completed) -> HostFailure:
 # -- programs that outlive us ----------------------------------------------------------------------
 
 
-class Process:
-    """A running program, held by its pidfd. Make it with ``spawn`` or ``attach``."""
-
-    def __init__(self, pid: int, pidfd: int, *, is_child: bool) -> None:
-        self.pid = pid
-        self.is_child = is_child
-        self._pidfd = pidfd
-        self._ended: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._status: int | None = None
-        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
-
-    @classmethod
-    def attach(cls, pid: int, option: str, value: str, *, holds: str) -> "Process | None":
-        """Hold the program ``pid`` if its argv has ``option value`` and it holds our memory file.
-
-        None if it is not that one: the number may have gone to another, and anybody can write an
-        argv, but only what we started has the memfd of that name (memfd_create(2)).
-        """
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return None
-        if option_of(pid, option) != value or not _holds(pid, holds):
-            os.close(pidfd)
-            return None
-        return cls(pid, pidfd, is_child=False)
-
-    @property
-    def has_ended(self) -> bool:
-        """True once its end was seen."""
-        return self._ended.done()
-
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self.is_child:
-            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-            if result is not None:
-                killed = result.si_code != os.CLD_EXITED
-                self._status = -result.si_status if killed else result.si_status
-        if not self._ended.done():
-            self._ended.set_result(self._status)
-
-    async def wait(self) -> int | None:
-        """Wait for its end; return its exit code (``-N`` after signal N), None if not our child."""
-        return await asyncio.shield(self._ended)
-
-    def signal(self, number: int) -> None:
-        """Send a signal; one that has ended gets none."""
-        if not self._ended.done():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
-
-    def close(self) -> None:
-        """Let go. A child that has not ended is reaped by init once we are gone."""
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-
 async def spawn(
     argv: Sequence[str], *, pass_fds: Sequence[int], stderr_to: int, confinement: Confinement
 ) -> Process:
     """Start a program that outlives us, with ``pass_fds`` under the same numbers and no others.
 
-    Raises HostFailure (``tool-missing``) when there is no such program; a program that fails
-    later is seen by ``Process.wait``.
+    It is in its control group when this returns; joining takes the kernel 5 to 10 ms, while the
+    program is being loaded already (docs/design/0012). Raises HostFailure (``tool-missing``) when
+    there is no such program; one that fails later is seen by ``Process.wait``. When this fails or
+    is cancelled nothing runs.
     """
     full = [*confinement.prefix(), *argv]
-    pid = start_detached(full, env=CLEAN_ENV, pass_fds=pass_fds, output_to=stderr_to)
-    process = Process(pid, os.pidfd_open(pid), is_child=True)
-    if confinement.cgroup is not None:
-        await asyncio.to_thread(confinement.cgroup.add, pid)
-    return process
+    with _without_core():
+        child = _start_apart(full, CLEAN_ENV, pass_fds, stderr_to)
+    try:
+        if confinement.cgroup is not None:
+            await _join(confinement.cgroup, child.pid)
+    except BaseException:
+        process = _hold(child)
+        process.signal(SIGKILL)
+        process.close()
+        raise
+    return _hold(child)
+
+
+async def _join(cgroup: Cgroup, pid: int) -> None:
+    """Put a child into its group. Nobody may reap it before this is left: the number is its own."""
+    joining = asyncio.get_running_loop().run_in_executor(None, _try_join, cgroup, pid)
+    try:
+        await asyncio.shield(joining)
+    except asyncio.CancelledError:
+        await asyncio.wait((joining,), timeout=KILL_LIMIT)
+        raise
+
+
+def _try_join(cgroup: Cgroup, pid: int) -> None:
+    try:
+        cgroup.add(pid)
+    except OSError as error:
+        log.warning("process %d stays in our control group: %s", pid, error.strerror)
 
 
 def start_detached(
@@ -325,32 +305,91 @@ def start_detached(
 ) -> int:
     """Start a program in a session of its own and return its pid; the caller owns that child.
 
-    It takes about a millisecond: the call returns once the program is there (posix_spawn(3)).
     Raises HostFailure (``tool-missing``).
     """
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    actions: list[tuple[int, int, int]] = [
-        (os.POSIX_SPAWN_DUP2, null, 0),
-        (os.POSIX_SPAWN_DUP2, output_to, 1),
-        (os.POSIX_SPAWN_DUP2, output_to, 2),
-        *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),
-    ]
+    return _start_apart(argv, env, pass_fds, output_to).pid
+
+
+def _start_apart(
+    argv: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int], output_to: int
+) -> "subprocess.Popen[bytes]":
+    return _start(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output_to,
+        stderr=output_to,
+        env=env,
+        pass_fds=pass_fds,
+    )
+
+
+# -- starting --------------------------------------------------------------------------------------
+
+
+def _start(
+    argv: Sequence[str],
+    *,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int],
+    cwd: Path | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start a child in a session of its own that inherits ``pass_fds`` and nothing else of ours."""
     try:
-        return os.posix_spawn(
-            argv[0],
+        child = subprocess.Popen(
             list(argv),
-            dict(env),
-            file_actions=actions,
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGINT),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            cwd=cwd,
+            pass_fds=tuple(pass_fds),
+            close_fds=True,
+            start_new_session=True,
+            bufsize=0,
         )
-    except FileNotFoundError as error:
-        raise HostFailure(
-            Code.TOOL_MISSING, f"{argv[0]} is missing", hint="See: serai doctor"
-        ) from error
+    except OSError as error:
+        raise _not_started(argv, error) from error
+    child.returncode = 0  # whoever holds it reaps it; Popen must never wait for its number
+    return child
+
+
+def _not_started(argv: Sequence[str], error: OSError) -> HostFailure:
+    is_missing = isinstance(error, FileNotFoundError) and error.filename == argv[0]
+    if is_missing:
+        return HostFailure(Code.TOOL_MISSING, f"{argv[0]} is missing", hint="See: serai doctor")
+    return HostFailure(
+        Code.TOOL_FAILED,
+        f"{argv[0]} can't be started: {error.strerror}",
+        details={"argv": shlex.join(argv)},
+    )
+
+
+def _hold(child: "subprocess.Popen[bytes]", *, leads: bool = False) -> Process:
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except OSError as error:
+        os.killpg(child.pid, SIGKILL)
+        os.waitpid(child.pid, 0)
+        raise _not_started((str(child.args),), error) from error
+    return Process(child.pid, pidfd, is_child=True, leads=leads)
+
+
+@contextmanager
+def _without_core() -> Iterator[None]:
+    """Let what is started within write no core file, which might hold what belongs to a guest.
+
+    A limit is inherited and costs nothing; a program that sets it first costs a millisecond. Ours
+    comes back at once. Only for the thread of the event loop: two at once would undo each other.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    try:
+        yield
     finally:
-        os.close(null)
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 def keep_descriptors() -> None:
@@ -359,40 +398,3 @@ def keep_descriptors() -> None:
         if int(name) > 2:
             with contextlib.suppress(OSError):
                 os.set_inheritable(int(name), False)
-
-
-def option_of(pid: int, option: str) -> str | None:
-    """Return what follows ``option`` in the argv of a process; None if there is none."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(1 << 20).split(b"\0")
-        return words[words.index(option.encode()) + 1].decode()
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _holds(pid: int, memory_file: str) -> bool:
-    """Tell whether a process has a memfd of this name open."""
-    wanted = f"/memfd:{memory_file} (deleted)"
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") == wanted:
-                    return True
-    except OSError:
-        pass
-    return False
-
-
-def find_processes(option: str, values: Collection[str]) -> dict[str, int]:
-    """Return the pid of the process whose argv has ``option`` and the value, for each value found.
-
-    One pass over /proc. A process that has ended but was not reaped has no argv, and is not found.
-    """
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            value = option_of(int(name), option)
-            if value in values and value is not None:
-                found[value] = int(name)
-    return found

@@ -1,0 +1,49 @@
+"""What ``/proc`` tells of running programs, ours or not (proc(5)).
+
+Only reads; whoever acts on what is found holds the program first (``held``). Every answer may be
+out of date when it arrives, and an argv is whatever its program wrote there.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection
+
+ARGV_READ = 1 << 20
+
+
+def option_of(pid: int, option: str) -> str | None:
+    """Return what follows ``option`` in the argv of a process; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            untrusted_words = file.read(ARGV_READ).split(b"\0")
+        return untrusted_words[untrusted_words.index(option.encode()) + 1].decode()
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def holds_memory(pid: int, name: str) -> bool:
+    """Tell whether a process has a memfd of this name open (memfd_create(2)).
+
+    Looking into a process of another user needs CAP_SYS_PTRACE, even for root (ptrace(2)).
+    """
+    wanted = f"/memfd:{name} (deleted)"
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
+                    return True
+    return False
+
+
+def find_processes(option: str, values: Collection[str]) -> dict[str, int]:
+    """Return the pid of the process whose argv has ``option`` and the value, for each value found.
+
+    One pass over /proc. A process that has ended but was not reaped has no argv, and is not found.
+    """
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            value = option_of(int(name), option)
+            if value is not None and value in values:
+                found[value] = int(name)
+    return found
