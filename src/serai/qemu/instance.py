@@ -61,6 +61,7 @@ class Instance:
         self._connecting = asyncio.Lock()
         self._events = EventQueue()
         self._bell = asyncio.Event()
+        self._preparing: asyncio.Task[None] | None = None
         self._tasks = Supervisor()
 
     # -- beginning and end -------------------------------------------------------------------------
@@ -78,15 +79,10 @@ class Instance:
     ) -> "Instance":
         """Start QEMU and wait until its monitor answers; the guest runs by then.
 
-        On failure nothing is left, and HostFailure (``guest-start-failed``) tells QEMU's last words.
+        On failure nothing is left, and HostFailure (``guest-start-failed``, ``disk-full``) tells
+        QEMU's last words, or which file could not be opened.
         """
-        with ExitStack() as stack:
-            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid)
-            words = open_words(stack, state_dir)
-            argv = build_argv(machine, fds, capabilities.qemu_path)
-            process = await spawn(
-                argv, pass_fds=tuple(fds.values()), stderr_to=words, confinement=confinement
-            )
+        process = await _open_and_spawn(machine, capabilities, run_dir, state_dir, confinement)
         instance = cls(machine, process, time.time(), run_dir, state_dir)
         instance.agent.wire.set_port(Port.CLOSED)
         instance._prepare_agent()
@@ -224,7 +220,8 @@ class Instance:
                 wire.disconnect()
 
     def _prepare_agent(self) -> None:
-        self._tasks.start(self.agent.wire.prepare(), name="agent")
+        if self._preparing is None or self._preparing.done():
+            self._preparing = self._tasks.start(self.agent.wire.prepare(), name="agent")
 
     async def _watch_exit(self) -> None:
         status = await self.process.wait()
@@ -333,6 +330,27 @@ class Instance:
     async def open_console(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the serial console; one at a time is served, others wait."""
         return await connect_unix(socket_path(self._run_dir, "console"))
+
+
+async def _open_and_spawn(
+    machine: Machine,
+    capabilities: Capabilities,
+    run_dir: Path,
+    state_dir: Path,
+    confinement: Confinement,
+) -> Process:
+    """Open all that QEMU needs and start it; our copies of the descriptors are closed again."""
+    try:
+        with ExitStack() as stack:
+            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid)
+            words = open_words(stack, state_dir)
+            argv = build_argv(machine, fds, capabilities.qemu_path)
+            return await spawn(
+                argv, pass_fds=tuple(fds.values()), stderr_to=words, confinement=confinement
+            )
+    except BaseException:
+        remove_sockets(run_dir)
+        raise
 
 
 async def _dump_screen(monitor: Monitor, picture: int, timeout: float) -> None:

@@ -5,11 +5,13 @@ it names, ``commandline`` renders both. QEMU gets descriptors, so the folders st
 docs/design/0010 for what is passed how, and why.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from serai.errors import Code, HostFailure
 from serai.host.sockets import bind_unix
 from serai.model.machine import Machine
 
@@ -20,7 +22,22 @@ PRIVATE = 0o600
 def open_resources(
     stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path, uid: int | None
 ) -> dict[str, int]:
-    """Open all that the machine needs, each under its name; leaving ``stack`` closes our copies."""
+    """Open all that the machine needs, each under its name; leaving ``stack`` closes our copies.
+
+    Raises HostFailure (``guest-start-failed``, ``disk-full``) with what could not be opened.
+    """
+    try:
+        return _open_all(stack, machine, run_dir, state_dir, uid)
+    except OSError as error:
+        raise HostFailure(
+            Code.DISK_FULL if error.errno == errno.ENOSPC else Code.GUEST_START_FAILED,
+            f"{error.filename or 'the memory or a socket'} can't be opened: {error.strerror}",
+        ) from error
+
+
+def _open_all(
+    stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path, uid: int | None
+) -> dict[str, int]:
     fds = {"memory": _open_memory(machine, uid)}
     stack.callback(os.close, fds["memory"])
     for name in SOCKETS:

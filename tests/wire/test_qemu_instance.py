@@ -1,0 +1,373 @@
+"""An instance around a process that is no QEMU, and a monitor that misbehaves."""
+
+import asyncio
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fake_agent import FakeAgent, fake_agent
+from fake_qemu import FakeQemu, fake_qemu
+
+from serai.errors import Busy, Code, HostFailure, Interrupted, SeraiError
+from serai.host.process import Confinement, Process, spawn
+from serai.model.guest import Accel, Firmware
+from serai.model.image import DiskFormat
+from serai.model.machine import Drive, LayerFile, Machine, Media
+from serai.model.node import Capabilities
+from serai.qemu.agent_wire import Port
+from serai.qemu.events import InstanceEvent, InstanceEventKind
+from serai.qemu.instance import Instance, RunState
+from serai.units import MIB
+
+SOON = 5.0
+SHORT = 0.3
+UNCONFINED = Confinement(uid=None, setpriv="", cgroup=None)
+MACHINE = Machine(
+    id="0a1b2c3d-0000-4000-8000-000000000000",
+    name="web1",
+    machine_type="pc-q35-7.2",
+    accel=Accel.TCG,
+    cpus=1,
+    max_cpus=1,
+    memory=64 * MIB,
+    firmware=Firmware.BIOS,
+    genid="00000000-0000-4000-8000-000000000001",
+    drives=(),
+    nics=(),
+)
+
+
+def told(kind: InstanceEventKind, detail: str = "") -> InstanceEvent:
+    return InstanceEvent(kind, detail)
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[Process]:
+    null = os.open(os.devnull, os.O_RDWR)
+    sleeper = await spawn(["/bin/sleep", "60"], pass_fds=(), stderr_to=null, confinement=UNCONFINED)
+    os.close(null)
+    yield sleeper
+    if not sleeper.has_ended:
+        sleeper.signal(signal.SIGKILL)
+        await sleeper.wait()
+    sleeper.close()
+
+
+@pytest.fixture
+async def qemu(tmp_path: Path) -> AsyncIterator[FakeQemu]:
+    async with fake_qemu(tmp_path / "qmp.sock") as fake:
+        fake.answers["query-status"] = {"status": "running"}
+        fake.answers["query-chardev"] = [{"label": "agent", "frontend-open": True}]
+        yield fake
+
+
+@pytest.fixture
+async def inside(tmp_path: Path) -> AsyncIterator[FakeAgent]:
+    async with fake_agent(tmp_path / "agent.sock") as fake:
+        yield fake
+
+
+async def adopt(process: Process, folder: Path, timeout: float = SOON) -> Instance:
+    return await Instance.adopt(
+        MACHINE, process, started_at=1.0, run_dir=folder, state_dir=folder, timeout=timeout
+    )
+
+
+@pytest.fixture
+async def instance(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, tmp_path: Path
+) -> AsyncIterator[Instance]:
+    adopted = await adopt(process, tmp_path)
+    yield adopted
+    await adopted.close()
+
+
+async def next_event(instance: Instance) -> InstanceEvent:
+    async with asyncio.timeout(SOON):
+        return await instance.next_event()
+
+
+# -- adopting ------------------------------------------------------------------------------------
+
+
+async def test_an_adopted_one_knows_whether_its_agent_is_there(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, tmp_path: Path
+) -> None:
+    instance = await adopt(process, tmp_path)
+    assert (instance.started_at, instance.process.pid) == (1.0, process.pid)
+    await instance.agent.ping(timeout=SOON)
+    await instance.close()
+    qemu.answers["query-chardev"] = [{"label": "agent", "frontend-open": False}]
+    instance = await adopt(process, tmp_path)
+    with pytest.raises(Busy):
+        await instance.agent.ping(timeout=SHORT)
+    await instance.close()
+    assert not process.has_ended, "letting go stops no guest"
+
+
+async def test_a_silent_one_is_adopted_and_comes_back(
+    process: Process, inside: FakeAgent, tmp_path: Path
+) -> None:
+    async with fake_qemu(tmp_path / "qmp.sock", greeting=None) as qemu:
+        begun = time.monotonic()
+        instance = await adopt(process, tmp_path, timeout=SHORT)
+        for _ in range(3):
+            with pytest.raises(Interrupted) as caught:
+                await instance.status(timeout=0.1)
+            assert caught.value.code is Code.QMP_LOST
+        assert time.monotonic() - begun < 3
+        await instance.agent.ping(timeout=SOON)
+        qemu.greeting = FakeQemu(qemu.path).greeting
+        qemu.answers["query-status"] = {"status": "io-error"}
+        qemu.answers["query-chardev"] = []
+        assert await instance.status(timeout=SOON) is RunState.IO_ERROR
+        await instance.close()
+
+
+# -- events --------------------------------------------------------------------------------------
+
+
+async def test_events_come_in_order_and_typed(qemu: FakeQemu, instance: Instance) -> None:
+    qemu.tell("STOP")
+    qemu.tell("BLOCK_IO_ERROR", **{"node-name": "root", "nospace": True, "action": "stop"})
+    qemu.tell("WHATEVER", x=5)
+    qemu.tell("SHUTDOWN", guest="perhaps")
+    qemu.tell("GUEST_PANICKED", action="pause")
+    assert await next_event(instance) == told(InstanceEventKind.STOPPED)
+    assert await next_event(instance) == told(InstanceEventKind.DISK_FULL, "root")
+    assert await next_event(instance) == told(InstanceEventKind.PANICKED, "pause")
+
+
+async def test_the_end_is_the_last_event(
+    qemu: FakeQemu, instance: Instance, tmp_path: Path
+) -> None:
+    (tmp_path / "qemu.log").write_text("one\nqemu: the last word\n")
+    instance.process.signal(signal.SIGKILL)
+    qemu.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+    qemu.hang_up()
+    assert (await next_event(instance)).kind is InstanceEventKind.POWERED_OFF
+    assert await next_event(instance) == told(
+        InstanceEventKind.EXITED, "signal 9: qemu: the last word"
+    )
+
+
+async def test_a_lost_monitor_is_told_and_connected_anew(
+    qemu: FakeQemu, instance: Instance
+) -> None:
+    qemu.hang_up()
+    assert await next_event(instance) == told(InstanceEventKind.LOST)
+    assert await instance.status() is RunState.RUNNING
+    assert qemu.connections == 2
+    qemu.tell("RESUME")
+    assert await next_event(instance) == told(InstanceEventKind.RESUMED)
+
+
+# -- the agent's wire follows --------------------------------------------------------------------
+
+
+async def test_a_reset_begins_anew_with_the_agent(
+    qemu: FakeQemu, inside: FakeAgent, instance: Instance
+) -> None:
+    await instance.agent.ping(timeout=SOON)
+    inside.answers["guest-ping"] = None
+    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    await inside.wait_told("guest-ping", 2)
+    begun = time.monotonic()
+    qemu.tell("RESET", guest=True, reason="guest-reset")
+    with pytest.raises(Interrupted) as caught:
+        await asked
+    assert caught.value.code is Code.AGENT_UNAVAILABLE
+    assert time.monotonic() - begun < 1
+    await inside.wait_told("guest-sync-delimited", 2)
+    assert instance.agent.wire.is_prepared()
+    inside.answers["guest-ping"] = {}
+    qemu.tell("VSERPORT_CHANGE", id="agent-port", open=True)
+    await instance.agent.ping(timeout=SOON)
+    assert inside.connections == 2
+
+
+async def test_resets_all_day_cost_no_connections(
+    qemu: FakeQemu, inside: FakeAgent, instance: Instance
+) -> None:
+    def all_day() -> None:
+        for _ in range(1000):
+            qemu.tell("RESET", guest=True, reason="guest-reset")
+            qemu.tell("VSERPORT_CHANGE", id="agent-port", open=False)
+
+    await asyncio.to_thread(all_day)
+    assert await instance.status() is RunState.RUNNING
+    assert (await next_event(instance)).kind is InstanceEventKind.RESET
+    assert (await next_event(instance)).kind is InstanceEventKind.AGENT_CLOSED
+    await inside.wait_told("guest-sync-delimited")
+    assert inside.connections <= 3
+
+
+async def test_an_agent_that_was_opened_twice_is_another(
+    qemu: FakeQemu, inside: FakeAgent, instance: Instance
+) -> None:
+    await instance.agent.ping(timeout=SOON)
+    qemu.tell("VSERPORT_CHANGE", id="agent-port", open=True)
+    await next_event(instance)
+    await instance.agent.ping(timeout=SOON)
+    assert inside.connections == 2
+
+
+async def test_power_off_ends_what_waits_for_the_agent(
+    qemu: FakeQemu, inside: FakeAgent, instance: Instance
+) -> None:
+    inside.answers["guest-ping"] = None
+    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    await inside.wait_told("guest-ping")
+    begun = time.monotonic()
+    qemu.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
+    with pytest.raises(Interrupted):
+        await asked
+    assert time.monotonic() - begun < 1
+
+
+async def test_the_end_of_qemu_ends_what_waits_for_the_agent(
+    qemu: FakeQemu, inside: FakeAgent, instance: Instance
+) -> None:
+    inside.answers["guest-ping"] = None
+    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    await inside.wait_told("guest-ping")
+    instance.process.signal(signal.SIGKILL)
+    with pytest.raises(Interrupted):
+        await asked
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+async def test_one_that_does_not_quit_is_killed(qemu: FakeQemu, instance: Instance) -> None:
+    qemu.silent.add("quit")
+    begun = time.monotonic()
+    await instance.end(SHORT)
+    assert SHORT <= time.monotonic() - begun < 2
+    assert qemu.names()[-1] == "quit"
+    assert await instance.process.wait() == -signal.SIGKILL
+    await instance.end(SHORT)
+
+
+async def test_one_that_says_yes_and_stays_is_killed(qemu: FakeQemu, instance: Instance) -> None:
+    await instance.end(SHORT)
+    assert await instance.process.wait() == -signal.SIGKILL
+
+
+async def test_ending_without_a_time_limit_is_at_once(qemu: FakeQemu, instance: Instance) -> None:
+    begun = time.monotonic()
+    await instance.end(0.0)
+    assert time.monotonic() - begun < 1
+    assert "quit" not in qemu.names()
+
+
+async def test_sockets_of_an_ended_one_are_removed(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, tmp_path: Path
+) -> None:
+    instance = await adopt(process, tmp_path)
+    await instance.end(0.0)
+    await instance.close()
+    assert not (tmp_path / "qmp.sock").exists()
+    assert not (tmp_path / "agent.sock").exists()
+    assert instance.agent.wire.port is Port.OPEN
+
+
+# -- starts that fail ----------------------------------------------------------------------------
+
+
+def pretender(folder: Path, script: str) -> Capabilities:
+    """Return the capabilities of a host whose QEMU is a script."""
+    path = folder / "qemu"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return Capabilities(
+        qemu_path=str(path),
+        qemu_version="7.2.0",
+        machine_type="pc-q35-7.2",
+        accel=Accel.TCG,
+        accel_reason="",
+    )
+
+
+async def failed_start(
+    folder: Path, capabilities: Capabilities, machine: Machine = MACHINE, timeout: float = SOON
+) -> SeraiError:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(SeraiError) as caught:
+        await Instance.start(
+            machine,
+            capabilities=capabilities,
+            run_dir=folder,
+            state_dir=folder,
+            confinement=UNCONFINED,
+            timeout=timeout,
+        )
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not list(folder.glob("*.sock"))
+    return caught.value
+
+
+async def test_last_words_tell_why_a_start_failed(tmp_path: Path) -> None:
+    host = pretender(tmp_path, "echo first >&2; echo 'qemu: no such machine' >&2; exit 1")
+    error = await failed_start(tmp_path, host)
+    assert (type(error), error.code) == (HostFailure, Code.GUEST_START_FAILED)
+    assert error.message == "QEMU ended at once: qemu: no such machine"
+    assert error.details["stderr"] == "first\nqemu: no such machine"
+    assert error.hint
+
+
+async def test_words_without_an_end_are_cut(tmp_path: Path) -> None:
+    host = pretender(tmp_path, "head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1")
+    error = await failed_start(tmp_path, host)
+    assert len(error.details["stderr"]) <= 2000
+
+
+async def test_one_that_never_answers_is_killed(tmp_path: Path) -> None:
+    host = pretender(tmp_path, "exec sleep 60")
+    begun = time.monotonic()
+    error = await failed_start(tmp_path, host, timeout=SHORT)
+    assert error.code is Code.GUEST_START_FAILED
+    assert f"did not answer within {SHORT:g} s" in error.message
+    assert time.monotonic() - begun < 4
+
+
+async def test_a_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
+    host = pretender(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    starting = asyncio.ensure_future(
+        Instance.start(
+            MACHINE,
+            capabilities=host,
+            run_dir=tmp_path,
+            state_dir=tmp_path,
+            confinement=UNCONFINED,
+            timeout=SOON,
+        )
+    )
+    async with asyncio.timeout(SOON):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not list(tmp_path.glob("*.sock"))
+
+
+async def test_a_missing_qemu(tmp_path: Path) -> None:
+    host = pretender(tmp_path, "")
+    Path(host.qemu_path).unlink()
+    assert (await failed_start(tmp_path, host)).code is Code.TOOL_MISSING
+
+
+async def test_a_missing_layer_is_named(tmp_path: Path) -> None:
+    layer = LayerFile(path=f"{tmp_path}/gone.qcow2", format=DiskFormat.QCOW2, read_only=False)
+    root = Drive(name="root", media=Media.DISK, chain=(layer,), boot_index=1)
+    machine = dataclasses.replace(MACHINE, drives=(root,))
+    error = await failed_start(tmp_path, pretender(tmp_path, "exit 0"), machine)
+    assert (type(error), error.code) == (HostFailure, Code.GUEST_START_FAILED)
+    assert f"{tmp_path}/gone.qcow2 can't be opened: No such file" in error.message
