@@ -25,11 +25,12 @@ PLACE_RNG = 0x2
 PLACE_BALLOON = 0x3
 PLACE_SERIAL_BUS = 0x4
 PLACE_FIRST_NIC = 0x5
-PLACE_FIRST_DRIVE = 0x8
+PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
-NICS_LIMIT = PLACE_FIRST_DRIVE - PLACE_FIRST_NIC
-DRIVES_LIMIT = PLACE_SPARE - PLACE_FIRST_DRIVE
-FIRST_CDROM_PORT = 2
+PORT_FIRST_CDROM = 2
+NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
+DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
+CDROMS_LIMIT = 4
 
 
 def build_argv(machine: Machine, fds: Fds, qemu_path: str) -> list[str]:
@@ -52,9 +53,14 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         *_agent(fds),
         *_small_devices(machine),
     ]
-    assert len(machine.drives) <= DRIVES_LIMIT and len(machine.nics) <= NICS_LIMIT
-    for index, drive in enumerate(machine.drives):
-        options += _drive(drive, fds, index)
+    disks = [drive for drive in machine.drives if drive.media is Media.DISK]
+    cdroms = [drive for drive in machine.drives if drive.media is Media.CDROM]
+    assert len(disks) <= DISKS_LIMIT and len(cdroms) <= CDROMS_LIMIT
+    assert len(machine.nics) <= NICS_LIMIT
+    for index, drive in enumerate(disks):
+        options += _disk(drive, fds, PLACE_FIRST_DISK + index)
+    for index, drive in enumerate(cdroms):
+        options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
     for index, nic in enumerate(machine.nics):
         options += _nic(nic, PLACE_FIRST_NIC + index)
     return options + _kernel(machine, fds)
@@ -218,22 +224,31 @@ def _spare_port(machine: Machine, index: int) -> list[Option]:
     return _if_built_in(machine, "pcie-root-port", port)
 
 
-def _drive(drive: Drive, fds: Fds, index: int) -> list[Option]:
+def _disk(drive: Drive, fds: Fds, place: int) -> list[Option]:
     device: dict[str, Value] = {
+        **_attached(drive),
+        "driver": "virtio-blk-pci",
+        "iothread": "io0",
+        "addr": hex(place),
+        # a full host disk holds the guest until there is room; other errors are the guest's to see
+        "werror": "enospc",
+        "rerror": "report",
+    }
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+
+
+def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
+    device: dict[str, Value] = {**_attached(drive), "driver": "ide-cd", "bus": f"ide.{port}"}
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+
+
+def _attached(drive: Drive) -> dict[str, Value]:
+    values: dict[str, Value] = {
         "drive": drive.name,
         "id": f"{drive.name}-device",
         "bootindex": drive.boot_index,
     }
-    if drive.serial:
-        device["serial"] = drive.serial
-    if drive.media is Media.CDROM:
-        device |= {"driver": "ide-cd", "bus": f"ide.{FIRST_CDROM_PORT + index % 4}"}
-    else:
-        device |= {"driver": "virtio-blk-pci", "iothread": "io0"}
-        device["addr"] = hex(PLACE_FIRST_DRIVE + index)
-        # a full host disk holds the guest until there is room; other errors are the guest's to see
-        device |= {"werror": "enospc", "rerror": "report"}
-    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+    return values | ({"serial": drive.serial} if drive.serial else {})
 
 
 def _chain(drive: Drive, fds: Fds, index: int) -> dict[str, Value]:
