@@ -85,3 +85,11 @@ def test_links_between_pages_lead_somewhere() -> None:
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_files_that_are_explained_are_there() -> None:
+    named = re.findall(r"^\| (.*?) \|", (ROOT / "FILES.md").read_text(), re.M)
+    paths = [path for cell in named for path in re.findall(r"`([^`]+)`", cell)]
+    assert len(paths) > 15
+    made = {".work/"}
+    assert [path for path in paths if path not in made and not (ROOT / path).exists()] == []
