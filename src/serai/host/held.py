@@ -74,7 +74,7 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Send a signal; one that has ended, or was let go, gets none."""
-        if not self._ended.done() and self._pidfd >= 0:
+        if not self._ended.done() and not self._let_go:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
