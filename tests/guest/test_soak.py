@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-
 from bench import soak
 from bench.soak import PATIENCE, fresh_daemon, small_home
 
