@@ -12,7 +12,8 @@ from serai.model.node import CgroupLayout
 
 ROOT = Path("/sys/fs/cgroup")
 OURS = "serai"
-V1_CONTROLLERS = ("memory", "pids", "cpu", "freezer")
+V1_CONTROLLERS = ("memory", "pids")
+"""Each one that is joined costs every start a few milliseconds in the kernel."""
 PIDS_LIMIT = 512
 
 
