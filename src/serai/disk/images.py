@@ -44,7 +44,6 @@ from serai.errors import Code, HostFailure
 from serai.model.image import DiskFormat, Expect, Image, ImageFile, ImageKind
 
 DESCRIPTION = "image.json"
-ROLES = ("disk", "kernel", "initrd")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
