@@ -8,11 +8,11 @@ from serai.cli.fast import try_fast
 
 def main() -> int:
     """Run the command and return its exit code."""
-    code = try_fast(sys.argv[1:])
-    if code is not None:
-        return code
-    result = import_module("serai.cli.main").main()
-    return int(result)
+    try:
+        code = try_fast(sys.argv[1:])
+        return int(import_module("serai.cli.main").main()) if code is None else code
+    except KeyboardInterrupt:
+        return 130  # while a module was being imported
 
 
 if __name__ == "__main__":

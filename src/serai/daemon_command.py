@@ -1,6 +1,7 @@
 """``serai daemon``: run it here, or in the background; stop it; see how it is.
 
-Stopping the daemon stops no guest. Wiring, like ``daemon`` itself: it may start that.
+Stopping the daemon stops no guest. Wiring, like ``daemon`` itself: it may start that. Whether a
+daemon runs is told by its lock, not by its socket: one that hangs is still there and can be stopped.
 """
 
 import logging
@@ -9,7 +10,11 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -17,25 +22,35 @@ from serai.cli.layout import age, size
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, say
 from serai.client import calls
-from serai.errors import Code, HostFailure, Interrupted, SeraiError
+from serai.errors import EXIT_CODES, Code, Family, HostFailure, Interrupted, SeraiError
 from serai.host.process import start_detached
 from serai.model.node import DaemonStatus
-from serai.settings import current_places, read_settings
+from serai.settings import Places, current_places, read_settings
 
 START_LIMIT = 30.0
 STOP_LIMIT = 15.0
+END_LIMIT = 5.0
+"""How long a process that has closed the ready pipe may take to be gone."""
 LOG_TAIL = 2000
+LOOK_LIMIT = 3.0
+LOCKS = Path("/proc/locks")
 
 
 @click.group()
 def daemon() -> None:
-    """Run, start, stop the daemon; guests run on without it."""
+    """Run, start, stop the daemon.
+
+    Guests run on without it: it can be stopped, updated and killed at any time.
+    """
 
 
 @daemon.command()
 @click.option("--ready-fd", type=int, default=None, hidden=True)
 def run(ready_fd: int | None) -> int:
-    """Run the daemon in the foreground until ctrl-C."""
+    """Run the daemon in the foreground until ctrl-C.
+
+    Its settings: docs/settings.md. Where everything is: SERAI_HOME=DIR moves it all under DIR.
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
@@ -48,74 +63,160 @@ def run(ready_fd: int | None) -> int:
 
 
 @daemon.command()
-def start() -> None:
-    """Start the daemon in the background and wait until it answers."""
-    status = _status()
-    if status is not None:
-        print_line(f"the daemon runs already, as process {status.pid}")
-        return
-    _spawn()
+@format_option
+def start(form: str) -> None:
+    """Start the daemon in the background and wait until it answers.
+
+    One that runs already is left as it is. What it prints goes to daemon.log in its state folder.
+    """
+    places = current_places()
+    was_there = holder_of(places) is not None
+    if not was_there:
+        was_there = not _spawn(places)
     status = connection().ask(calls.show_system())
-    print_line(f"the daemon runs, as process {status.pid}")
+    if form == "json":
+        print_json(status)
+        return
+    print_line(f"the daemon runs{' already' if was_there else ''}, as process {status.pid}")
     if status.problem:
         say(f"note: {status.problem}; see: serai doctor")
 
 
-def _spawn() -> None:
-    places = current_places()
+def _spawn(places: Places) -> bool:
+    """Start a daemon and wait until it answers; False when another one was faster."""
     places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     reading, writing = os.pipe()
     argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
-    with open(places.log, "ab") as log:
-        pid = start_detached(argv, env=os.environ, pass_fds=(writing,), output_to=log.fileno())
-    os.close(writing)
-    ready, _, _ = select.select([reading], [], [], START_LIMIT)
-    answered = bool(ready) and os.read(reading, 1) == b"1"
-    os.close(reading)
-    if not answered:
-        raise _start_failed(pid)
+    try:
+        with open(places.log, "ab") as log:
+            begun_at = log.tell()
+            pid = start_detached(argv, env=os.environ, pass_fds=(writing,), output_to=log.fileno())
+    finally:
+        os.close(writing)
+    with _child(pid) as child:
+        ready, _, _ = select.select([reading], [], [], START_LIMIT)
+        answered = bool(ready) and os.read(reading, 1) == b"1"
+        os.close(reading)
+        if answered:
+            return True
+        code = _end_of(child, pid) if ready else None
+        if code == EXIT_CODES[Family.CONFLICT] and holder_of(places) is not None:
+            return False
+        if code is None:
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+    raise _start_failed(places, begun_at, ended=code is not None)
 
 
-def _start_failed(pid: int) -> HostFailure:
-    log = current_places().log
-    ended, _ = os.waitpid(pid, os.WNOHANG)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)  # our own child, not reaped: the number is still its own
-    end = log.read_bytes()[-LOG_TAIL:].decode(errors="replace").strip()
+@contextmanager
+def _child(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
+
+
+def _end_of(child: int, pid: int) -> int | None:
+    """Return the exit code of a child that is ending; None if it has not after a while."""
+    if not select.select([child], [], [], END_LIMIT)[0]:
+        return None
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _start_failed(places: Places, begun_at: int, *, ended: bool) -> HostFailure:
+    with open(places.log, "rb") as log:
+        log.seek(max(begun_at, log.seek(0, os.SEEK_END) - LOG_TAIL))
+        end = log.read().decode(errors="replace").strip()
     what = "ended at once" if ended else f"did not answer within {START_LIMIT:.0f} s"
     return HostFailure(
         Code.DAEMON_START_FAILED,
-        f"the daemon {what}: {end.splitlines()[-1] if end else 'it said nothing'}",
-        hint=f"See all of its log: {log}",
+        f"the daemon {what}: {_last_words(end)}",
+        hint=f"See all of its log: {places.log}",
         details={"log": end},
     )
 
 
+def _last_words(end: str) -> str:
+    """Return the line that says what is wrong, or else the last one."""
+    lines = end.splitlines() or ["it said nothing"]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+
+
 @daemon.command()
-def stop() -> None:
-    """Stop the daemon; guests run on."""
+@format_option
+def stop(form: str) -> None:
+    """Stop the daemon; guests run on.
+
+    The next daemon takes them up. Also stops a daemon that does not answer any more.
+    """
+    places = current_places()
     status = _status()
-    if status is None:
-        print_line("no daemon runs")
-        return
-    pidfd = os.pidfd_open(status.pid)
+    pid = holder_of(places)
+    message = "no daemon runs"
+    if pid is not None:
+        _end(places, pid)
+        running = f"; {_guests(status.running)} on" if status and status.running else ""
+        message = f"the daemon is stopped{running}"
+    if form == "json":
+        print_json({"pid": pid or 0, "message": message})
+    else:
+        print_line(message)
+
+
+def _guests(count: int) -> str:
+    return f"{count} guests run" if count > 1 else "1 guest runs"
+
+
+def holder_of(places: Places) -> int | None:
+    """Return the process that holds the daemon's lock; None when nobody does.
+
+    Asks the kernel's list of locks (proc_locks(5)): trying the lock would be in the way of a daemon
+    that starts at this moment.
+    """
     try:
+        text = places.lock.read_text().strip()
+        inode = str(places.lock.stat().st_ino)
+    except OSError:
+        return None
+    for line in LOCKS.read_text().splitlines():
+        words = line.split()
+        if words[1:2] == ["FLOCK"] and words[4] == text and words[5].rpartition(":")[2] == inode:
+            return int(text)
+    return None
+
+
+def _end(places: Places, pid: int) -> None:
+    """End the daemon and wait until it is gone.
+
+    The lock is looked at once more when the process is held by a descriptor: its number can't be
+    another's by then.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if holder_of(places) != pid:
+            return
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         ended, _, _ = select.select([pidfd], [], [], STOP_LIMIT)
     finally:
         os.close(pidfd)
     if not ended:
         raise Interrupted(
-            Code.TIMEOUT, f"process {status.pid} has not ended within {STOP_LIMIT:.0f} s"
+            Code.TIMEOUT,
+            f"process {pid} has not ended within {STOP_LIMIT:.0f} s",
+            hint=f"Its guests survive it: kill -9 {pid}",
         )
-    running = f"; {status.running} guests run on" if status.running else ""
-    print_line(f"the daemon is stopped{running}")
 
 
 @daemon.command()
 @format_option
 def status(form: str) -> None:
-    """Say whether the daemon runs, and how it is; exit code 3 when it does not."""
+    """Say whether the daemon runs, and how it is.
+
+    The exit code is 3 when it does not. With --format json: an object with pid and version.
+    """
     found = connection().ask(calls.show_system())
     if form == "json":
         print_json(found)
@@ -140,7 +241,8 @@ def _facts(found: DaemonStatus) -> list[tuple[str, str]]:
 
 
 def _status() -> DaemonStatus | None:
+    """Return how the daemon is; None when it does not say so soon."""
     try:
-        return connection().ask(calls.show_system())
+        return connection().ask(replace(calls.show_system(), timeout=LOOK_LIMIT))
     except SeraiError:
         return None

@@ -10,11 +10,13 @@ from serai.cli.output import print_line
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print a script for shell completion.
 
-    bash: source <(serai completion bash), in your .bashrc.
+    bash: put `source <(serai completion bash)` into ~/.bashrc. zsh: put
+    `source <(serai completion zsh)` into ~/.zshrc. fish: `serai completion fish >
+    ~/.config/fish/completions/serai.fish`. Names of guests and images are completed, too.
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    root = ctx.find_root().command
-    print_line(kind(root, {}, "serai", "_SERAI_COMPLETE").source())
+    script = kind(ctx.find_root().command, {}, "serai", "_SERAI_COMPLETE")
+    print_line(script.source_template % script.source_vars())

@@ -1,101 +1,101 @@
-"""``serai console``: the serial console over a WebSocket, escape with ctrl-]."""
+"""``serai console``: a guest's serial console on this terminal, until ctrl-]."""
 
 import contextlib
 import os
 import select
+import signal
 import sys
 import termios
 import tty
 from collections.abc import Iterator
+from types import FrameType
 
 import click
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
-from serai.cli.options import guest_argument
-from serai.cli.output import say, write_bytes
-from serai.client.blocking import connect_socket
-from serai.client.calls import console_path, problem_in
-from serai.errors import Code, Interrupted
-from serai.settings import current_places
+from serai.cli.options import connection, guest_argument
+from serai.cli.output import say, say_raw_terminal, write_bytes
+from serai.client.calls import console_path, show_guest
+from serai.client.console import Console
+from serai.errors import Code, Conflict
+from serai.model.guest import Guest
+from serai.model.lifecycle import Deny, Verb, admit
 
 ESCAPE = b"\x1d"
 CHUNK = 4096
 LINGER = 1.0
-"""How long to wait for more output after the end of a piped input, in seconds."""
+"""For how long a guest must be silent after the end of a piped input, in seconds."""
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command()
 @guest_argument
 def console(guest: str) -> None:
-    """Use a guest's serial console. Press ctrl-] to leave it."""
-    with _open(guest) as socket, _raw_terminal():
-        if sys.stdin.isatty():
-            say(f"connected to {guest}, leave with ctrl-]\r")
-        _talk(socket)
-    if sys.stdin.isatty():
+    """Use a guest's serial console.
+
+    Every key goes to the guest; ctrl-] leaves. What the guest printed before is in `serai log`.
+    Standard input may be a pipe: after its end it goes on until the guest is silent for a second.
+    """
+    daemon = connection()
+    view = daemon.ask(show_guest(guest))
+    _must_look(view)
+    with Console(daemon.path, console_path(view.id)) as opened, _raw_terminal() as is_terminal:
+        if is_terminal:
+            say_raw_terminal(f"connected to {view.name}, leave with ctrl-]")
+        _talk(opened)
+    if is_terminal:
         say("")
 
 
-@contextlib.contextmanager
-def _open(guest: str) -> Iterator[ClientConnection]:
-    sock = connect_socket(current_places().socket)
-    try:
-        with connect(
-            f"ws://localhost{console_path(guest)}", sock=sock, compression=None, proxy=None
-        ) as connection:
-            yield connection
-    except InvalidStatus as error:
-        raise problem_in(error.response.status_code, bytes(error.response.body or b"")) from error
-    except ConnectionClosed as error:
-        reason = error.rcvd.reason if error.rcvd else ""
-        if error.rcvd and error.rcvd.code in (1000, 1001):
-            return
-        raise Interrupted(
-            Code.DAEMON_UNREACHABLE, f"the console was closed{f': {reason}' if reason else ''}"
-        ) from error
+def _must_look(guest: Guest) -> None:
+    """Raise Conflict with a sentence of its own: a WebSocket can only name the problem's code."""
+    admission = admit(guest.state, Verb.LOOK)
+    if isinstance(admission, Deny):
+        raise Conflict(
+            Code.GUEST_STATE,
+            f"{guest.name} is {guest.state}: it has no console now",
+            hint=f"What it printed: serai log {guest.name}. To start it: serai start {guest.name}",
+            details={"state": str(guest.state), "reason": str(admission.reason)},
+        )
 
 
 @contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    """Pass every key on as it is; the terminal is put back whatever happens."""
+def _raw_terminal() -> Iterator[bool]:
+    """Pass every key on as it is; the terminal is put back whatever happens. True for a terminal."""
     if not sys.stdin.isatty():
-        yield
+        yield False
         return
     before = termios.tcgetattr(sys.stdin)
+    handlers = {number: signal.signal(number, _end) for number in ENDING}
     try:
         tty.setraw(sys.stdin)
-        yield
+        yield True
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def _talk(connection: ClientConnection) -> None:
-    """Pass bytes both ways until ctrl-], the end of the guest, or the end of a piped input."""
-    network, keys = connection.socket.fileno(), sys.stdin.fileno()
-    open_input = True
-    while True:
-        waiting = [network, keys] if open_input else [network]
-        ready, _, _ = select.select(waiting, [], [], 0.05 if open_input else LINGER)
+def _end(number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that the terminal is put back."""
+    raise SystemExit(128 + number)
+
+
+def _talk(opened: Console) -> None:
+    """Pass bytes both ways until ctrl-], the end of the console, or silence after piped input."""
+    keys = sys.stdin.fileno()
+    has_input = True
+    while opened.is_open:
+        sources: list[int] = [opened.fileno(), *([keys] if has_input else [])]
+        ready, _, _ = select.select(sources, [], [], None if has_input else LINGER)
+        if not ready:
+            return
+        if opened.fileno() in ready:
+            write_bytes(opened.receive())
         if keys in ready:
             data = os.read(keys, CHUNK)
-            before, escape, _ = data.partition(ESCAPE)
-            if before:
-                connection.send(before)
+            typed, escape, _ = data.partition(ESCAPE)
+            if typed:
+                opened.send(typed)
             if escape:
                 return
-            open_input = bool(data)
-        if not _show(connection) and not ready and not open_input:
-            return
-
-
-def _show(connection: ClientConnection) -> bool:
-    """Print all that has arrived; tell whether there was something."""
-    shown = False
-    while True:
-        try:
-            data = connection.recv(timeout=0)
-        except TimeoutError:
-            return shown
-        write_bytes(data if isinstance(data, bytes) else data.encode())
-        shown = True
+            has_input = bool(data)

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from serai.cli.options import SIZE, complete_image, connection, format_option, labels_from
+from serai.cli.options import SIZE, complete_image, connection, format_option, pairs_from
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.calls import launch_guest, show_guest
@@ -13,18 +13,34 @@ from serai.units import format_duration
 
 
 @click.command()
-@click.argument("image", shell_complete=complete_image)
-@click.argument("name", required=False, default="")
-@click.option("--cpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
+@click.argument("image", metavar="IMAGE", shell_complete=complete_image)
+@click.argument("name", metavar="[NAME]", required=False, default="")
+@click.option("--cpus", type=int, default=1, show_default=True, metavar="N", help="Virtual CPUs.")
 @click.option("--memory", type=SIZE, default="256MiB", show_default=True, help="Memory.")
-@click.option("--disk", type=SIZE, default=0, help="Size of the disk; default: the image's own.")
 @click.option(
-    "--firmware", type=click.Choice([*map(str, Firmware)]), default="bios", show_default=True
+    "--disk", type=SIZE, default=0, show_default="the image's own", help="Size of the disk."
 )
-@click.option("--restart", type=click.Choice([*map(str, RestartPolicy)]), default="no", show_default=True,
-              help="When it is started again after it ended by itself.")  # fmt: skip
+@click.option(
+    "--firmware",
+    type=click.Choice([*map(str, Firmware)]),
+    default="bios",
+    show_default=True,
+    help="What the machine starts with.",
+)
+@click.option(
+    "--restart",
+    type=click.Choice([*map(str, RestartPolicy)]),
+    default="no",
+    show_default=True,
+    help="When it is started again after it ended by itself.",
+)
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
-@click.option("--wait/--no-wait", default=True, help="Wait until the guest's agent answers.")
+@click.option(
+    "--wait/--no-wait",
+    default=True,
+    show_default="wait",
+    help="Wait until the guest's agent answers, or only until the guest is started.",
+)
 @format_option
 def launch(
     image: str,
@@ -38,9 +54,11 @@ def launch(
     wait: bool,
     form: str,
 ) -> None:
-    """Make a guest of IMAGE, start it, and wait until its agent answers.
+    """Make a guest of an image and start it.
 
-    Without NAME the daemon picks one. Interrupted by ctrl-C, nothing is left of the guest.
+    Waits until the guest's agent answers, if the image has one. Without NAME the daemon picks one.
+    Interrupted by ctrl-C it is cancelled: before the guest runs nothing is left of it, else it is
+    said how to remove it. A size is written like 512MiB or 2GiB.
     """
     spec = GuestSpec(
         image=image,
@@ -50,7 +68,7 @@ def launch(
         disk=disk,
         firmware=Firmware(firmware),
         restart=RestartPolicy(restart),
-        labels=labels_from(labels),
+        labels=pairs_from(labels, "--label"),
     )
     began = time.monotonic()
     daemon = connection()

@@ -10,11 +10,12 @@ import os
 import socket
 import sys
 
-from serai.cli.layout import GUEST_COLUMNS, guest_row, table
+from serai.cli.layout import guest_table
 
 FORMS = {("list",): "table", ("list", "--format", "table"): "table", ("list", "--format", "json"): "json",
          ("list", "--format=json"): "json", ("list", "--format=table"): "table"}  # fmt: skip
 PAGE = 10_000
+TIMEOUT = 10.0
 
 
 def try_fast(arguments: list[str]) -> int | None:
@@ -25,17 +26,14 @@ def try_fast(arguments: list[str]) -> int | None:
     guests = fetch_guests()
     if guests is None:
         return None
-    text = json.dumps(guests) if form == "json" else _as_table(guests)
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    text = json.dumps(guests) if form == "json" else guest_table(guests, colours=colours)
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _as_table(guests: list[dict[str, object]]) -> str:
-    return table(GUEST_COLUMNS, [guest_row(guest) for guest in guests])
 
 
 def fetch_guests() -> list[dict[str, object]] | None:
@@ -45,7 +43,7 @@ def fetch_guests() -> list[dict[str, object]] | None:
     )
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10)
+            sock.settimeout(TIMEOUT)
             sock.connect(_socket_path())
             sock.sendall(request.encode())
             answer = _read_all(sock)
@@ -71,9 +69,10 @@ def _socket_path() -> str:
         return os.path.join(os.path.abspath(home), "run/api.sock")
     if os.geteuid() == 0:
         return "/run/serai/api.sock"
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime:
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
         return os.path.join(runtime, "serai/api.sock")
-    user = os.environ.get("HOME") or "/"
-    state = os.environ.get("XDG_DATA_HOME") or os.path.join(user, ".local/share")
+    state = os.environ.get("XDG_DATA_HOME", "")
+    if not state.startswith("/"):
+        state = os.path.join(os.environ.get("HOME") or "/", ".local/share")
     return os.path.join(state, "serai/run/api.sock")

@@ -1,30 +1,25 @@
-"""Looking at guests and changing them: list, show, start, stop and what is like them."""
+"""Looking at guests and changing them: list, show, rename, set."""
 
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 import click
 import msgspec
 
-from serai.cli.layout import GUEST_COLUMNS, age, guest_row, size
-from serai.cli.options import (
-    DURATION,
-    SIZE,
-    connection,
-    format_option,
-    guest_argument,
-    guests_argument,
-)
-from serai.cli.output import print_error, print_facts, print_json, print_line, print_table
+from serai.cli.layout import age, guest_table, size
+from serai.cli.options import SIZE, connection, format_option, guest_argument, pairs_from
+from serai.cli.output import print_coloured, print_facts, print_json, print_line
 from serai.cli.progress import finish
 from serai.client import calls
-from serai.client.calls import Call
 from serai.client.words import change_of
-from serai.errors import EXIT_CODES, SeraiError
-from serai.model.guest import Guest, RestartPolicy
-from serai.model.job import Job
+from serai.model.guest import Accel, Guest, RestartPolicy
 
-CallOfName = Callable[[str], Call[Job]]
+ACCEL_MEANS = {
+    Accel.TCG: "emulated: slow, and no security boundary; see: serai doctor",
+    Accel.KVM: "run by the processor itself",
+}
 
 
 @click.command(name="list")
@@ -32,144 +27,99 @@ CallOfName = Callable[[str], Call[Job]]
 @click.option("-q", "--quiet", is_flag=True, help="Only the names.")
 @format_option
 def list_guests(labels: tuple[str, ...], quiet: bool, form: str) -> None:
-    """List all guests by name."""
-    page = connection().ask(calls.list_guests(limit=10_000))
-    guests = [guest for guest in page.items if _has(guest, labels)]
+    """List all guests.
+
+    Sorted by name. ACCEL tells how a guest's code is executed: kvm is the processor itself, tcg is
+    emulation. With --format json: an array of objects, sizes in bytes, times in seconds since 1970.
+    """
+    pairs_from(labels, "--label")
+    guests = _all(labels)
     if form == "json":
         print_json(guests)
     elif quiet:
         for guest in guests:
             print_line(guest.name)
     else:
-        print_table(GUEST_COLUMNS, [guest_row(msgspec.to_builtins(guest)) for guest in guests])
+        colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        rows = [msgspec.to_builtins(guest) for guest in guests]
+        print_coloured(guest_table(rows, colours=colours))
 
 
-def _has(guest: Guest, labels: Iterable[str]) -> bool:
-    pairs = (label.partition("=") for label in labels)
-    return all(guest.labels.get(key) == value for key, _, value in pairs)
+def _all(labels: Sequence[str]) -> list[Guest]:
+    daemon, found, cursor = connection(), list[Guest](), ""
+    while True:
+        page = daemon.ask(calls.list_guests(cursor, labels=labels))
+        found += page.items
+        cursor = page.next
+        if not cursor:
+            return found
 
 
 @click.command()
 @guest_argument
 @format_option
 def show(guest: str, form: str) -> None:
-    """Show all that is known of a guest."""
+    """Show all that is known of a guest.
+
+    NAME is its name or its id.
+    """
     view = connection().ask(calls.show_guest(guest))
     if form == "json":
         print_json(view)
         return
-    print_facts(_facts(view))
+    print_facts(facts_of(view, time.time()))
 
 
-def _facts(guest: Guest) -> list[tuple[str, str]]:
-    now = time.time()
-    running = f"process {guest.pid}, for {age(guest.started_at, now)}" if guest.pid else "no"
+def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
+    """Return what is shown of a guest, in order."""
     pairs = [
         ("name", guest.name),
         ("id", guest.id),
-        ("state", str(guest.state)),
-        ("running", running),
-        ("last exit", str(guest.last_exit)),
+        ("state", _state(guest, now)),
         ("agent", str(guest.agent)),
         ("image", f"{guest.image} ({guest.image_digest[:19]})"),
         ("cpus", str(guest.cpus)),
         ("memory", size(guest.memory)),
         ("disk", size(guest.disk)),
-        ("machine", f"{guest.machine_type}, {guest.firmware}, {guest.accel}"),
-        ("address", f"MAC {guest.mac}, user-mode network"),
+        ("accel", f"{guest.accel} ({ACCEL_MEANS[guest.accel]})"),
+        ("machine", f"{guest.machine_type}, {guest.firmware}"),
+        ("network", f"user mode, MAC {guest.mac}"),
         ("restart", f"{guest.restart}, {guest.restarts} so far"),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(guest.labels.items())) or "-"),
         ("created", f"{age(guest.created_at, now)} ago"),
     ]
-    pairs += [("note", note) for note in guest.notes]
+    pairs += [("note", note) for note in guest.notes if "(TCG)" not in note]
     if guest.problem is not None:
         pairs += [("problem", guest.problem.message), ("hint", guest.problem.hint or "-")]
     return pairs
 
 
-def _each(names: tuple[str, ...], call: CallOfName, done: str) -> int:
-    """Do something to guests, one after the other; return the exit code of the last failure."""
-    daemon, code = connection(), 0
-    for name in names:
-        try:
-            job = finish(daemon, call(name))
-        except SeraiError as error:
-            print_error(error)
-            code = EXIT_CODES[error.family]
-        else:
-            print_line(job.message or f"{name} {done}")
-    return code
-
-
-@click.command()
-@guests_argument
-def start(guests: tuple[str, ...]) -> int:
-    """Start guests; one that runs is left as it is."""
-    return _each(guests, lambda name: calls.do_to_guest(name, "start"), "is started")
-
-
-FORCE = click.option("--force", is_flag=True, help="At once, as if the plug were pulled.")
-TIMEOUT = click.option(
-    "--timeout", type=DURATION, default=0.0, help="How long to wait before it is forced."
-)
-
-
-@click.command()
-@guests_argument
-@FORCE
-@TIMEOUT
-def stop(guests: tuple[str, ...], force: bool, timeout: float) -> int:
-    """Stop guests: by their agent, else by the power button; after --timeout by force."""
-    return _each(
-        guests, lambda name: calls.stop_guest(name, force=force, timeout=timeout), "is stopped"
-    )
-
-
-@click.command()
-@guests_argument
-@FORCE
-@TIMEOUT
-def restart(guests: tuple[str, ...], force: bool, timeout: float) -> int:
-    """Stop guests and start them anew."""
-    return _each(
-        guests, lambda name: calls.restart_guest(name, force=force, timeout=timeout), "is restarted"
-    )
-
-
-@click.command()
-@guests_argument
-def pause(guests: tuple[str, ...]) -> int:
-    """Hold guests' virtual CPUs."""
-    return _each(guests, lambda name: calls.do_to_guest(name, "pause"), "is paused")
-
-
-@click.command()
-@guests_argument
-def resume(guests: tuple[str, ...]) -> int:
-    """Let paused guests go on."""
-    return _each(guests, lambda name: calls.do_to_guest(name, "resume"), "goes on")
-
-
-@click.command()
-@guests_argument
-@click.option("--force", is_flag=True, help="Also if it runs.")
-def delete(guests: tuple[str, ...], force: bool) -> int:
-    """Delete guests and all their volumes."""
-    return _each(guests, lambda name: calls.delete_guest(name, force=force), "is deleted")
+def _state(guest: Guest, now: float) -> str:
+    if guest.pid:
+        return f"{guest.state} for {age(guest.started_at, now)}, process {guest.pid}"
+    return f"{guest.state} ({guest.last_exit})"
 
 
 @click.command()
 @guest_argument
 @click.argument("new", metavar="NEW")
-def rename(guest: str, new: str) -> None:
-    """Give a guest another name."""
-    finish(connection(), calls.rename_guest(guest, new))
-    print_line(f"{guest} is now {new}")
+@format_option
+def rename(guest: str, new: str, form: str) -> None:
+    """Give a guest another name.
+
+    It may run meanwhile; its id stays.
+    """
+    daemon = connection()
+    finish(daemon, calls.rename_guest(guest, new))
+    if form == "json":
+        print_json(daemon.ask(calls.show_guest(new)))
+    else:
+        print_line(f"{guest} is now {new}")
 
 
 @click.command(name="set")
 @guest_argument
-@click.option("--cpus", type=int, help="Virtual CPUs; more are plugged in at once.")
+@click.option("--cpus", type=int, metavar="N", help="Virtual CPUs; more are plugged in at once.")
 @click.option("--memory", type=SIZE, help="Memory; less at once, more from the next start.")
 @click.option("--disk", type=SIZE, help="Size of the disk; it only grows, at once.")
 @click.option(
@@ -186,7 +136,13 @@ def set_guest(
     labels: tuple[str, ...],
     form: str,
 ) -> None:
-    """Change a guest: at once where it can be, else from its next start."""
+    """Change a guest's size, policy or labels.
+
+    What can be changed while it runs holds at once, the rest from its next start: a note says so.
+    What is not named stays as it is.
+    """
+    if not labels and all(each is None for each in (cpus, memory, disk, restart)):
+        raise click.UsageError("There is nothing to change.", click.get_current_context())
     daemon = connection()
     before = daemon.ask(calls.show_guest(guest))
     change = change_of(
@@ -194,25 +150,27 @@ def set_guest(
         memory=memory,
         disk=disk,
         restart=restart,
-        labels=_changed_labels(before.labels, labels) if labels else None,
+        labels=changed_labels(before.labels, labels) if labels else None,
     )
-    finish(daemon, calls.change_guest(guest, change, before.version))
-    after = daemon.ask(calls.show_guest(guest))
+    finish(daemon, calls.change_guest(guest, change, before.version if labels else 0))
+    after = daemon.ask(calls.show_guest(before.id))
     if form == "json":
         print_json(after)
         return
-    print_line(f"{guest} is changed")
+    print_line(f"{after.name} is changed")
     for note in after.notes:
-        print_line(f"note: {note}")
+        if note not in before.notes:
+            print_line(f"note: {note}")
 
 
-def _changed_labels(labels: dict[str, str], words: tuple[str, ...]) -> dict[str, str]:
+def changed_labels(labels: dict[str, str], words: tuple[str, ...]) -> dict[str, str]:
+    """Return labels after ``K=V`` (set) and ``K-`` (drop); a usage error for another word."""
     after = dict(labels)
     for word in words:
         key, equals, value = word.partition("=")
-        if equals:
+        if equals and key:
             after[key] = value
-        elif word.endswith("-"):
+        elif not equals and word.endswith("-") and word != "-":
             after.pop(word[:-1], None)
         else:
             raise click.BadParameter(f"{word!r} is neither K=V nor K-", param_hint="--label")

@@ -10,8 +10,8 @@ from serai.cli.options import complete_image, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
 from serai.cli.progress import finish
 from serai.client import calls
-from serai.client.blocking import Connection
 from serai.client.calls import Call
+from serai.client.copying import written_whole
 from serai.model.image import Expect, Image
 from serai.model.job import Job
 
@@ -20,16 +20,21 @@ COLUMNS = ("NAME", "KIND", "SIZE", "DISK", "AGENT", "FIRMWARE", "DIGEST", "AGE")
 
 @click.group()
 def image() -> None:
-    """Build, import and manage images: what guests are made of."""
+    """Build, import and manage images.
+
+    Images are what guests are made of. They are read-only: a guest's own disk lies over its image.
+    """
 
 
-image_argument = click.argument("name", shell_complete=complete_image)
+image_argument = click.argument("name", metavar="NAME", shell_complete=complete_image)
 
 
 @image.command()
 @click.argument("recipe", type=click.Choice(["tiny", "debian"]))
-@click.option("--name", default="", help="Another name than the recipe's.")
-@click.option("--suite", default="", help="debian: which release; default: this host's.")
+@click.option("--name", default="", metavar="NAME", help="Another name than the recipe's.")
+@click.option(
+    "--suite", default="", metavar="SUITE", help="debian: which release; default: this host's."
+)
 @click.option("--include", multiple=True, metavar="PACKAGE", help="debian: more packages.")
 @click.option("--replace", is_flag=True, help="Give an existing name to the new image.")
 @format_option
@@ -48,11 +53,13 @@ def build(
 
 @image.command(name="import")
 @click.argument("source", metavar="FILE|URL")
-@click.option("--name", default="", help="Its name; default: from the file's.")
+@click.option("--name", default="", metavar="NAME", help="Its name; default: from the file's.")
 @click.option("--sha256", default="", metavar="HEX", help="Refuse it unless this is its digest.")
 @click.option("--kernel", is_flag=True, help="It is a kernel that QEMU loads itself.")
 @click.option("--initrd", default="", metavar="FILE|URL", help="With --kernel: its initramfs.")
-@click.option("--append", "cmdline", default="", help="With --kernel: its command line.")
+@click.option(
+    "--append", "cmdline", default="", metavar="TEXT", help="With --kernel: its command line."
+)
 @click.option("--agent", type=click.Choice([*map(str, Expect)]), default="unknown",
               help="Whether a guest agent is in it; launch waits for it unless no.")  # fmt: skip
 @format_option
@@ -66,9 +73,9 @@ def import_(
     agent: str,
     form: str,
 ) -> None:
-    """Import a disk (raw, qcow2, VMDK), an ISO, a kernel or an exported image.
+    """Import a disk, an ISO, a kernel or an exported image.
 
-    It may be compressed (gz, xz, zst, bz2). It is looked at by a strict parser before any other
+    A disk is raw, qcow2 or VMDK. FILE is on the daemon's host. It may be compressed (gz, xz, zst, bz2). It is looked at by a strict parser before any other
     program touches it, and refused with the reason if it refers to anything outside itself.
     """
     call = calls.import_image(
@@ -97,11 +104,21 @@ def _made(call: Call[Job], form: str) -> None:
 @format_option
 def list_images(form: str) -> None:
     """List all images."""
-    images = connection().ask(calls.list_images()).items
+    images = _all()
     if form == "json":
         print_json(images)
     else:
         print_table(COLUMNS, [_row(each) for each in images])
+
+
+def _all() -> list[Image]:
+    daemon, found, cursor = connection(), list[Image](), ""
+    while True:
+        page = daemon.ask(calls.list_images(cursor))
+        found += page.items
+        cursor = page.next
+        if not cursor:
+            return found
 
 
 def _row(each: Image) -> tuple[str, ...]:
@@ -146,35 +163,36 @@ def show(name: str, form: str) -> None:
 @click.option("-o", "--output", default="", metavar="FILE", help="Where to; - is standard output.")
 @click.option("--file", type=click.Choice(["all", "disk", "kernel", "initrd"]), default="all",
               show_default=True, help="All as a tar that can be imported again, or one file.")  # fmt: skip
-def export(name: str, output: str, file: str) -> None:
-    """Export an image."""
+@format_option
+def export(name: str, output: str, file: str, form: str) -> None:
+    """Export an image.
+
+    To NAME.tar in this folder, or NAME.disk and so on for one file, unless -o names another place.
+    """
     daemon = connection()
     daemon.ask(calls.show_image(name))
-    call = calls.export_image(name, file)
+    chunks = daemon.stream(calls.export_image(name, file))
     target = output or (f"{name}.tar" if file == "all" else f"{name}.{file}")
     if target == "-":
-        for chunk in daemon.stream(call):
+        for chunk in chunks:
             write_bytes(chunk)
         return
-    print_line(f"{target}: {size(_save(daemon, call, Path(target)))}")
-
-
-def _save(daemon: Connection, call: Call[bytes], target: Path) -> int:
-    written = 0
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            for chunk in daemon.stream(call):
-                written += file.write(chunk)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return written
+    with written_whole(Path(target)) as written:
+        length = sum(written.write(chunk) for chunk in chunks)
+    if form == "json":
+        print_json({"file": target, "size": length})
+    else:
+        print_line(f"{target}: {size(length)}")
 
 
 @image.command()
 @image_argument
-def delete(name: str) -> None:
+@format_option
+def delete(name: str, form: str) -> None:
     """Delete an image that no guest is built on."""
     finish(connection(), calls.delete_image(name))
-    print_line(f"{name} is deleted")
+    message = f"{name} is deleted"
+    if form == "json":
+        print_json([{"name": name, "ok": True, "message": message, "code": ""}])
+    else:
+        print_line(message)

@@ -1,19 +1,14 @@
-"""``serai job`` and ``serai events``."""
+"""``serai job``: what is on its way, and what became of it."""
 
-import json
 import time
-from datetime import UTC, datetime
 
 import click
-import msgspec
 
 from serai.cli.layout import age
 from serai.cli.options import connection, format_option
-from serai.cli.output import print_facts, print_json, print_line, print_table
+from serai.cli.output import print_facts, print_json, print_table
 from serai.cli.progress import finish
 from serai.client import calls
-from serai.client.inn import event_data
-from serai.model.event import Event
 from serai.model.job import Job, JobState
 from serai.units import format_duration
 
@@ -22,12 +17,17 @@ COLUMNS = ("ID", "KIND", "SUBJECT", "STATE", "PHASE", "TOOK", "AGE", "PROBLEM")
 
 @click.group()
 def job() -> None:
-    """Look at jobs, wait for them, cancel them."""
+    """Look at jobs, wait for them, cancel them.
+
+    Whatever changes something is a job: it is durable before the daemon answers, and goes on when
+    the command that asked for it is gone.
+    """
 
 
 @job.command(name="list")
 @click.option("--state", type=click.Choice([*map(str, JobState)]), default=None, help="Only these.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=30, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=30, show_default=True, metavar="N",
+              help="At most so many.")  # fmt: skip
 @format_option
 def list_jobs(state: str | None, limit: int, form: str) -> None:
     """List the newest jobs."""
@@ -51,12 +51,13 @@ def _print(each: Job, form: str) -> None:
     if form == "json":
         print_json(each)
         return
+    of = f" of {', '.join(each.phases)}" if each.phases else ""
     pairs = [
         ("id", each.id),
         ("kind", each.kind),
         ("subject", each.subject),
         ("state", str(each.state)),
-        ("phase", f"{each.phase} of {', '.join(each.phases)}"),
+        ("phase", f"{each.phase or '-'}{of}"),
         ("progress", f"{each.done} of {each.total}" if each.total else "-"),
         ("message", each.message or "-"),
     ]
@@ -65,8 +66,11 @@ def _print(each: Job, form: str) -> None:
     print_facts(pairs)
 
 
+job_argument = click.argument("job_id", metavar="ID")
+
+
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @format_option
 def show(job_id: str, form: str) -> None:
     """Show a job."""
@@ -74,52 +78,22 @@ def show(job_id: str, form: str) -> None:
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @format_option
 def wait(job_id: str, form: str) -> None:
-    """Wait for a job's end; fails as the job failed."""
+    """Wait for a job's end.
+
+    Fails as the job failed.
+    """
     _print(finish(connection(), calls.show_job(job_id)), form)
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_argument
 @format_option
 def cancel(job_id: str, form: str) -> None:
-    """Ask a job to end early; what it had begun is undone."""
+    """Ask a job to end early.
+
+    What it had begun is undone. It may take a moment: `serai job wait` tells how it ended.
+    """
     _print(connection().ask(calls.cancel_job(job_id)), form)
-
-
-@click.command()
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens next.")
-@click.option("--after", type=int, default=None, help="Only those with a number above this.")
-@format_option
-def events(follow: bool, after: int | None, form: str) -> None:
-    """Show what happened, or follow it (json: one object a line with -f)."""
-    daemon = connection()
-    if follow:
-        for data in event_data(daemon.stream(calls.follow_events(after))):
-            event = msgspec.json.decode(data, type=Event)
-            print_line(data.decode() if form == "json" else _line(event))
-        return
-    found = _stored(after or 0)
-    if form == "json":
-        print_line(json.dumps(msgspec.to_builtins(found)))
-    else:
-        for event in found:
-            print_line(_line(event))
-
-
-def _stored(after: int) -> list[Event]:
-    daemon, found = connection(), list[Event]()
-    while True:
-        page = daemon.ask(calls.list_events(after))
-        found += page.items
-        if not page.next or not page.items:
-            return found
-        after = page.items[-1].seq
-
-
-def _line(event: Event) -> str:
-    at = datetime.fromtimestamp(event.at, UTC).astimezone()
-    data = " ".join(f"{key}={value}" for key, value in event.data.items())
-    return f"{event.seq:>6} {at:%Y-%m-%d %H:%M:%S} {event.kind:<15} {event.subject} {data}".rstrip()

@@ -4,6 +4,14 @@ import time
 from collections.abc import Mapping, Sequence
 
 GUEST_COLUMNS = ("NAME", "STATE", "ACCEL", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE")
+STATE_COLOURS = {
+    "running": "32",
+    "paused": "33",
+    "io-error": "1;31",
+    "unresponsive": "1;31",
+    "crashed": "31",
+    "stopped": "2",
+}
 
 SIZES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 AGES = ((86400 * 7, "w"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
@@ -11,10 +19,31 @@ AGES = ((86400 * 7, "w"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return aligned columns; the last is not padded."""
+    return "\n".join(_lines(columns, rows))
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     form = "  ".join(f"%-{width}s" for width in widths[:-1]) + "  %s" if widths[1:] else "%s"
-    return "\n".join([(form % tuple(line)).rstrip() for line in lines])
+    return [(form % tuple(line)).rstrip() for line in lines]
+
+
+def guest_table(guests: Sequence[Mapping[str, object]], *, colours: bool) -> str:
+    """Return guests as a table, for a terminal with their states in colours."""
+    rows = [guest_row(guest) for guest in guests]
+    lines = _lines(GUEST_COLUMNS, rows)
+    if colours:
+        start = lines[0].index("STATE")
+        lines[1:] = [_paint(line, start, row[1]) for line, row in zip(lines[1:], rows, strict=True)]
+    return "\n".join(lines)
+
+
+def _paint(line: str, start: int, state: str) -> str:
+    colour = STATE_COLOURS.get(state)
+    if colour is None:
+        return line
+    return f"{line[:start]}\x1b[{colour}m{state}\x1b[0m{line[start + len(state) :]}"
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:

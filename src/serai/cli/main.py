@@ -1,16 +1,20 @@
 """The command line: one visible table of commands, loaded when they are used."""
 
 import os
-import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
+from click.shell_completion import CompletionItem
 
 from serai.cli.output import print_error, say
-from serai.errors import EXIT_CODES, Code, Family, Invalid, SeraiError
+from serai.errors import EXIT_CODES, Bug, Code, Family, HostFailure, Invalid, SeraiError
+
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +29,24 @@ COMMANDS: Mapping[str, Entry] = {
     "launch": Entry("serai.cli.create:launch", "Make a guest of an image and start it."),
     "list": Entry("serai.cli.guests:list_guests", "List all guests."),
     "show": Entry("serai.cli.guests:show", "Show all that is known of a guest."),
-    "start": Entry("serai.cli.guests:start", "Start guests."),
-    "stop": Entry("serai.cli.guests:stop", "Stop guests: gracefully, then by force."),
-    "restart": Entry("serai.cli.guests:restart", "Stop guests and start them anew."),
-    "pause": Entry("serai.cli.guests:pause", "Hold guests' virtual CPUs."),
-    "resume": Entry("serai.cli.guests:resume", "Let paused guests go on."),
-    "delete": Entry("serai.cli.guests:delete", "Delete guests and their volumes."),
+    "start": Entry("serai.cli.verbs:start", "Start guests."),
+    "stop": Entry("serai.cli.verbs:stop", "Stop guests: gracefully, then by force."),
+    "restart": Entry("serai.cli.verbs:restart", "Stop guests and start them anew."),
+    "pause": Entry("serai.cli.verbs:pause", "Hold guests' virtual CPUs."),
+    "resume": Entry("serai.cli.verbs:resume", "Let paused guests go on."),
+    "delete": Entry("serai.cli.verbs:delete", "Delete guests and their volumes."),
     "rename": Entry("serai.cli.guests:rename", "Give a guest another name."),
     "set": Entry("serai.cli.guests:set_guest", "Change a guest's size, policy or labels."),
     "exec": Entry("serai.cli.inside:execute", "Run a command in a guest."),
     "push": Entry("serai.cli.copy:push", "Copy a file or folder into a guest."),
     "pull": Entry("serai.cli.copy:pull", "Copy a file or folder out of a guest."),
     "console": Entry("serai.cli.console:console", "Use a guest's serial console."),
-    "log": Entry("serai.cli.inside:log", "Show what a guest printed on its serial console."),
-    "screenshot": Entry("serai.cli.inside:screenshot", "Save what a guest's screen shows."),
-    "vnc": Entry("serai.cli.vnc:vnc", "Print where a VNC viewer connects."),
+    "log": Entry("serai.cli.looks:log", "Show what a guest printed on its serial console."),
+    "screenshot": Entry("serai.cli.looks:screenshot", "Save what a guest's screen shows."),
+    "vnc": Entry("serai.cli.looks:vnc", "Print where a VNC viewer connects."),
     "image": Entry("serai.cli.images:image", "Build, import and manage images."),
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
-    "events": Entry("serai.cli.jobs:events", "Show what happened, or follow it."),
+    "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),
     "daemon": Entry("serai.daemon_command:daemon", "Run, start, stop the daemon."),
     "doctor": Entry("serai.doctor_command:doctor", "Say what this host can do and what is missing."),
     "completion": Entry("serai.cli.completion:completion", "Print a script for shell completion."),
@@ -65,48 +69,85 @@ class Table(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for; say which may have been meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"There is no command {args[0][:60]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands from the table alone, so that help is instant."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the name of a command from the table alone."""
+        return [
+            CompletionItem(name, help=entry.help)
+            for name, entry in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
-@click.command(cls=Table, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(
+    cls=Table, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="serai", message="serai %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run, keep and multiply machines.
 
     A daemon does the work: serai daemon start. Then: serai image build tiny, serai launch tiny.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> int:
     """Run the command line; return the exit code that the problem's family has."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         result = cli.main(prog_name="serai", standalone_mode=False)
-    except SeraiError as error:
-        print_error(error, _form())
-        return EXIT_CODES[error.family]
-    except click.exceptions.Abort:
-        say("interrupted")
-        return 130
-    except click.ClickException as error:
-        return _usage(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, click.UsageError) and error.message.startswith("Usage:"):
+            say(error.message)  # a group was named without a command: that is click's own help
+            return EXIT_CODES[Family.INVALID]
+        problem = problem_of(error)
+        print_error(problem, form_of(sys.argv[1:]))
+        return EXIT_CODES[problem.family]
     return result if isinstance(result, int) else 0
 
 
-def _usage(error: click.ClickException) -> int:
-    hint = ""
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        hint = f"{error.ctx.command_path} --help"
-    print_error(Invalid(Code.USAGE, error.format_message(), hint=hint), _form())
-    return EXIT_CODES[Family.INVALID]
+def problem_of(error: Exception) -> SeraiError:
+    """Return what is told of an exception, whoever raised it."""
+    if isinstance(error, SeraiError):
+        return error
+    if isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f"{context.command_path} --help" if context else ""
+        return Invalid(Code.USAGE, error.format_message(), hint=hint)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return HostFailure(Code.FILE_FAILED, f"{where}{error.strerror or error}")
+    if os.environ.get("SERAI_TRACE"):
+        say("".join(traceback.format_exception(error)))
+    return Bug(
+        Code.BUG,
+        f"serai made a mistake: {type(error).__name__}: {error}",
+        hint="Please report it with what is printed with SERAI_TRACE=1 in the environment.",
+    )
 
 
-def _form() -> str:
-    words = " ".join(sys.argv[1:])
-    return "json" if "--format json" in words or "--format=json" in words else "table"
+def form_of(words: list[str]) -> str:
+    """Return the format that the command line asks for, whether or not it could be understood."""
+    ours = words[: words.index("--")] if "--" in words else words
+    text = " ".join(ours)
+    return "json" if "--format json" in text or "--format=json" in text else "table"

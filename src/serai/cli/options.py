@@ -53,9 +53,8 @@ def complete_guest(ctx: click.Context, param: click.Parameter, begun: str) -> li
 
 def complete_image(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of an image."""
-    from_daemon = connection()
     try:
-        names = [image.name for image in from_daemon.ask(list_images()).items]
+        names = [image.name for image in connection().ask(list_images()).items]
     except SeraiError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(begun)]
@@ -82,12 +81,12 @@ def format_option(function: F) -> F:
     return option(function)
 
 
-def labels_from(pairs: tuple[str, ...]) -> dict[str, str]:
-    """Return ``k=v`` words as labels; a usage error for a word without ``=``."""
-    labels = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--label")
-        labels[key] = value
-    return labels
+def pairs_from(words: tuple[str, ...], option: str) -> dict[str, str]:
+    """Return ``K=V`` words as a mapping; a usage error for a word without ``=``."""
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{word!r} is not K=V", param_hint=option)
+        pairs[key] = value
+    return pairs

@@ -1,34 +1,54 @@
-"""The only place that prints: results to standard output, all else to standard error."""
+"""The only place that prints: results to standard output, all else to standard error.
+
+What guests, images and tools say may hold control characters that would command a terminal: in text
+for people they are shown as ``\\x1b``. Only ``write_bytes`` passes everything on, for commands whose
+purpose that is.
+"""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 import msgspec
 
 from serai.cli.layout import facts, table
 from serai.errors import SeraiError
 
+CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
+
+
+def plain(untrusted: str) -> str:
+    """Return text that does nothing to a terminal but stand there."""
+    return untrusted.translate(CONTROLS)
+
 
 def print_line(text: str) -> None:
     """Print a line of result."""
-    _write(sys.stdout, text + "\n")
+    _write(sys.stdout, plain(text) + "\n")
 
 
 def print_json(value: object) -> None:
-    """Print a result as JSON."""
-    print_line(json.dumps(msgspec.to_builtins(value)))
+    """Print a result as JSON, on one line."""
+    _write(sys.stdout, json.dumps(msgspec.to_builtins(value)) + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under columns."""
-    print_line(table(columns, rows))
+    print_line(table(columns, [[plain(cell).replace("\n", " ") for cell in row] for row in rows]))
+
+
+def print_coloured(text: str) -> None:
+    """Print lines that hold colours of our own and nothing untrusted."""
+    _write(sys.stdout, text + "\n")
 
 
 def print_facts(pairs: Sequence[tuple[str, str]]) -> None:
     """Print one fact a line."""
-    print_line(facts(pairs))
+    print_line(facts([(plain(name), value) for name, value in pairs]))
 
 
 def write_bytes(data: bytes) -> None:
@@ -45,22 +65,22 @@ def write_error_bytes(data: bytes) -> None:
 
 def say(text: str) -> None:
     """Tell a person something that is no result."""
-    _write(sys.stderr, text + "\n")
+    _write(sys.stderr, plain(text) + "\n")
 
 
-def say_progress(text: str) -> None:
-    """Redraw the one line that tells how far something is; empty ends it."""
-    _write(sys.stderr, f"\r\x1b[K{text}")
+def say_raw_terminal(text: str) -> None:
+    """Tell something while the terminal is raw, where a new line needs both characters."""
+    _write(sys.stderr, plain(text) + "\r\n")
 
 
 def print_error(error: SeraiError, form: str = "table") -> None:
-    """Tell what went wrong and what to do about it."""
+    """Tell what went wrong and what to do about it; with ``json`` as one object with the code."""
     if form == "json":
-        say(json.dumps(msgspec.to_builtins(error.problem())))
+        _write(sys.stderr, json.dumps(msgspec.to_builtins(error.problem())) + "\n")
         return
-    say(f"{_red('error:')} {error.message}")
+    _write(sys.stderr, f"{_in('1;31', 'error:')} {plain(error.message)}\n")
     if error.hint:
-        say(f"{_dim('hint:')} {error.hint}")
+        _write(sys.stderr, f"{_in('2', 'hint:')} {plain(error.hint)}\n")
 
 
 def draws() -> bool:
@@ -68,17 +88,14 @@ def draws() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _colours() -> bool:
-    return draws() and not os.environ.get("NO_COLOR")
+def _in(code: str, text: str) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if draws() and not os.environ.get("NO_COLOR") else text
 
 
-def _red(text: str) -> str:
-    return f"\x1b[1;31m{text}\x1b[0m" if _colours() else text
-
-
-def _dim(text: str) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if _colours() else text
-
-
-def _write(file: object, text: str) -> None:
-    print(text, end="", file=file, flush=True)  # type: ignore[call-overload]
+def _write(file: TextIO, text: str) -> None:
+    """Write at once. What the terminal's encoding can't hold becomes ``?``, not an error."""
+    try:
+        print(text, end="", file=file, flush=True)
+    except UnicodeEncodeError:
+        encoding = file.encoding
+        print(text.encode(encoding, "replace").decode(encoding), end="", file=file, flush=True)

@@ -1,82 +1,109 @@
-"""How far a job is: one line that is redrawn on a terminal, a quiet line a phase elsewhere."""
+"""How far a job is: drawn on a terminal once it takes a moment, a quiet line a phase elsewhere."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Protocol
 
-from serai.cli.layout import size
-from serai.cli.output import draws, say, say_progress
+from serai.cli.output import draws, say
 from serai.client.blocking import Connection
-from serai.client.calls import Call, cancel_job
-from serai.errors import SeraiError
-from serai.model.job import Job
+from serai.client.calls import Call, cancel_job, show_guest, show_job, waiting
+from serai.errors import Code, SeraiError
+from serai.model.job import Job, JobState
 
-BAR = 24
-LARGE = 1 << 20
-"""A total from here on counts bytes and is shown as a size."""
+PATIENCE = 0.4
+"""What takes less is not worth being drawn, in seconds."""
+CANCEL_LIMIT = 20.0
+
+
+class Drawing(Protocol):
+    """What ``cli.drawing`` has; it is imported only when something is drawn."""
+
+    def show(self, job: Job) -> None:
+        """Draw how far the job is."""
+
+    def close(self) -> None:
+        """Remove what is drawn."""
+
+
+class Watcher:
+    """Shows one job on its way."""
+
+    def __init__(self, make_drawing: Callable[[], Drawing] | None) -> None:
+        self.last: Job | None = None
+        self._make_drawing = make_drawing
+        self._drawing: Drawing | None = None
+        self._began = time.monotonic()
+
+    def on_progress(self, job: Job) -> None:
+        """Show how far the job is now."""
+        new_phase = self.last is None or self.last.phase != job.phase
+        self.last = job
+        if self._make_drawing is None:
+            if new_phase and job.phase and job.state is JobState.RUNNING:
+                say(f"{job.subject}: {job.phase}")
+            return
+        if self._drawing is None and time.monotonic() - self._began > PATIENCE:
+            self._drawing = self._make_drawing()
+        if self._drawing is not None:
+            self._drawing.show(job)
+
+    def close(self) -> None:
+        """Remove what is drawn."""
+        if self._drawing is not None:
+            self._drawing.close()
+            self._drawing = None
+
+
+def _draw() -> Drawing:
+    drawing: Drawing = import_module("serai.cli.drawing").Bars()
+    return drawing
 
 
 def finish(connection: Connection, call: Call[Job], *, cancel: bool = False) -> Job:
     """Send a call that makes a job, show how far it is, wait for its end.
 
-    Interrupted by ctrl-C the job goes on and it is said how to see it; with ``cancel`` it is
-    cancelled, which undoes it.
+    Interrupted by ctrl-C the job goes on and it is said how to see it; with ``cancel`` the daemon is
+    asked to cancel it, and it is said what is left.
     """
-    seen: list[Job] = []
-    with _shown(seen) as on_progress:
-        try:
-            return connection.finish(call, on_progress)
-        except KeyboardInterrupt:
-            connection.close()
-            if seen:
-                _interrupted(connection, seen[-1], cancel=cancel)
-            raise
+    watcher = Watcher(_draw if draws() else None)
+    try:
+        return connection.finish(call, watcher.on_progress)
+    except KeyboardInterrupt:
+        watcher.close()
+        if watcher.last is not None:
+            _interrupted(connection, watcher.last, cancel=cancel)
+        raise
+    finally:
+        watcher.close()
 
 
 def _interrupted(connection: Connection, job: Job, *, cancel: bool) -> None:
-    say("")
-    if cancel:
-        with contextlib.suppress(SeraiError):
-            connection.ask(cancel_job(job.id))
-            say(f"cancelled: nothing is left of {job.subject}")
-            return
-    say(f"the job goes on; to wait for it: serai job wait {job.id}")
-
-
-@contextlib.contextmanager
-def _shown(seen: list[Job]) -> Iterator[Callable[[Job], None]]:
-    """Give the function that shows a job; the line is gone afterwards."""
-    drawn = draws()
-    quiet = not sys.stderr.isatty()
-
-    def on_progress(job: Job) -> None:
-        new_phase = not seen or seen[-1].phase != job.phase
-        seen.append(job)
-        del seen[:-1]
-        if drawn:
-            say_progress(line_of(job))
-        elif quiet and new_phase and job.phase:
-            say(f"{job.subject}: {job.phase}")
-
+    if not cancel:
+        say(f"the job goes on; to wait for it: serai job wait {job.id}")
+        return
+    say("cancelling …")
     try:
-        yield on_progress
-    finally:
-        if drawn and seen:
-            say_progress("")
+        connection.ask(cancel_job(job.id))
+        ended = connection.ask(waiting(show_job(job.id), CANCEL_LIMIT))
+        say(_what_is_left(connection, ended))
+    except SeraiError as error:
+        say(f"it could not be cancelled: {error.message}; see: serai job show {job.id}")
 
 
-def line_of(job: Job) -> str:
-    """Return a job as one line: what, which phase, a bar where the total is known."""
-    steps = len(job.phases)
-    place = job.phases.index(job.phase) + 1 if job.phase in job.phases else 0
-    head = f"{job.subject}: {job.phase or 'waiting'} ({place}/{steps})"
-    if job.total:
-        filled = min(BAR, BAR * job.done // job.total)
-        head += f" [{'█' * filled}{'·' * (BAR - filled)}] {_amount(job)}"
-    return f"{head} {job.message}"[:118]
-
-
-def _amount(job: Job) -> str:
-    if job.total >= LARGE:
-        return f"{size(job.done)} of {size(job.total)}"
-    return f"{job.done} of {job.total}"
+def _what_is_left(connection: Connection, job: Job) -> str:
+    if not job.is_final:
+        return f"it is not over yet; to wait for it: serai job wait {job.id}"
+    if job.state is JobState.DONE:
+        return f"too late: {job.subject} is done"
+    if job.kind != "launch":
+        return f"cancelled: nothing is left of {job.subject}"
+    try:
+        guest = connection.ask(show_guest(job.subject))
+    except SeraiError as error:
+        if error.code is Code.GUEST_NOT_FOUND:
+            return f"cancelled: nothing is left of {job.subject}"
+        raise
+    return (
+        f"cancelled: {guest.name} is {guest.state}; to remove it: serai delete --force {guest.name}"
+    )

@@ -3,20 +3,28 @@
 The twin of ``inn``: the same calls, results and errors, over ``httpx``.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-import msgspec
 
-from serai.client import calls
-from serai.client.blocking import OnProgress, unreachable
+from serai.client import calls, copying
+from serai.client.blocking import PATH_LIMIT, PROGRESS_EVERY, OnProgress
 from serai.client.calls import LONG_POLL, Call, problem_in, show_job, waiting
-from serai.client.inn import PUSH_CHUNK
-from serai.client.words import Result, Size, change_of, request_of, result_of, spec_of
-from serai.errors import Code, Interrupted, NotFound, error_from_problem
+from serai.client.files import pack_folder, read_pieces
+from serai.client.words import (
+    EventReader,
+    Result,
+    Size,
+    change_of,
+    request_of,
+    result_of,
+    spec_of,
+)
+from serai.errors import Code, NotFound, SeraiError
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
@@ -32,12 +40,26 @@ class AsyncConnection:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        transport = httpx.AsyncHTTPTransport(uds=str(path))
+        self._folder = -1
+        transport = httpx.AsyncHTTPTransport(uds=self._address())
         self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+    def _address(self) -> str:
+        """Return an address that fits for the socket; of a long path the folder is kept open."""
+        if len(os.fsencode(self.path)) <= PATH_LIMIT:
+            return str(self.path)
+        try:
+            self._folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise calls.unreachable(self.path) from error
+        return f"/proc/self/fd/{self._folder}/{self.path.name}"
 
     async def close(self) -> None:
         """Drop all connections."""
         await self._http.aclose()
+        if self._folder >= 0:
+            os.close(self._folder)
+            self._folder = -1
 
     def _request(self, call: Call[Any], content: Any) -> httpx.Request:
         return self._http.build_request(
@@ -51,30 +73,29 @@ class AsyncConnection:
     async def _send(self, call: Call[Any], content: Any, *, stream: bool) -> httpx.Response:
         try:
             response = await self._http.send(self._request(call, content), stream=stream)
+            if response.status_code >= 400:
+                raise problem_in(response.status_code, await response.aread())
         except httpx.ConnectError as error:
-            raise unreachable(self.path) from error
+            denied = isinstance(_root_of(error), PermissionError)
+            raise (calls.not_allowed if denied else calls.unreachable)(self.path) from error
+        except httpx.TimeoutException as error:
+            raise calls.too_late(call) from error
         except httpx.HTTPError as error:
-            raise Interrupted(
-                Code.DAEMON_UNREACHABLE,
-                f"the daemon did not answer ({error!r}); it is not known whether it was done",
-            ) from error
-        if response.status_code >= 400:
-            raise problem_in(response.status_code, await response.aread())
+            raise calls.lost(call) from error
         return response
 
     async def ask(self, call: Call[T]) -> T:
         """Send a call and return its answer; raises the problem that it was answered with."""
-        response = await self._send(call, call.body, stream=False)
-        if call.kind is None:
-            return response.content  # type: ignore[return-value]
-        return call.decode(response.content)
+        return call.decode((await self._send(call, call.body, stream=False)).content)
 
     async def stream(self, call: Call[bytes]) -> AsyncIterator[bytes]:
-        """Send a call and give its answer in pieces."""
+        """Send a call and give its answer in pieces; Interrupted when it is cut off."""
         response = await self._send(call, call.body, stream=True)
         try:
             async for chunk in response.aiter_bytes():
                 yield chunk
+        except httpx.HTTPError as error:
+            raise calls.cut(call) from error
         finally:
             await response.aclose()
 
@@ -83,16 +104,31 @@ class AsyncConnection:
         await self._send(call, chunks, stream=False)
 
     async def finish(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """Send a call that makes a job and wait for its end; raises the problem that ended it."""
-        seconds = LONG_POLL if on_progress is None else 0.25
-        job = await self.ask(waiting(call, seconds))
+        """Send a call that makes a job and wait for its end; raises the problem that ended it.
+
+        ``on_progress`` is called with the job at once and then at least four times a second.
+        """
+        seconds = LONG_POLL if on_progress is None else PROGRESS_EVERY
+        job = await self.ask(call if on_progress else waiting(call, seconds))
         while not job.is_final:
             if on_progress is not None:
                 on_progress(job)
-            job = await self.ask(waiting(show_job(job.id), seconds))
-        if job.problem is not None:
-            raise error_from_problem(job.problem)
-        return job
+            job = await self._ask_again(job, seconds)
+        return calls.outcome(job)
+
+    async def _ask_again(self, job: Job, seconds: float) -> Job:
+        try:
+            return await self.ask(waiting(show_job(job.id), seconds))
+        except SeraiError as error:
+            if error.code is Code.DAEMON_UNREACHABLE:
+                raise calls.lost_job(job) from error
+            raise
+
+
+def _root_of(error: BaseException) -> BaseException:
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error
 
 
 class AsyncGuest:
@@ -125,6 +161,10 @@ class AsyncGuest:
     def name(self) -> str:
         """Its name."""
         return self.info.name
+
+    async def state(self) -> str:
+        """Ask for its state (of the blocking twin it is a property)."""
+        return str((await self.refresh()).info.state)
 
     async def refresh(self) -> Self:
         """Ask how it is."""
@@ -186,17 +226,75 @@ class AsyncGuest:
     ) -> Result:
         """Run a command in it (a text by its shell) and return what became of it."""
         request = request_of(command, stdin=stdin, env=env, timeout=timeout)
+        if len(request.stdin) > copying.INLINE_INPUT:
+            path, from_file = copying.with_input_file(request)
+            await self.push(request.stdin, path, mode=0o600)
+            request = from_file
         return result_of(await self._connection.ask(calls.run_command(self.id, request)))
 
-    async def push(self, source: Path | str | bytes, path: str, *, mode: int = 0o644) -> None:
-        """Write a file in it: from a local file, or the bytes given."""
-        call = calls.push_file(self.id, path, mode=mode, unpack=False)
-        await self._connection.send(call, _pieces(source))
+    async def push(self, source: Path | str | bytes, path: str, *, mode: int = 0o644) -> str:
+        """Copy a local file or folder, or write ``bytes`` (with ``mode``); return the path there.
+
+        A path that ends with ``/`` is a folder that gets the copy under its own name.
+        """
+        if isinstance(source, bytes):
+            await self._push([source], path, mode=mode)
+            return path
+        local = Path(source)
+        copying.must_exist(local)
+        target = copying.target_in_guest(local, path)
+        if local.is_dir():
+            await self._push(pack_folder(local, _ignore), target, mode=0o755, unpack=True)
+            return target
+        try:
+            await self._push_file(local, target)
+        except SeraiError as error:
+            if not copying.may_be_folder(error, path) or not await self._is_folder(path):
+                raise
+            target = copying.target_in_guest(local, f"{path}/")
+            await self._push_file(local, target)
+        return target
+
+    async def _push_file(self, local: Path, target: str) -> None:
+        with local.open("rb") as file:
+            await self._push(read_pieces(file), target, mode=local.stat().st_mode & 0o777)
+
+    async def _push(
+        self, pieces: Iterable[bytes], path: str, *, mode: int, unpack: bool = False
+    ) -> None:
+        call = calls.push_file(self.id, path, mode=mode, unpack=unpack)
+        await self._connection.send(call, _one_by_one(pieces))
+
+    async def _is_folder(self, path: str) -> bool:
+        request = copying.ask_whether_folder(path)
+        return (await self._connection.ask(calls.run_command(self.id, request))).code == 0
 
     async def pull(self, path: str) -> bytes:
         """Return the content of a file in it."""
-        call = calls.pull_file(self.id, path, pack=False)
-        return b"".join([chunk async for chunk in self._connection.stream(call)])
+        return b"".join([chunk async for chunk in self._pieces(path, pack=False)])
+
+    def _pieces(self, path: str, *, pack: bool) -> AsyncIterator[bytes]:
+        return self._connection.stream(calls.pull_file(self.id, path, pack=pack))
+
+    async def pull_to(self, path: str, target: Path | str) -> Path:
+        """Copy a file or folder out of it and return where it is.
+
+        A target that ends with ``/`` is a folder that gets the copy under its own name. What can't
+        be trusted in a folder (devices, links that lead outside) is left out.
+        """
+        try:
+            if not path.endswith("/"):
+                with copying.receiving_file(path, str(target)) as (file, pulled):
+                    async for chunk in self._pieces(path, pack=False):
+                        file.write(chunk)
+                return pulled.path
+        except SeraiError as error:
+            if not copying.may_be_folder(error, path) or not await self._is_folder(path):
+                raise
+        with copying.receiving_folder(path, str(target)) as (archive, pulled):
+            async for chunk in self._pieces(path, pack=True):
+                archive.write(chunk)
+        return pulled.path
 
     async def log(self, *, tail: int | None = None) -> str:
         """Return what it printed on its serial console."""
@@ -207,6 +305,11 @@ class AsyncGuest:
     async def screenshot(self) -> bytes:
         """Return what its screen shows, as PNG."""
         return await self._connection.ask(calls.take_screenshot(self.id))
+
+    @property
+    def console_path(self) -> str:
+        """The address of the WebSocket of its serial console, on the daemon's socket."""
+        return calls.console_path(self.id)
 
     async def vnc(self) -> str:
         """Return the path of the socket where a VNC viewer connects."""
@@ -237,12 +340,13 @@ class AsyncInn:
         """Return a guest by name or id; NotFound."""
         return AsyncGuest(self.connection, await self.connection.ask(calls.show_guest(name)))
 
-    async def guests(self) -> list[AsyncGuest]:
-        """Return all guests by name."""
+    async def guests(self, labels: Mapping[str, str] | None = None) -> list[AsyncGuest]:
+        """Return all guests by name; only those with all of ``labels`` if some are given."""
+        wanted = [f"{key}={value}" for key, value in (labels or {}).items()]
         found: list[AsyncGuest] = []
         cursor = ""
         while True:
-            page = await self.connection.ask(calls.list_guests(cursor=cursor))
+            page = await self.connection.ask(calls.list_guests(cursor, labels=wanted))
             found += [AsyncGuest(self.connection, info) for info in page.items]
             cursor = page.next
             if not cursor:
@@ -262,7 +366,14 @@ class AsyncInn:
 
     async def images(self) -> list[Image]:
         """Return all images by name."""
-        return (await self.connection.ask(calls.list_images())).items
+        found: list[Image] = []
+        cursor = ""
+        while True:
+            page = await self.connection.ask(calls.list_images(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
 
     async def image(self, name: str) -> Image:
         """Return an image; NotFound."""
@@ -286,6 +397,12 @@ class AsyncInn:
         """Delete an image that no guest is built on."""
         await self.connection.finish(calls.delete_image(name))
 
+    async def export_image(self, name: str, target: Path | str, file: str = "all") -> None:
+        """Write all of an image as a tar to ``target``, or one file of it (``disk``, ``kernel``)."""
+        with copying.written_whole(Path(target)) as written:
+            async for chunk in self.connection.stream(calls.export_image(name, file)):
+                written.write(chunk)
+
     async def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""
         return (await self.connection.ask(calls.list_jobs(state))).items
@@ -294,27 +411,34 @@ class AsyncInn:
         """Return a job; NotFound."""
         return await self.connection.ask(calls.show_job(job_id))
 
+    async def wait_job(self, job_id: str, *, on_progress: OnProgress | None = None) -> Job:
+        """Wait for the end of a job and return it; raises the problem that ended it."""
+        return await self.connection.finish(calls.show_job(job_id), on_progress)
+
+    async def cancel_job(self, job_id: str) -> Job:
+        """Ask a job to end early, and return it as it is now."""
+        return await self.connection.ask(calls.cancel_job(job_id))
+
     async def events(self, after: int = 0) -> list[Event]:
         """Return stored events with a number above ``after``."""
         return (await self.connection.ask(calls.list_events(after))).items
 
     async def watch(self, after: int | None = None) -> AsyncIterator[Event]:
-        """Give events as they happen; those after ``after`` first."""
-        rest = b""
+        """Give events as they happen, those after ``after`` first; ends when the daemon ends."""
+        reader = EventReader()
         async for chunk in self.connection.stream(calls.follow_events(after)):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                if line.startswith(b"data:"):
-                    yield msgspec.json.decode(line[5:].strip(), type=Event)
+            for event in reader.feed(chunk):
+                yield event
 
 
-async def _pieces(source: Path | str | bytes) -> AsyncIterator[bytes]:
-    if isinstance(source, bytes):
-        yield source
-        return
-    with Path(source).open("rb") as file:  # noqa: ASYNC230 - local and small
-        while chunk := file.read(PUSH_CHUNK):
-            yield chunk
+def _ignore(_: str) -> None:
+    """Take no notice of what is no file and was left out."""
+
+
+async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    """Give pieces of local files; reading them blocks for as long as the disk takes."""
+    for piece in pieces:
+        yield piece
 
 
 def connect(socket: Path | str | None = None) -> AsyncInn:

@@ -1,18 +1,32 @@
 """The blocking way to the daemon: HTTP/1.1 over its unix socket, by the standard library alone.
 
-A connection is kept and used again. Not thread-safe: one ``Connection`` a thread.
+A connection is kept and used again for short questions; what lasts (a stream, an upload) gets one
+of its own. Not thread-safe: one ``Connection`` a thread.
 """
 
-import contextlib
 import http.client
 import os
+import select
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from serai.client.calls import LONG_POLL, Call, problem_in, show_job, waiting
-from serai.errors import Code, Interrupted, NotFound, error_from_problem
+from serai.client.calls import (
+    LONG_POLL,
+    Call,
+    cut,
+    lost,
+    lost_job,
+    not_allowed,
+    outcome,
+    problem_in,
+    show_job,
+    too_late,
+    unreachable,
+    waiting,
+)
+from serai.errors import Code, SeraiError
 from serai.model.job import Job
 
 T = TypeVar("T")
@@ -20,6 +34,8 @@ T = TypeVar("T")
 OnProgress = Callable[[Job], None]
 
 CHUNK = 256 << 10
+CONNECT_TIMEOUT = 10.0
+PROGRESS_EVERY = 0.25
 PATH_LIMIT = 107
 """What fits into an address of a unix socket (unix(7))."""
 
@@ -27,6 +43,7 @@ PATH_LIMIT = 107
 def connect_socket(path: Path) -> socket.socket:
     """Return a socket connected to ``path``, however long; NotFound when nobody listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(CONNECT_TIMEOUT)
     try:
         if len(os.fsencode(path)) <= PATH_LIMIT:
             sock.connect(str(path))
@@ -34,14 +51,14 @@ def connect_socket(path: Path) -> socket.socket:
             _connect_long(sock, path)
     except PermissionError as error:
         sock.close()
-        raise NotFound(
-            Code.DAEMON_UNREACHABLE,
-            f"you may not talk to the daemon at {path}",
-            hint="It belongs to another user: use its account, or a daemon of your own.",
-        ) from error
+        raise not_allowed(path) from error
     except OSError as error:
         sock.close()
         raise unreachable(path) from error
+    except BaseException:
+        sock.close()
+        raise
+    sock.settimeout(None)
     return sock
 
 
@@ -53,22 +70,41 @@ def _connect_long(sock: socket.socket, path: Path) -> None:
         os.close(folder)
 
 
-def unreachable(path: Path) -> NotFound:
-    """Return the error for a daemon that is not there."""
-    return NotFound(
-        Code.DAEMON_UNREACHABLE,
-        f"no daemon answers at {path}",
-        hint="Start one: serai daemon start",
-    )
-
-
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
+    auto_open = 0  # never reach for the network by itself
 
-    def connect(self) -> None:
-        self.sock = connect_socket(self._path)
+    def __init__(self, path: Path, timeout: float | None) -> None:
+        super().__init__("localhost")
+        self.sock = connect_socket(path)
+        self.sock.settimeout(timeout)
+
+    @property
+    def has_answer(self) -> bool:
+        """True when there is something to read, be it the end of the connection."""
+        return self.sock is None or bool(select.select([self.sock], [], [], 0)[0])
+
+
+class _Answered(Exception):
+    """The daemon has answered before it had all of the body: there is no use in sending more."""
+
+
+class _SourceFailed(Exception):
+    """Reading what was to be sent failed; the cause says how."""
+
+
+def _until_answered(connection: _UnixConnection, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    source = iter(chunks)
+    while True:
+        try:
+            chunk = next(source, None)
+        except Exception as error:
+            raise _SourceFailed from error
+        if chunk is None:
+            return
+        if connection.has_answer:
+            raise _Answered
+        if chunk:
+            yield chunk
 
 
 class Connection:
@@ -76,102 +112,116 @@ class Connection:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._http: _UnixConnection | None = None
+        self._kept: _UnixConnection | None = None
 
     def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
-        if self._http is not None:
-            self._http.close()
-            self._http = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def ask(self, call: Call[T]) -> T:
         """Send a call and return its answer; raises the problem that it was answered with.
 
-        NotFound ``daemon-unreachable`` when nobody listens, Interrupted when the daemon went away
-        before it answered: then nobody knows whether it was done.
+        NotFound ``daemon-unreachable`` when nobody listens; Interrupted when the daemon went away
+        or was silent too long: then nobody knows whether it was done.
         """
-        response = self._send(call, call.body)
-        body = response.read()
+        if self._kept is not None and self._kept.has_answer:
+            self.close()  # nothing was asked: it is the end of an idle connection
+        if self._kept is None:
+            self._kept = _UnixConnection(self.path, call.timeout)
+        self._kept.sock.settimeout(call.timeout)
+        try:
+            response = _send(self._kept, call, call.body)
+            body = _read(response, call)
+        except BaseException:
+            self.close()
+            raise
         if response.status >= 400:
             raise problem_in(response.status, body)
-        return call.decode(body) if call.kind is not None else body  # type: ignore[return-value]
+        return call.decode(body)
 
     def stream(self, call: Call[bytes]) -> Iterator[bytes]:
-        """Send a call and give its answer in pieces, as they come."""
-        response = self._send(call, call.body)
-        if response.status >= 400:
-            raise problem_in(response.status, response.read())
+        """Send a call and give its answer in pieces, as they come.
+
+        Raises Interrupted when the answer is cut off before its end.
+        """
+        own = _UnixConnection(self.path, call.timeout)
         try:
-            while chunk := response.read1(CHUNK):
-                yield chunk
-        except (OSError, http.client.HTTPException) as error:
-            raise self._lost(call) from error
+            response = _send(own, call, call.body)
+            if response.status >= 400:
+                raise problem_in(response.status, _read(response, call))
+            yield from _pieces(response, call)
         finally:
-            self.close()
+            own.close()
 
     def send(self, call: Call[None], chunks: Iterable[bytes]) -> None:
-        """Send a call with a body of any length."""
-        response = self._send(call, chunks)
-        body = response.read()
+        """Send a call with a body of any length; what reading ``chunks`` raises is passed on."""
+        own = _UnixConnection(self.path, call.timeout)
+        try:
+            response = _send(own, call, _until_answered(own, chunks))
+            body = _read(response, call)
+        except _SourceFailed as error:
+            assert error.__cause__ is not None
+            raise error.__cause__ from None
+        finally:
+            own.close()
         if response.status >= 400:
             raise problem_in(response.status, body)
 
     def finish(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
         """Send a call that makes a job and wait for its end; raises the problem that ended it.
 
-        ``on_progress`` is called with the job about four times a second meanwhile.
+        ``on_progress`` is called with the job at once and then at least four times a second.
         """
-        seconds = LONG_POLL if on_progress is None else 0.25
-        job = self.ask(waiting(call, seconds))
+        seconds = LONG_POLL if on_progress is None else PROGRESS_EVERY
+        job = self.ask(call if on_progress else waiting(call, seconds))
         while not job.is_final:
             if on_progress is not None:
                 on_progress(job)
-            job = self.ask(waiting(show_job(job.id), seconds))
-        if job.problem is not None:
-            raise error_from_problem(job.problem)
-        return job
+            job = self._ask_again(job, seconds)
+        return outcome(job)
 
-    def _send(
-        self, call: Call[T], body: bytes | Iterable[bytes] | None
-    ) -> http.client.HTTPResponse:
-        if self._http is not None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self._is_stale():
-                    self.close()
-        if self._http is None:
-            self._http = _UnixConnection(self.path)
-            self._http.connect()
-        headers = {"Content-Type": call.content_type, **call.headers}
+    def _ask_again(self, job: Job, seconds: float) -> Job:
         try:
-            if self._http.sock is not None:
-                self._http.sock.settimeout(call.timeout)
-            self._http.request(call.method, call.target, body=body, headers=headers)
-            return self._http.getresponse()
-        except TimeoutError as error:
-            self.close()
-            raise Interrupted(
-                Code.TIMEOUT, f"the daemon did not answer within {call.timeout:g} s"
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._lost(call) from error
+            return self.ask(waiting(show_job(job.id), seconds))
+        except SeraiError as error:
+            if error.code is Code.DAEMON_UNREACHABLE:
+                raise lost_job(job) from error
+            raise
 
-    def _is_stale(self) -> bool:
-        """Tell whether the daemon has closed the kept connection meanwhile."""
-        assert self._http is not None
-        sock = self._http.sock
-        if sock is None:
-            return True
-        sock.settimeout(0.0)
+
+def _send(
+    connection: _UnixConnection, call: Call[T], body: bytes | Iterable[bytes] | None
+) -> http.client.HTTPResponse:
+    """Send a request and return the head of its answer, also of one that came too early."""
+    headers = {"Content-Type": call.content_type, **call.headers}
+    try:
         try:
-            return sock.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
+            connection.request(call.method, call.target, body=body, headers=headers)
+        except (_Answered, BrokenPipeError, ConnectionResetError):
+            pass  # what it has to say can still be read
+        return connection.getresponse()
+    except TimeoutError as error:
+        raise too_late(call) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise lost(call) from error
 
-    def _lost(self, call: Call[T]) -> Interrupted:
-        self.close()
-        return Interrupted(
-            Code.DAEMON_UNREACHABLE,
-            "the daemon went away before it answered; it is not known whether it was done",
-            hint="Look at what is there before you repeat it.",
-            details={"request": f"{call.method} {call.path}"},
-        )
+
+def _read(response: http.client.HTTPResponse, call: Call[T]) -> bytes:
+    try:
+        return response.read()
+    except TimeoutError as error:
+        raise too_late(call) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise cut(call) from error
+
+
+def _pieces(response: http.client.HTTPResponse, call: Call[bytes]) -> Iterator[bytes]:
+    try:
+        while chunk := response.read1(CHUNK):
+            yield chunk
+    except (OSError, http.client.HTTPException) as error:
+        raise cut(call) from error
+    if response.length:  # read1 takes the end of the connection for the end of the answer
+        raise cut(call)

@@ -3,25 +3,39 @@
 A ``Call`` says what to send and what comes back; who sends it is ``blocking`` or ``asynchronous``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from serai.errors import Code, Interrupted, Problem, SeraiError, error_from_problem
+from serai.errors import (
+    Bug,
+    Code,
+    Conflict,
+    Interrupted,
+    NotFound,
+    Problem,
+    SeraiError,
+    error_from_problem,
+)
 from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
-from serai.model.job import Job
+from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
 T = TypeVar("T")
 
+Query = Mapping[str, str | Sequence[str]]
+
 JSON = "application/json"
 BYTES = "application/octet-stream"
+PAGE = 10_000
+"""How many guests or images are asked for at a time: the most that the API gives."""
 LONG_POLL = 30.0
 SLACK = 30.0
 """How much longer than the server's own limit a client waits for an answer, in seconds."""
@@ -41,7 +55,7 @@ class Call(Generic[T]):
     method: str
     path: str
     kind: Any = None
-    query: Mapping[str, str] = field(default_factory=dict)
+    query: Query = field(default_factory=dict)
     body: bytes | None = None
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -50,11 +64,24 @@ class Call(Generic[T]):
     @property
     def target(self) -> str:
         """Return path and query as they stand in the request line."""
-        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+        return f"{self.path}?{urlencode(self.query, doseq=True)}" if self.query else self.path
 
-    def decode(self, body: bytes) -> T:
-        """Return the answer as a value."""
-        value: T = msgspec.json.decode(body, type=self.kind)
+    def decode(self, untrusted_body: bytes) -> T:
+        """Return the answer as a value; the bytes themselves if the call names no type.
+
+        Raises Bug when the answer is none that this version understands.
+        """
+        if self.kind is None:
+            return untrusted_body  # type: ignore[return-value]
+        try:
+            value: T = msgspec.json.decode(untrusted_body, type=self.kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Bug(
+                Code.BUG,
+                f"the daemon's answer is not understood: {error}",
+                hint="Are the daemon and this program of one version? serai daemon status",
+                details={"request": f"{self.method} {self.path}"},
+            ) from error
         return value
 
     def with_query(self, **more: str) -> "Call[T]":
@@ -62,11 +89,11 @@ class Call(Generic[T]):
         return replace(self, query={**self.query, **more})
 
 
-def problem_in(status: int, body: bytes) -> SeraiError:
+def problem_in(status: int, untrusted_body: bytes) -> SeraiError:
     """Return what an answer of 400 or more says."""
     try:
-        return error_from_problem(msgspec.json.decode(body, type=Problem))
-    except msgspec.DecodeError:
+        return error_from_problem(msgspec.json.decode(untrusted_body, type=Problem))
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Interrupted(
             Code.DAEMON_UNREACHABLE,
             f"the daemon answered with {status} and nothing that can be read",
@@ -74,8 +101,80 @@ def problem_in(status: int, body: bytes) -> SeraiError:
         )
 
 
-def _get(path: str, kind: Any, **query: str) -> Call[Any]:
+def unreachable(path: Path) -> NotFound:
+    """Return the error for a daemon that is not there."""
+    return NotFound(
+        Code.DAEMON_UNREACHABLE,
+        f"no daemon answers at {path}",
+        hint="Start it: serai daemon start",
+    )
+
+
+def not_allowed(path: Path) -> NotFound:
+    """Return the error for a daemon that lets nobody in but its owner."""
+    return NotFound(
+        Code.DAEMON_UNREACHABLE,
+        f"you may not talk to the daemon at {path}",
+        hint="It belongs to another user: use its account, or a daemon of your own.",
+    )
+
+
+def lost(call: "Call[Any]") -> Interrupted:
+    """Return the error for a daemon that went away before it answered."""
+    return Interrupted(
+        Code.DAEMON_UNREACHABLE,
+        "the daemon went away before it answered; it is not known whether it was done",
+        hint="Look at what is there before you repeat it.",
+        details={"request": f"{call.method} {call.path}"},
+    )
+
+
+def cut(call: "Call[Any]") -> Interrupted:
+    """Return the error for an answer that ended before its end."""
+    return Interrupted(
+        Code.DAEMON_UNREACHABLE,
+        "the answer was cut off before its end; its first part is all there is",
+        hint="The daemon's log says why, or it went away: serai daemon status",
+        details={"request": f"{call.method} {call.path}"},
+    )
+
+
+def too_late(call: "Call[Any]") -> Interrupted:
+    """Return the error for a daemon that is there and does not answer."""
+    return Interrupted(
+        Code.TIMEOUT,
+        f"the daemon did not answer within {call.timeout or 0:g} s",
+        hint="It is not known whether it was done: look before you repeat it.",
+        details={"request": f"{call.method} {call.path}"},
+    )
+
+
+def lost_job(job: Job) -> Interrupted:
+    """Return the error for a daemon that went away while a job of it was waited for."""
+    return Interrupted(
+        Code.DAEMON_UNREACHABLE,
+        f"the daemon went away while it was busy with {job.subject or 'the job'} ({job.kind})",
+        hint=f"The next daemon ends the job or undoes it, and says which: serai job wait {job.id}",
+        details={"job": job.id},
+    )
+
+
+def outcome(job: Job) -> Job:
+    """Return a job that is done; raise the problem of one that is not."""
+    if job.problem is not None:
+        raise error_from_problem(job.problem)
+    if job.state is JobState.CANCELLED:
+        raise Conflict(Code.JOB_CANCELLED, f"the job was cancelled: {job.kind} {job.subject}")
+    return job
+
+
+def _get(path: str, kind: Any, **query: str | Sequence[str]) -> Call[Any]:
     return Call(method="GET", path=path, kind=kind, query=query)
+
+
+def _page(path: str, kind: Any, cursor: str, **query: Sequence[str]) -> Call[Any]:
+    wanted: dict[str, str | Sequence[str]] = {"limit": str(PAGE), "cursor": cursor, **query}
+    return _get(path, kind, **{name: value for name, value in wanted.items() if value})
 
 
 def _post(path: str, kind: Any, value: object = None, timeout: float | None = 60.0) -> Call[Any]:
@@ -139,10 +238,9 @@ def follow_events(after: int | None) -> Call[bytes]:
 # -- guests ----------------------------------------------------------------------------------------
 
 
-def list_guests(limit: int = 1000, cursor: str = "") -> Call[Page[Guest]]:
-    """Guests by name."""
-    query = {"cursor": cursor} if cursor else {}
-    return _get("/v1/guests", Page[Guest], limit=str(limit), **query)
+def list_guests(cursor: str = "", *, labels: Sequence[str] = ()) -> Call[Page[Guest]]:
+    """Guests by name; only those that have all of ``labels`` (``k=v``)."""
+    return _page("/v1/guests", Page[Guest], cursor, label=labels)
 
 
 def show_guest(name: str) -> Call[Guest]:
@@ -204,8 +302,8 @@ def pull_file(name: str, path: str, *, pack: bool) -> Call[bytes]:
 def push_file(name: str, path: str, *, mode: int, unpack: bool) -> Call[None]:
     """Write a file, or unpack a tar into a folder; the content is sent along."""
     query = {"path": path, "mode": f"{mode:04o}"} | ({"unpack": "true"} if unpack else {})
-    path = f"{_guest(name)}/files"
-    return Call(method="PUT", path=path, query=query, content_type=BYTES, timeout=None)
+    files = f"{_guest(name)}/files"
+    return Call(method="PUT", path=files, query=query, content_type=BYTES, timeout=None)
 
 
 def show_log(name: str, *, follow: bool = False, tail: int | None = None) -> Call[bytes]:
@@ -234,9 +332,9 @@ def console_path(name: str) -> str:
 # -- images ----------------------------------------------------------------------------------------
 
 
-def list_images() -> Call[Page[Image]]:
+def list_images(cursor: str = "") -> Call[Page[Image]]:
     """Images by name."""
-    return _get("/v1/images", Page[Image])
+    return _page("/v1/images", Page[Image], cursor)
 
 
 def show_image(name: str) -> Call[Image]:

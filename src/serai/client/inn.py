@@ -4,16 +4,22 @@ Every method asks the daemon and waits for the answer; what goes wrong is raised
 classes in ``serai.errors``. The async twin is ``serai.aio``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
-from serai.client import calls
+from serai.client import calls, copying
 from serai.client.blocking import Connection, OnProgress
-from serai.client.words import Result, Size, change_of, request_of, result_of, spec_of
+from serai.client.words import (
+    Result,
+    Size,
+    change_of,
+    read_events,
+    request_of,
+    result_of,
+    spec_of,
+)
 from serai.errors import NotFound
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
@@ -21,8 +27,6 @@ from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
 from serai.settings import current_places
-
-PUSH_CHUNK = 256 << 10
 
 
 class Guest:
@@ -124,19 +128,34 @@ class Guest:
     ) -> Result:
         """Run a command in it (a text by its shell) and return what became of it."""
         request = request_of(command, stdin=stdin, env=env, timeout=timeout)
-        return result_of(self._connection.ask(calls.run_command(self.id, request)))
+        if len(request.stdin) <= copying.INLINE_INPUT:
+            return result_of(self._connection.ask(calls.run_command(self.id, request)))
+        path, from_file = copying.with_input_file(request)
+        self.push(request.stdin, path, mode=0o600)
+        return result_of(self._connection.ask(calls.run_command(self.id, from_file)))
 
-    def push(self, source: Path | str | bytes, path: str, *, mode: int = 0o644) -> None:
-        """Write a file in it: from a local file, or the bytes given."""
-        call = calls.push_file(self.id, path, mode=mode, unpack=False)
+    def push(self, source: Path | str | bytes, path: str, *, mode: int = 0o644) -> str:
+        """Copy a local file or folder, or write ``bytes`` (with ``mode``); return the path there.
+
+        A path that ends with ``/`` is a folder that gets the copy under its own name.
+        """
         if isinstance(source, bytes):
+            call = calls.push_file(self.id, path, mode=mode, unpack=False)
             self._connection.send(call, [source])
-        else:
-            self._connection.send(call, _pieces(Path(source)))
+            return path
+        return copying.push(self._connection, self.id, Path(source), path, _ignore)
 
     def pull(self, path: str) -> bytes:
         """Return the content of a file in it."""
         return b"".join(self._connection.stream(calls.pull_file(self.id, path, pack=False)))
+
+    def pull_to(self, path: str, target: Path | str) -> Path:
+        """Copy a file or folder out of it and return where it is.
+
+        A target that ends with ``/`` is a folder that gets the copy under its own name. What can't
+        be trusted in a folder (devices, links that lead outside) is left out.
+        """
+        return copying.pull(self._connection, self.id, path, str(target)).path
 
     def log(self, *, tail: int | None = None) -> str:
         """Return what it printed on its serial console."""
@@ -147,6 +166,11 @@ class Guest:
     def screenshot(self) -> bytes:
         """Return what its screen shows, as PNG."""
         return self._connection.ask(calls.take_screenshot(self.id))
+
+    @property
+    def console_path(self) -> str:
+        """The address of the WebSocket of its serial console, on the daemon's socket."""
+        return calls.console_path(self.id)
 
     def vnc(self) -> str:
         """Return the path of the socket where a VNC viewer connects."""
@@ -177,18 +201,17 @@ class Inn:
         """Return a guest by name or id; NotFound."""
         return Guest(self.connection, self.connection.ask(calls.show_guest(name)))
 
-    def guests(self) -> list[Guest]:
-        """Return all guests by name."""
-        return [Guest(self.connection, info) for info in self._guest_views()]
-
-    def _guest_views(self) -> Iterator[GuestView]:
+    def guests(self, labels: Mapping[str, str] | None = None) -> list[Guest]:
+        """Return all guests by name; only those with all of ``labels`` if some are given."""
+        wanted = [f"{key}={value}" for key, value in (labels or {}).items()]
+        found: list[Guest] = []
         cursor = ""
         while True:
-            page = self.connection.ask(calls.list_guests(cursor=cursor))
-            yield from page.items
+            page = self.connection.ask(calls.list_guests(cursor, labels=wanted))
+            found += [Guest(self.connection, info) for info in page.items]
             cursor = page.next
             if not cursor:
-                return
+                return found
 
     def launch(
         self, image: str, *, wait: bool = True, on_progress: OnProgress | None = None, **spec: Any
@@ -207,7 +230,14 @@ class Inn:
 
     def images(self) -> list[Image]:
         """Return all images by name."""
-        return self.connection.ask(calls.list_images()).items
+        found: list[Image] = []
+        cursor = ""
+        while True:
+            page = self.connection.ask(calls.list_images(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
 
     def image(self, name: str) -> Image:
         """Return an image; NotFound."""
@@ -231,6 +261,12 @@ class Inn:
         """Delete an image that no guest is built on."""
         self.connection.finish(calls.delete_image(name))
 
+    def export_image(self, name: str, target: Path | str, file: str = "all") -> None:
+        """Write all of an image as a tar to ``target``, or one file of it (``disk``, ``kernel``)."""
+        with copying.written_whole(Path(target)) as written:
+            for chunk in self.connection.stream(calls.export_image(name, file)):
+                written.write(chunk)
+
     def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""
         return self.connection.ask(calls.list_jobs(state)).items
@@ -239,31 +275,25 @@ class Inn:
         """Return a job; NotFound."""
         return self.connection.ask(calls.show_job(job_id))
 
+    def wait_job(self, job_id: str, *, on_progress: OnProgress | None = None) -> Job:
+        """Wait for the end of a job and return it; raises the problem that ended it."""
+        return self.connection.finish(calls.show_job(job_id), on_progress)
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Ask a job to end early, and return it as it is now."""
+        return self.connection.ask(calls.cancel_job(job_id))
+
     def events(self, after: int = 0) -> list[Event]:
         """Return stored events with a number above ``after``."""
         return self.connection.ask(calls.list_events(after)).items
 
     def watch(self, after: int | None = None) -> Iterator[Event]:
-        """Give events as they happen; those after ``after`` first. Has a connection of its own."""
-        stream = Connection(self.connection.path).stream(calls.follow_events(after))
-        for data in event_data(stream):
-            yield msgspec.json.decode(data, type=Event)
+        """Give events as they happen, those after ``after`` first; ends when the daemon ends."""
+        yield from read_events(self.connection.stream(calls.follow_events(after)))
 
 
-def event_data(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Give the data of each event in a text/event-stream (WHATWG HTML, section 9.2)."""
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip()
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(PUSH_CHUNK):
-            yield chunk
+def _ignore(_: str) -> None:
+    """Take no notice of what is no file and was left out."""
 
 
 def connect(socket: Path | str | None = None) -> Inn:

@@ -1,13 +1,19 @@
 """What both SDKs share: results, and how what people write becomes what the API takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
+from serai.errors import Code, Invalid
+from serai.model.event import Event
 from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
 from serai.model.talk import ExecRequest, ExecResult
-from serai.units import parse_size
+from serai.units import parse_size, shorten
+
+E = TypeVar("E", bound=StrEnum)
 
 Size = int | str
 """Bytes, or a text like ``256MiB``."""
@@ -43,6 +49,16 @@ def size_of(size: Size) -> int:
     return size if isinstance(size, int) else parse_size(size)
 
 
+def choice_of(kind: type[E], word: str) -> E:
+    """Return a word as one of ``kind``; Invalid (``value-invalid``) if it is none."""
+    try:
+        return kind(word)
+    except ValueError as error:
+        raise Invalid(
+            Code.VALUE_INVALID, f"{shorten(word)} is none of {', '.join(kind)}"
+        ) from error
+
+
 def spec_of(
     image: str,
     *,
@@ -61,8 +77,8 @@ def spec_of(
         cpus=cpus,
         memory=size_of(memory),
         disk=size_of(disk),
-        firmware=Firmware(firmware),
-        restart=RestartPolicy(restart),
+        firmware=choice_of(Firmware, firmware),
+        restart=choice_of(RestartPolicy, restart),
         labels=dict(labels or {}),
     )
 
@@ -81,7 +97,7 @@ def change_of(
         cpus=unset if cpus is None else cpus,
         memory=unset if memory is None else size_of(memory),
         disk=unset if disk is None else size_of(disk),
-        restart=unset if restart is None else RestartPolicy(restart),
+        restart=unset if restart is None else choice_of(RestartPolicy, restart),
         labels=unset if labels is None else dict(labels),
     )
 
@@ -102,3 +118,24 @@ def request_of(
 def result_of(answer: ExecResult) -> Result:
     """Return what became of a command."""
     return Result(answer.code, answer.stdout, answer.stderr, answer.truncated)
+
+
+class EventReader:
+    """Finds the events in a text/event-stream, whatever pieces it comes in (WHATWG HTML, 9.2)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        """Give the events that are complete now."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield msgspec.json.decode(line[5:], type=Event)
+
+
+def read_events(chunks: Iterable[bytes]) -> Iterator[Event]:
+    """Give the events of a stream."""
+    reader = EventReader()
+    for chunk in chunks:
+        yield from reader.feed(chunk)
