@@ -1,0 +1,202 @@
+"""Control groups: on this host as it is, and on made-up trees of each layout."""
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serai.host import cgroup
+from serai.host.cgroup import PIDS_LIMIT, ROOT, Cgroups, find_layout
+from serai.model.node import CgroupLayout
+from serai.units import MIB
+
+NOBODY = 65534
+
+
+def make_v2(root: Path) -> Path:
+    (root / "cgroup.controllers").write_text("cpu memory pids\n")
+    (root / "cgroup.subtree_control").write_text("")
+    return root
+
+
+def make_v1(root: Path, *controllers: str) -> Path:
+    for name in controllers:
+        (root / name).mkdir()
+    return root
+
+
+def test_layouts_are_told_apart(tmp_path: Path) -> None:
+    assert find_layout(tmp_path / "none") is CgroupLayout.NONE
+    assert find_layout(tmp_path) is CgroupLayout.NONE
+    make_v1(tmp_path, "memory", "pids")
+    assert find_layout(tmp_path) is CgroupLayout.V1
+    make_v1(tmp_path, "unified")
+    assert find_layout(tmp_path) is CgroupLayout.HYBRID
+    make_v2(tmp_path)
+    assert find_layout(tmp_path) is CgroupLayout.V2
+
+
+def test_without_control_groups_a_note_says_so(tmp_path: Path) -> None:
+    groups = Cgroups(tmp_path)
+    assert groups.note == "this host has no control groups"
+    assert groups.create("one", memory=MIB) is None
+    groups.remove("one")
+
+
+class Kernel:
+    """What the kernel would do in a made-up tree: each new group has its files."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._mkdir = Path.mkdir
+
+    def mkdir(self, path: Path, *words: object, **more: object) -> None:
+        self._mkdir(path, *words, **more)  # type: ignore[arg-type]
+        for name in self.names:
+            (path / name).touch()
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup.os, "geteuid", lambda: 0)
+
+
+def install(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup.Path, "mkdir", lambda path, *a, **k: kernel.mkdir(path, *a, **k))
+
+
+@pytest.mark.usefixtures("as_root")
+def test_v2_has_one_folder_with_all_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ("cgroup.procs", "cgroup.subtree_control", "pids.max", "memory.max")
+    install(Kernel(*files), monkeypatch)
+    groups = Cgroups(make_v2(tmp_path))
+    group = groups.create("one", memory=300 * MIB)
+    assert groups.note == ""
+    assert group is not None
+    assert group.folders == (tmp_path / "serai" / "one",)
+    assert (tmp_path / "serai/one/pids.max").read_text() == str(PIDS_LIMIT)
+    assert (tmp_path / "serai/one/memory.max").read_text() == str(300 * MIB)
+    assert (tmp_path / "serai/cgroup.subtree_control").read_text() == "+cpu"  # the last of three
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu"
+    group.add(4711)
+    assert (tmp_path / "serai/one/cgroup.procs").read_text() == "4711"
+
+
+def test_v2_of_a_user_is_beside_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "user.slice/user@7.service/app.slice/shell.scope"
+    own.mkdir(parents=True)
+    monkeypatch.setattr(cgroup.os, "geteuid", lambda: 7)
+    read = Path.read_text
+    monkeypatch.setattr(
+        cgroup.Path,
+        "read_text",
+        lambda path: f"0::/{own.relative_to(tmp_path)}\n" if "proc" in path.parts else read(path),
+    )
+    group = Cgroups(make_v2(tmp_path)).create("one")
+    assert group is not None
+    assert group.folders == (own.parent / "serai-7" / "one",)
+
+
+@pytest.mark.usefixtures("as_root")
+def test_v1_has_a_folder_for_each_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(Kernel("cgroup.procs", "pids.max", "memory.limit_in_bytes"), monkeypatch)
+    groups = Cgroups(make_v1(tmp_path, "memory", "pids", "devices"))
+    group = groups.create("one", memory=MIB)
+    assert group is not None
+    assert group.folders == (tmp_path / "memory/serai/one", tmp_path / "pids/serai/one")
+    assert (tmp_path / "memory/serai/one/memory.limit_in_bytes").read_text() == str(MIB)
+    assert not (tmp_path / "devices/serai").exists()
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_group_can_be_made_twice_and_removed_twice(tmp_path: Path) -> None:
+    groups = Cgroups(make_v2(tmp_path))
+    assert groups.create("one") is not None
+    assert groups.create("one") is not None
+    groups.remove("one")
+    groups.remove("one")
+    assert not (tmp_path / "serai/one").exists()
+
+
+@pytest.mark.parametrize("where", ["parent", "group"])
+@pytest.mark.usefixtures("as_root")
+def test_without_the_right_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        if where == "parent" or path.name == "one":
+            raise PermissionError(13, "Permission denied")
+        os.mkdir(path)
+
+    make_v2(tmp_path)
+    monkeypatch.setattr(cgroup.Path, "mkdir", refuse)
+    groups = Cgroups(tmp_path)
+    assert groups.create("one") is None
+    assert groups.note == "guests share the daemon's control group: Permission denied"
+
+
+# -- this host -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A group of this host, gone afterwards."""
+    name = f"test-{uuid.uuid4()}"
+    yield name
+    Cgroups().remove(name)
+    assert not list(ROOT.glob(f"**/serai*/{name}"))
+
+
+def test_a_process_is_in_its_group_and_out_of_it(name: str) -> None:
+    groups = Cgroups()
+    group = groups.create(name, memory=64 * MIB)
+    if group is None:
+        pytest.skip(groups.note)
+    with subprocess.Popen(["sleep", "300"]) as program:
+        try:
+            group.add(program.pid)
+            seen = Path(f"/proc/{program.pid}/cgroup").read_text()
+            assert seen.count(name) == len(group.folders)
+            for folder in group.folders:
+                assert (folder / "cgroup.procs").read_text().split() == [str(program.pid)]
+            group.remove()
+            assert all(folder.exists() for folder in group.folders), "somebody is in it"
+        finally:
+            program.kill()
+    group.add(program.pid)  # it has ended: no error
+    group.remove()
+    assert not any(folder.exists() for folder in group.folders)
+
+
+def test_the_limits_hold(name: str) -> None:
+    groups = Cgroups()
+    group = groups.create(name, memory=32 * MIB)
+    if group is None:
+        pytest.skip(groups.note)
+    limits = [path.read_text().strip() for folder in group.folders for path in folder.glob("pids.max")]  # fmt: skip
+    assert limits == [str(PIDS_LIMIT)]
+    script = f"echo $$ > $1/cgroup.procs; exec head -c {100 * MIB} /dev/zero | tail -c {90 * MIB}"
+    folder = next(each for each in group.folders if list(each.glob("memory.*")))
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", str(folder)], capture_output=True, timeout=30, check=False
+    )
+    assert len(done.stdout) < 90 * MIB
+
+
+def test_a_fork_bomb_is_contained(name: str) -> None:
+    groups = Cgroups()
+    group = groups.create(name)
+    if group is None:
+        pytest.skip(groups.note)
+    for folder in group.folders:
+        for limit in folder.glob("pids.max"):
+            limit.write_text("5")
+    script = "for each in $@; do echo $$ > $each/cgroup.procs; done; for i in 1 2 3 4 5 6 7 8 9; do sleep 0.2 & done; wait"  # fmt: skip
+    words = ["sh", "-c", script, "sh", *map(str, group.folders)]
+    done = subprocess.run(words, capture_output=True, timeout=30, check=False)
+    assert b"fork" in done.stderr
