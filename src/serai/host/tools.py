@@ -168,7 +168,7 @@ async def _ask_qemu(qemu: str) -> Answers:
         if version[:2] < OLDEST_QEMU:
             raise _too_old(qemu, version)
         return _read_answers(version, [line["return"] for line in lines if "return" in line])
-    except (msgspec.DecodeError, LookupError, TypeError, ValueError, StopIteration) as error:
+    except (ValueError, LookupError, TypeError, StopIteration, RecursionError) as error:
         raise HostFailure(
             Code.TOOL_FAILED,
             f"{qemu} gave answers that can't be read",
