@@ -75,8 +75,9 @@ def import_(
 ) -> None:
     """Import a disk, an ISO, a kernel or an exported image.
 
-    A disk is raw, qcow2 or VMDK. FILE is on the daemon's host. It may be compressed (gz, xz, zst, bz2). It is looked at by a strict parser before any other
-    program touches it, and refused with the reason if it refers to anything outside itself.
+    A disk is raw, qcow2 or VMDK. FILE is on the daemon's host, and may be compressed (gz, xz, zst,
+    bz2). It is looked at by a strict parser before any other program touches it, and refused with
+    the reason if it refers to anything outside itself.
     """
     call = calls.import_image(
         _place(source), name=name, sha256=sha256.lower(),

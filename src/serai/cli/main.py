@@ -48,7 +48,8 @@ COMMANDS: Mapping[str, Entry] = {
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
     "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),
     "daemon": Entry("serai.daemon_command:daemon", "Run, start, stop the daemon."),
-    "doctor": Entry("serai.doctor_command:doctor", "Say what this host can do and what is missing."),
+    "doctor": Entry("serai.doctor_command:doctor",
+                    "Say what this host can do, what is missing, and the exact command that mends it."),
     "completion": Entry("serai.cli.completion:completion", "Print a script for shell completion."),
 }  # fmt: skip
 
