@@ -16,6 +16,7 @@ from serai.errors import (
     Code,
     Conflict,
     Interrupted,
+    Invalid,
     NotFound,
     Problem,
     SeraiError,
@@ -183,15 +184,22 @@ def _post(path: str, kind: Any, value: object = None, timeout: float | None = 60
 
 
 def _guest(name: str) -> str:
-    return f"/v1/guests/{quote(name, safe='')}"
+    return f"/v1/guests/{_segment(name)}"
 
 
 def _image(name: str) -> str:
-    return f"/v1/images/{quote(name, safe='')}"
+    return f"/v1/images/{_segment(name)}"
 
 
 def _job(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return f"/v1/jobs/{_segment(job_id)}"
+
+
+def _segment(name: str) -> str:
+    """Return a name as one segment of a path; one that would be none names another thing."""
+    if name in ("", ".", ".."):
+        raise Invalid(Code.NAME_INVALID, f"{name!r} is no name")
+    return quote(name, safe="")
 
 
 def waiting(call: Call[Job], seconds: float) -> Call[Job]:

@@ -169,13 +169,17 @@ def run(
     Input that is too much for a request is put into a file of the guest first, which is gone when
     the command starts.
     """
-    pieces = iter(more)
-    head = next(pieces, b"")
-    if not head and len(request.stdin) <= INLINE_INPUT:
-        return connection.ask(calls.run_command(guest, request))
+    pieces, stdin = iter(more), bytearray(request.stdin)
+    for piece in pieces:
+        stdin += piece
+        if len(stdin) > INLINE_INPUT:
+            break
+    if len(stdin) <= INLINE_INPUT:
+        whole = msgspec.structs.replace(request, stdin=bytes(stdin))
+        return connection.ask(calls.run_command(guest, whole))
     path, from_file = with_input_file(request)
     call = calls.push_file(guest, path, mode=0o600, unpack=False)
-    connection.send(call, chain([request.stdin, head], pieces))
+    connection.send(call, chain([bytes(stdin)], pieces))
     return connection.ask(calls.run_command(guest, from_file))
 
 
