@@ -201,11 +201,14 @@ def _send(
             connection.request(call.method, call.target, body=body, headers=headers)
         except (_Answered, BrokenPipeError, ConnectionResetError):
             pass  # what it has to say can still be read
-        return connection.getresponse()
+        response = connection.getresponse()
     except TimeoutError as error:
         raise too_late(call) from error
     except (OSError, http.client.HTTPException) as error:
         raise lost(call) from error
+    if response.length is None and not response.chunked:
+        raise lost(call)  # the daemon tells how long an answer is: this head was cut off
+    return response
 
 
 def _read(response: http.client.HTTPResponse, call: Call[T]) -> bytes:
