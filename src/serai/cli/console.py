@@ -99,3 +99,4 @@ def _talk(opened: Console) -> None:
             if escape:
                 return
             has_input = bool(data)
+    opened.receive()  # tells why it is closed, if that was not to be expected

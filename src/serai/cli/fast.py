@@ -66,7 +66,7 @@ def _socket_path() -> str:
     """Return the path of the daemon's socket, as ``settings.find_places`` would (a test compares)."""
     home = os.environ.get("SERAI_HOME", "")
     if home:
-        return os.path.join(os.path.abspath(home), "run/api.sock")
+        return os.path.join(os.getcwd(), home, "run/api.sock")
     if os.geteuid() == 0:
         return "/run/serai/api.sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")

@@ -80,6 +80,14 @@ class Table(click.Group):
             ctx.fail(f"There is no command {args[0][:60]!r}.{meant}")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; where nobody reads its output any more, end quietly (else click says 1)."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands from the table alone, so that help is instant."""
         with formatter.section("Commands"):
@@ -112,9 +120,6 @@ def main() -> int:
     """Run the command line; return the exit code that the problem's family has."""
     try:
         result = cli.main(prog_name="serai", standalone_mode=False)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (click.exceptions.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:

@@ -1,7 +1,9 @@
 """How far a job is: drawn on a terminal once it takes a moment, a quiet line a phase elsewhere."""
 
+import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Protocol
 
@@ -67,12 +69,17 @@ def finish(connection: Connection, call: Call[Job], *, cancel: bool = False) -> 
     asked to cancel it, and it is said what is left.
     """
     watcher = Watcher(_draw if draws() else None)
+    if cancel:
+        call = replace(call, headers={**call.headers, "Idempotency-Key": os.urandom(16).hex()})
     try:
         return connection.finish(call, watcher.on_progress)
     except KeyboardInterrupt:
         watcher.close()
-        if watcher.last is not None:
-            _interrupted(connection, watcher.last, cancel=cancel)
+        job = watcher.last
+        if job is None and cancel:
+            job = connection.ask(call)  # the same job: it has a key
+        if job is not None:
+            _interrupted(connection, job, cancel=cancel)
         raise
     finally:
         watcher.close()

@@ -71,11 +71,13 @@ class Console:
         Raises the reason when the console did not end well: Conflict for a problem that the daemon
         names, Interrupted when it stops or is gone.
         """
-        self._read()
-        self._take()
-        self._flush()
+        if self.is_open:
+            self._read()
+            self._take()
+            self._flush()
         data, self._waiting = self._waiting, b""
-        if not self.is_open and not data and self._protocol.close_code not in GOOD_ENDS:
+        end = self._protocol.close_rcvd
+        if not self.is_open and not data and (end is None or end.code not in GOOD_ENDS):
             raise self._closed()
         return data
 
@@ -125,7 +127,7 @@ class Console:
             pass  # the other side is gone: the next ``receive`` says so
 
     def _closed(self) -> SeraiError:
-        reason = self._protocol.close_reason or ""
+        reason = self._protocol.close_rcvd.reason if self._protocol.close_rcvd else ""
         code = REASONS.get(reason, Code.DAEMON_UNREACHABLE)
         if code is Code.DAEMON_STOPPING:
             return Interrupted(code, "the daemon is stopping; the guest runs on")
