@@ -13,8 +13,6 @@ from serai.host.cgroup import PIDS_LIMIT, ROOT, Cgroups, find_layout
 from serai.model.node import CgroupLayout
 from serai.units import MIB
 
-NOBODY = 65534
-
 
 def make_v2(root: Path) -> Path:
     (root / "cgroup.controllers").write_text("cpu memory pids\n")
