@@ -3,13 +3,14 @@
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from serai.errors import Code, HostFailure
 from serai.host import kvm_probe, tools
-from serai.host.kvm_probe import choose_accel, runs_guest_code
+from serai.host.kvm_probe import choose_accel, runs_guest_code, shows_virtualization
 from serai.host.process import find_program
 from serai.host.tools import available_memory, find_capabilities, total_memory
 from serai.model.guest import Accel
@@ -232,22 +233,77 @@ async def test_the_probe_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_kvm_is_used_only_when_the_probe_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = True
+INTEL = "processor\t: 0\nflags\t\t: fpu vme vmx sse2\nvmx flags\t: vnmi\n"
+AMD = "processor\t: 0\nflags\t\t: fpu svm sse2\n"
+NEITHER = "processor\t: 0\nmodel name\t: vmx svm\nflags\t\t: fpu hypervisor sse2\nvmx flags\t: \n"
 
-    async def probe(qemu: str, accel: Accel, *rest: object, **more: object) -> bool:
-        return passes
 
-    monkeypatch.setattr(kvm_probe, "runs_guest_code", probe)
-    monkeypatch.setattr(kvm_probe.os.path, "exists", lambda path: True)
-    monkeypatch.setattr(kvm_probe.os, "access", lambda path, mode: True)
-    assert (await choose_accel("qemu", "auto"))[0] is Accel.KVM
-    passes = False
-    accel, reason = await choose_accel("qemu", "auto")
+@dataclass
+class Kvm:
+    """A made-up host: what of KVM it has."""
+
+    passes: bool = True
+    device: bool = True
+    allowed: bool = True
+    probed: int = 0
+
+    async def probe(self, qemu: str, accel: Accel, *rest: object, **more: object) -> bool:
+        self.probed += 1
+        return self.passes
+
+
+@pytest.fixture
+def kvm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kvm:
+    made = Kvm()
+    monkeypatch.setattr(kvm_probe, "runs_guest_code", made.probe)
+    monkeypatch.setattr(kvm_probe.os.path, "exists", lambda path: made.device)
+    monkeypatch.setattr(kvm_probe.os, "access", lambda path, mode: made.allowed)
+    monkeypatch.setattr(kvm_probe.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kvm_probe, "CPUINFO", tmp_path / "cpuinfo")
+    kvm_probe.CPUINFO.write_text(INTEL)
+    return made
+
+
+@pytest.mark.parametrize("wanted", ["auto", "kvm"])
+async def test_kvm_is_used_only_when_the_probe_passed(kvm: Kvm, wanted: str) -> None:
+    assert (await choose_accel("qemu", wanted))[0] is Accel.KVM
+    kvm.passes = False
+    accel, reason = await choose_accel("qemu", wanted)
     assert accel is Accel.TCG
     assert "hung or failed" in reason
+    kvm.passes, kvm.allowed = True, False
+    assert "group kvm" in (await choose_accel("qemu", wanted))[1]
+    kvm.device = False
+    assert "no /dev/kvm" in (await choose_accel("qemu", wanted))[1]
+    assert kvm.probed == 2
+
+
+async def test_tcg_can_be_asked_for(kvm: Kvm) -> None:
     assert (await choose_accel("qemu", "tcg"))[0] is Accel.TCG
-    monkeypatch.setattr(kvm_probe.os, "access", lambda path, mode: False)
-    assert "group kvm" in (await choose_accel("qemu", "auto"))[1]
-    monkeypatch.setattr(kvm_probe.os.path, "exists", lambda path: False)
-    assert "no /dev/kvm" in (await choose_accel("qemu", "auto"))[1]
+    assert not kvm.probed
+
+
+async def test_a_kvm_without_hardware_is_probed_only_when_asked_for(kvm: Kvm) -> None:
+    kvm_probe.CPUINFO.write_text(NEITHER)
+    accel, reason = await choose_accel("qemu", "auto")
+    assert accel is Accel.TCG
+    assert "no virtualization" in reason
+    assert not kvm.probed
+    assert (await choose_accel("qemu", "kvm"))[0] is Accel.KVM
+    assert kvm.probed
+
+
+def test_virtualization_is_a_flag_and_nothing_else() -> None:
+    assert shows_virtualization(INTEL)
+    assert shows_virtualization(AMD)
+    assert not shows_virtualization(NEITHER)
+    assert not shows_virtualization("")
+
+
+async def test_this_hosts_kvm_is_judged_in_time() -> None:
+    """Whatever this host has, the answer comes, with a reason, and is the probe's."""
+    accel, reason = await choose_accel(find_program("qemu-system-x86_64"), "kvm")
+    assert reason
+    assert (accel is Accel.KVM) == (reason == "guest code ran under KVM")
+    if not shows_virtualization(kvm_probe.CPUINFO.read_text()):
+        assert accel is Accel.TCG

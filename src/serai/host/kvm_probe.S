@@ -37,9 +37,9 @@ long_mode:
     movl $0x10, %eax
     movl %eax, %ds
     movl %eax, %ss
-    # real work: 1,000,000 loop turns through memory
+    # real work: 100,000,000 loop turns through memory
     xorl %eax, %eax
-    movl $1000000, %ecx
+    movl $100000000, %ecx
 1:  addl %ecx, 0x5000
     addl 0x5000, %eax
     decl %ecx

@@ -1,12 +1,16 @@
 """Whether KVM really runs guests here: code past the firmware is run under it, within a limit.
 
-An openable ``/dev/kvm`` proves nothing: there are software KVMs under which firmware runs and every
-64-bit kernel hangs. The probe is a boot sector (``kvm_probe.S``) that turns on paging and long mode,
-works through memory a million times, and leaves by QEMU's isa-debug-exit device, which ends QEMU
-with the exit code 2 * 0x2a + 1. Emulated (TCG) it takes about a tenth of a second.
+An openable ``/dev/kvm`` proves nothing. There are KVMs made in software (PVM) that interpret what the
+processor can't run for them: firmware comes up, but at half a million instructions a second, a
+thousand times slower than TCG, and a kernel seems to hang (measured: docs/design/0012). So two things are
+asked, the cheap one first: does the processor show virtualization, and does guest code do real
+work in time? The probe is a boot sector (``kvm_probe.S``) that turns on paging and long mode, works
+through memory a hundred million times, and leaves by QEMU's isa-debug-exit device, which ends QEMU
+with the exit code 2 * 0x2a + 1. A processor needs 0.03 s for it, TCG 0.2 s, such a KVM twenty minutes.
 """
 
 import os
+import platform
 import tempfile
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from serai.host.process import run
 from serai.model.guest import Accel
 
 LIMIT = 3.0
+CPUINFO = Path("/proc/cpuinfo")
 PASSED = 2 * 0x2A + 1
 DISK_SIZE = 1 << 20
 
@@ -22,7 +27,7 @@ CODE = bytes.fromhex(
     "fa31c08ed88ec08ed0bc007ce4920c02e692bf0010b9001831c0f3ab66c70600"
     "100320000066c70600200330000066c7060030830000000f0116b07c66b82000"
     "00000f22e066b8001000000f22d866b9800000c00f32660d000100000f3066b8"
-    "010000800f22c0ea6c7c0800b8100000008ed88ed031c0b940420f00010c2500"
+    "010000800f22c0ea6c7c0800b8100000008ed88ed031c0b900e1f505010c2500"
     "50000003042500500000ffc975ee0fa2b02ae6f4f4ebfd900000000000000000"
     "00000000009a200000000000009200001700987c00000000"
 )
@@ -60,20 +65,39 @@ async def runs_guest_code(qemu: str, accel: Accel, limit: float = LIMIT) -> bool
 
 
 async def choose_accel(qemu: str, wanted: str) -> tuple[Accel, str]:
-    """Return how guests are run here and the reason, for people. ``wanted``: auto, kvm or tcg."""
+    """Return how guests are run here and the reason, for people. ``wanted``: auto, kvm or tcg.
+
+    ``kvm`` has the probe run whatever the processor shows; it too must pass.
+    """
     if wanted == "tcg":
         return Accel.TCG, "TCG was asked for by the setting accel"
-    why_not = await _why_not_kvm(qemu)
-    if why_not == "":
-        return Accel.KVM, "guest code ran under KVM"
-    return Accel.TCG, f"KVM is not used: {why_not}"
+    why_not = _why_not_there() or (_why_not_hardware() if wanted == "auto" else "")
+    if not why_not and not await runs_guest_code(qemu, Accel.KVM):
+        why_not = f"/dev/kvm opens, but guest code hung or failed under it ({LIMIT:.0f} s)"
+    if why_not:
+        return Accel.TCG, f"KVM is not used: {why_not}"
+    return Accel.KVM, "guest code ran under KVM"
 
 
-async def _why_not_kvm(qemu: str) -> str:
+def _why_not_there() -> str:
     if not os.path.exists("/dev/kvm"):
         return "there is no /dev/kvm (no virtualization in the CPU, or it is turned off)"
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "/dev/kvm may not be opened by this user (join the group kvm)"
-    if not await runs_guest_code(qemu, Accel.KVM):
-        return f"/dev/kvm opens, but guest code hung or failed under it ({LIMIT:.0f} s)"
     return ""
+
+
+def _why_not_hardware() -> str:
+    """Say why the processor can't carry KVM: on x86 it does so by VMX or SVM alone."""
+    if platform.machine() != "x86_64" or shows_virtualization(CPUINFO.read_text()):
+        return ""
+    return (
+        "/dev/kvm opens, but the CPU shows no virtualization (vmx or svm), so guest code would be "
+        "interpreted, slower than by TCG"
+    )
+
+
+def shows_virtualization(cpuinfo: str) -> bool:
+    """Tell whether the text of ``/proc/cpuinfo`` has VMX (Intel) or SVM (AMD) among the flags."""
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return not {"vmx", "svm"}.isdisjoint(flags.split())

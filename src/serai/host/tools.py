@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 
 from serai.errors import Code, HostFailure, SeraiError
 from serai.host.cgroup import find_layout
-from serai.host.kvm_probe import choose_accel
+from serai.host.kvm_probe import CODE, choose_accel
 from serai.host.process import find_program, run
 from serai.model.node import Capabilities
 from serai.settings import Settings
@@ -73,6 +74,7 @@ async def find_capabilities(settings: Settings, cache: Path) -> Capabilities:
 
 
 def _key(qemu: str, settings: Settings) -> str:
+    """Return what the answer depends on: host, QEMU, settings, and what this version asks."""
     try:
         facts = os.stat(qemu)
     except OSError as error:
@@ -85,8 +87,9 @@ def _key(qemu: str, settings: Settings) -> str:
     firmware = ",".join(str(os.path.exists(code)) for code, _ in UEFI_FIRMWARE)
     tools = ",".join(_path_or_empty(name) for name in ("qemu-img", "setpriv"))
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
+    asked = zlib.crc32(repr((Capabilities.__struct_fields__, QUESTIONS, CODE)).encode())
     parts = (boot, qemu, facts.st_mtime_ns, facts.st_size, settings.accel, os.geteuid())
-    return " ".join(str(part) for part in (*parts, firmware, tools, kvm))
+    return " ".join(str(part) for part in (*parts, firmware, tools, kvm, asked))
 
 
 def _read_cache(cache: Path) -> Cached | None:
