@@ -28,6 +28,7 @@ PLACE_FIRST_NIC = 0x5
 PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
 PORT_FIRST_CDROM = 2
+PLACE_TABLET = PLACE_SPARE + SPARE_PORTS
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
@@ -203,6 +204,8 @@ def _small_devices(machine: Machine) -> list[Option]:
         *_if_built_in(machine, "virtio-balloon-pci", balloon),
         *_if_built_in(machine, "vmgenid", {"guid": machine.genid, "id": "genid"}),
         *_if_built_in(machine, "pvpanic", {"id": "panic"}),
+        # without it a VNC viewer's pointer runs away; a USB one would make every boot longer
+        *_if_built_in(machine, "virtio-tablet-pci", {"id": "tablet", "addr": hex(PLACE_TABLET)}),
         *(option for index in range(SPARE_PORTS) for option in _spare_port(machine, index)),
     ]
 

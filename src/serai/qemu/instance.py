@@ -175,10 +175,9 @@ class Instance:
 
     async def close(self) -> None:
         """Let go of everything; the guest, if it still runs, goes on."""
-        self.agent.wire.disconnect()
-        await self._tasks.__aexit__(None, None, None)
         if self._monitor is not None:
             await self._monitor.close()
+        await self._tasks.__aexit__(None, None, None)
         self.agent.wire.disconnect()
         if self.process.has_ended:
             remove_sockets(self._run_dir)

@@ -64,6 +64,8 @@ class Monitor:
         self._wire = wire
         self._passing = asyncio.Lock()
         self._given_up: set[object] = set()
+        self._closing = asyncio.Lock()
+        self._is_closed = False
 
     @classmethod
     async def connect(cls, path: Path, on_event: OnEvent, *, timeout: float) -> "Monitor":
@@ -158,11 +160,15 @@ class Monitor:
 
     async def close(self) -> None:
         """Disconnect; QEMU goes on. Never raises for what the other side did."""
-        with contextlib.suppress(OSError):
-            self._wire.shutdown(socket.SHUT_RDWR)  # so that no unsent byte is waited for
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CLOSE_LIMIT):
-                await self._client.disconnect()
+        async with self._closing:  # the library can't be told twice at a time
+            if self._is_closed:
+                return
+            with contextlib.suppress(OSError):
+                self._wire.shutdown(socket.SHUT_RDWR)  # so that no unsent byte is waited for
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CLOSE_LIMIT):
+                    await self._client.disconnect()
+            self._is_closed = True
 
 
 def _lost(command: str, why: str) -> Interrupted:
