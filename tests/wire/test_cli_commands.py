@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from cli_stage import Stage, run_here, staged
 from fake_engine import PNG
 
+from serai.cli.main import cli
 from serai.client.copying import INLINE_INPUT
 from serai.errors import Code, Conflict, Family, HostFailure, Interrupted, Problem
 from serai.model.actions import (
@@ -147,8 +149,12 @@ def test_a_group_alone_shows_its_help_as_an_error(stage: Stage) -> None:
 
 def test_list_is_the_same_by_both_ways(one: Stage) -> None:
     one.engine.add_guests(3)
-    fast, slow = one.serai("list"), one.serai("list", "-q")
-    assert [line.split()[0] for line in fast.text.splitlines()[1:]] == slow.text.split()
+    one.engine.all_guests["g1"] = msgspec.structs.replace(
+        one.engine.all_guests["g1"], labels={"a": "b"}
+    )
+    fast, slow = one.serai("list").text, one.serai("list", "--label", "a=b").text
+    assert slow.splitlines() == [fast.splitlines()[0], fast.splitlines()[2]]
+    assert one.serai("list", "-q").text.split() == ["g0", "g1", "g2"]
     by_json = json.loads(one.serai("list", "--format", "json").out)
     assert [each["name"] for each in by_json] == ["g0", "g1", "g2"]
     needed = ["name", "id", "kind", "state", "accel", "image", "cpus", "memory", "created_at"]
@@ -650,4 +656,5 @@ def test_completion_offers_commands_guests_and_images(
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     done = stage.serai()
+    assert cli.shell_complete(click.Context(cli), "la")[0].value == "launch"
     assert [line.split(",")[1] for line in done.text.splitlines()] == offered

@@ -85,6 +85,8 @@ def _talk(opened: Console) -> None:
     keys = sys.stdin.fileno()
     has_input = True
     while opened.is_open:
+        if opened.has_data:
+            write_bytes(opened.receive())
         sources: list[int] = [opened.fileno(), *([keys] if has_input else [])]
         ready, _, _ = select.select(sources, [], [], None if has_input else LINGER)
         if not ready:
@@ -99,4 +101,4 @@ def _talk(opened: Console) -> None:
             if escape:
                 return
             has_input = bool(data)
-    opened.receive()  # tells why it is closed, if that was not to be expected
+    write_bytes(opened.receive())  # also tells why it is closed, if that was not to be expected

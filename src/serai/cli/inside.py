@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -20,10 +21,17 @@ WITH_VALUE = frozenset({"-e", "--env", "--timeout", "--format"})
 class Execute(click.Command):
     """Options of ours come before the command; all that follows is the command's."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
         """Take options also between NAME and ``--``, but never from the command."""
-        ctx.allow_interspersed_args = "--" in args and _positional(args[: args.index("--")]) <= 1
-        return super().parse_args(ctx, args)
+        ours = args[: args.index("--")] if "--" in args else args
+        mixed = "--" in args and _positional(ours) <= 1
+        return super().make_context(info_name, args, parent, allow_interspersed_args=mixed, **extra)
 
 
 def _positional(words: list[str]) -> int:

@@ -71,12 +71,14 @@ def _connect_long(sock: socket.socket, path: Path) -> None:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    auto_open = 0  # never reach for the network by itself
-
     def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__("localhost")
         self.sock = connect_socket(path)
         self.sock.settimeout(timeout)
+
+    def connect(self) -> None:
+        """Refuse: a connection that has ended is replaced, and never opened over the network."""
+        raise http.client.NotConnected
 
     @property
     def has_answer(self) -> bool:

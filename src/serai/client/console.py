@@ -59,6 +59,11 @@ class Console:
         """False after the console's end."""
         return self._protocol.state is State.OPEN
 
+    @property
+    def has_data(self) -> bool:
+        """True when ``receive`` has something already: what came along with the daemon's consent."""
+        return bool(self._waiting)
+
     def send(self, data: bytes) -> None:
         """Type ``data``. Raises Interrupted when the daemon is gone."""
         if self.is_open:
@@ -71,7 +76,7 @@ class Console:
         Raises the reason when the console did not end well: Conflict for a problem that the daemon
         names, Interrupted when it stops or is gone.
         """
-        if self.is_open:
+        if self.is_open and not self._waiting:
             self._read()
             self._take()
             self._flush()
