@@ -39,10 +39,11 @@ def boot_disk() -> bytes:
 
 
 def probe_argv(qemu: str, accel: Accel, disk: Path) -> list[str]:
-    """Return the command line of the probe."""
+    """Return the command line of the probe, with the CPU that guests get: ``host`` alone may fail."""
+    cpu = "host,migratable=on" if accel is Accel.KVM else "max"
     return [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-m", "16",
-        "-machine", f"q35,accel={accel}",
+        "-machine", f"q35,accel={accel}", "-cpu", cpu,
         "-device", "isa-debug-exit,iobase=0xf4",
         "-blockdev", f'{{"driver":"raw","node-name":"probe","read-only":true,'
         f'"file":{{"driver":"file","filename":"{disk}"}}}}',
@@ -73,7 +74,7 @@ async def choose_accel(qemu: str, wanted: str) -> tuple[Accel, str]:
         return Accel.TCG, "TCG was asked for by the setting accel"
     why_not = _why_not_there() or (_why_not_hardware() if wanted == "auto" else "")
     if not why_not and not await runs_guest_code(qemu, Accel.KVM):
-        why_not = f"/dev/kvm opens, but guest code hung or failed under it ({LIMIT:.0f} s)"
+        why_not = f"/dev/kvm opens, but guest code hung or failed under it within {LIMIT:g} s"
     if why_not:
         return Accel.TCG, f"KVM is not used: {why_not}"
     return Accel.KVM, "guest code ran under KVM"
