@@ -245,20 +245,25 @@ async def test_a_stream_that_is_cut_off_is_an_error(path: Path, data: bytes) -> 
         await connection.close()
 
 
-def test_an_upload_stops_when_it_is_refused(path: Path) -> None:
-    data, _, _ = MISBEHAVIOUR["a problem"]
+def _goes_on_reading(sock: socket.socket) -> None:
+    say(MISBEHAVIOUR["a problem"][0])(sock)
+    while sock.recv(1 << 16):
+        pass
+
+
+@pytest.mark.parametrize("peer", [say(MISBEHAVIOUR["a problem"][0]), _goes_on_reading])
+def test_an_upload_stops_when_it_is_refused(path: Path, peer: Peer) -> None:
     given = 0
 
-    def endless() -> Iterator[bytes]:
+    def long() -> Iterator[bytes]:
         nonlocal given
-        while True:
-            given += 1
+        for given in range(20_000):
             yield bytes(1 << 16)
 
     call = calls.push_file("g", "/f", mode=0o644, unpack=False)
-    with peers(path, say(data)), pytest.raises(Conflict, match="no"):
-        Connection(path).send(call, endless())
-    assert given < 1000
+    with peers(path, peer), pytest.raises(Conflict, match="no"):
+        Connection(path).send(call, long())
+    assert given < 19_000
 
 
 def test_an_upload_whose_source_fails_says_why_and_is_cut(path: Path) -> None:

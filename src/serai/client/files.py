@@ -117,7 +117,7 @@ def unpack_folder(untrusted_archive: BinaryIO, target: Path) -> list[str]:
         with tarfile.open(fileobj=_Bounded(untrusted_archive), mode="r:") as tar:  # type: ignore[call-overload]
             for member in _members(tar):
                 if not _unpack(tar, member, root) and len(left_out) < LEFT_OUT_LIMIT:
-                    left_out.append(member.name)
+                    left_out.append("/".join(_parts(member.name)))
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise Invalid(
             Code.FILE_FAILED, f"what the guest sent was not unpacked to its end: {error}"
