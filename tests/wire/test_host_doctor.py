@@ -1,20 +1,23 @@
 """The doctor: what is missing, the command that mends it, and its exit code."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from serai import doctor_command
 from serai.doctor_command import doctor
-from serai.errors import Code, HostFailure
+from serai.errors import Code, Denied, HostFailure
 from serai.host import doctor as rooms
-from serai.host import packages
+from serai.host import packages, process, rights
 from serai.host.doctor import CHECKS, find_findings, mend
 from serai.host.packages import Package, missing, package_of
 from serai.host.process import Completed
+from serai.host.rights import lacking_capabilities, why_not_apart
 from serai.model.guest import Accel
 from serai.model.node import Capabilities, Finding, Severity
 from serai.settings import Places, Settings, find_places, read_settings
@@ -24,7 +27,8 @@ GOOD = Capabilities(
     accel=Accel.KVM, accel_reason="guest code ran under KVM", sandbox=True,
     uefi_code="/code", uefi_vars="/vars", memory=8 << 30, cpus=2,
 )  # fmt: skip
-MISSING = Package("frob-tools", "/no/such/frob", "frobs images")
+MISSING = Package("frob-tools", "/no/such/frob", "frobs images", needed=True)
+OPTIONAL = Package("grate", "/no/such/grate", "grates images")
 
 
 class Host:
@@ -94,12 +98,17 @@ async def test_a_good_host_has_nothing_to_mend(host: Host, places: Places) -> No
 
 
 async def test_missing_packages_are_named_with_the_command(host: Host, places: Places) -> None:
-    host.packages = (MISSING, Package("other", "/no", "others"))
-    finding = (await look(places))["packages"]
+    host.packages = (MISSING, OPTIONAL, Package("other", "/no", "others", needed=True))
+    found = await look(places)
+    finding = found["packages"]
     assert finding.severity is Severity.MISSING
     assert "frob-tools (frobs images)" in finding.message
     assert finding.fix[:3] == ("apt-get", "install", "-y")
     assert finding.fix[-2:] == ("frob-tools", "other")
+    finding = found["more packages"]
+    assert finding.severity is Severity.NOTE
+    assert finding.message == "missing: grate (grates images)"
+    assert finding.fix[-1] == "grate"
 
 
 async def test_the_table_is_what_is_looked_at(
@@ -158,9 +167,81 @@ async def test_mend_runs_the_commands_with_fresh_lists(
     assert {words[:2] for words in host.commands} == {("sudo", "-n")}
 
 
+async def test_without_root_the_commands_are_told(
+    host: Host, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sudo wants a password, or there is none."""
+    host.packages, host.fail = (MISSING,), True
+    findings = list((await look(places)).values())
+    monkeypatch.setattr(rooms.os, "geteuid", lambda: 1000)
+    with pytest.raises(Denied) as caught:
+        await mend(findings, print)
+    assert caught.value.code is Code.PERMISSION
+    install = "sudo apt-get install -y --no-install-recommends frob-tools"
+    assert caught.value.hint == f"Run it yourself: sudo apt-get update && {install}"
+    assert host.commands == [("sudo", "-n", "true")]
+
+
 async def test_mend_of_a_good_host_runs_nothing(host: Host, places: Places) -> None:
     await mend(list((await look(places)).values()), print)
     assert host.commands == []
+
+
+async def test_root_that_cannot_keep_guests_apart_is_told(
+    host: Host, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def why_not(uid: int) -> str:
+        return f"no {uid}"
+
+    monkeypatch.setattr(rooms, "why_not_apart", why_not)
+    monkeypatch.setattr(rooms.os, "geteuid", lambda: 0)
+    finding = (await look(places))["rights"]
+    assert (finding.severity, finding.message) == (Severity.MISSING, "no 1879048192")
+    monkeypatch.setattr(rooms.os, "geteuid", lambda: 1000)
+    finding = (await look(places))["rights"]
+    assert finding.severity is Severity.NOTE
+    assert "not root" in finding.message
+
+
+async def test_who_lacks_only_the_group_is_told_how_to_join(
+    host: Host, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.capabilities = msgspec.structs.replace(GOOD, accel=Accel.TCG, accel_reason="no right")
+    monkeypatch.setattr(rooms, "lacks_permission", lambda: True)
+    monkeypatch.setattr(rooms, "DEVICE", "/dev/null")
+    finding = (await look(places))["acceleration"]
+    assert finding.fix[:3] == ("usermod", "--append", "--groups")
+    monkeypatch.setattr(rooms, "lacks_permission", lambda: False)
+    assert (await look(places))["acceleration"].fix == ()
+
+
+async def test_a_place_that_may_not_be_written_is_told(
+    host: Host, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rooms.os, "access", lambda path, mode: path != places.state.parent)
+    finding = (await look(places))["state"]
+    assert finding.severity is Severity.MISSING
+    assert "SERAI_HOME" in finding.message
+
+
+def test_capabilities_are_read_from_the_status() -> None:
+    full = "Name:\tx\nCapPrm:\t0000000000000000\nCapEff:\t000001ffffffffff\n"
+    assert lacking_capabilities(full) == []
+    docker = full.replace("000001ffffffffff", "00000000a80425fb")
+    assert [name.split(":")[0] for name in lacking_capabilities(docker)] == ["CAP_SYS_PTRACE"]
+    assert len(lacking_capabilities("")) == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+async def test_whether_guests_can_be_kept_apart_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await why_not_apart(1_879_048_192) == ""
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        patch.setattr(process, "CLEAN_ENV", {"PATH": "/none"})
+        why = await why_not_apart(1_879_048_192)
+    assert why.startswith("no program can be started as user 1879048192")
+    monkeypatch.setattr(rights, "STATUS", Path(os.devnull))
+    assert "CAP_CHOWN" in await why_not_apart(1_879_048_192)
 
 
 def test_the_command_says_so_and_fails(host: Host, invoke: Callable[..., Result]) -> None:

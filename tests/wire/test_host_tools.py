@@ -10,7 +10,12 @@ import pytest
 
 from serai.errors import Code, HostFailure
 from serai.host import kvm_probe, tools
-from serai.host.kvm_probe import choose_accel, runs_guest_code, shows_virtualization
+from serai.host.kvm_probe import (
+    choose_accel,
+    lacks_permission,
+    runs_guest_code,
+    shows_virtualization,
+)
 from serai.host.process import find_program
 from serai.host.tools import available_memory, find_capabilities, total_memory
 from serai.model.guest import Accel
@@ -289,8 +294,20 @@ async def test_a_kvm_without_hardware_is_probed_only_when_asked_for(kvm: Kvm) ->
     assert accel is Accel.TCG
     assert "no virtualization" in reason
     assert not kvm.probed
+    kvm.allowed = False
+    assert not lacks_permission(), "it would be of no use"
+    assert "no virtualization" in (await choose_accel("qemu", "auto"))[1]
+    kvm.allowed = True
     assert (await choose_accel("qemu", "kvm"))[0] is Accel.KVM
     assert kvm.probed
+
+
+def test_a_missing_right_is_the_only_thing_that_is_missing(kvm: Kvm) -> None:
+    assert not lacks_permission()
+    kvm.allowed = False
+    assert lacks_permission()
+    kvm.device = False
+    assert not lacks_permission()
 
 
 def test_virtualization_is_a_flag_and_nothing_else() -> None:

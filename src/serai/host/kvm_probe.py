@@ -19,6 +19,7 @@ from serai.host.process import run
 from serai.model.guest import Accel
 
 LIMIT = 3.0
+DEVICE = "/dev/kvm"
 CPUINFO = Path("/proc/cpuinfo")
 PASSED = 2 * 0x2A + 1
 DISK_SIZE = 1 << 20
@@ -72,30 +73,39 @@ async def choose_accel(qemu: str, wanted: str) -> tuple[Accel, str]:
     """
     if wanted == "tcg":
         return Accel.TCG, "TCG was asked for by the setting accel"
-    why_not = _why_not_there() or (_why_not_hardware() if wanted == "auto" else "")
+    why_not = _why_not_there(even_in_software=wanted == "kvm")
     if not why_not and not await runs_guest_code(qemu, Accel.KVM):
-        why_not = f"/dev/kvm opens, but guest code hung or failed under it within {LIMIT:g} s"
+        why_not = f"{DEVICE} opens, but guest code hung or failed under it within {LIMIT:g} s"
     if why_not:
         return Accel.TCG, f"KVM is not used: {why_not}"
     return Accel.KVM, "guest code ran under KVM"
 
 
-def _why_not_there() -> str:
-    if not os.path.exists("/dev/kvm"):
-        return "there is no /dev/kvm (no virtualization in the CPU, or it is turned off)"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "/dev/kvm may not be opened by this user (join the group kvm)"
+def _why_not_there(*, even_in_software: bool) -> str:
+    if not os.path.exists(DEVICE):
+        return f"there is no {DEVICE} (no virtualization in the CPU, or it is turned off)"
+    if not even_in_software and not _is_hardware():
+        return (
+            f"there is {DEVICE}, but the CPU shows no virtualization (vmx or svm), so guest code "
+            "would be interpreted, slower than by TCG"
+        )
+    if not _may_open():
+        return f"{DEVICE} may not be opened by this user (join the group kvm)"
     return ""
 
 
-def _why_not_hardware() -> str:
-    """Say why the processor can't carry KVM: on x86 it does so by VMX or SVM alone."""
-    if platform.machine() != "x86_64" or shows_virtualization(CPUINFO.read_text()):
-        return ""
-    return (
-        "/dev/kvm opens, but the CPU shows no virtualization (vmx or svm), so guest code would be "
-        "interpreted, slower than by TCG"
-    )
+def lacks_permission() -> bool:
+    """Tell whether there is a KVM that may work, but not for this user."""
+    return os.path.exists(DEVICE) and _is_hardware() and not _may_open()
+
+
+def _may_open() -> bool:
+    return os.access(DEVICE, os.R_OK | os.W_OK)
+
+
+def _is_hardware() -> bool:
+    """Tell whether the processor can carry KVM: on x86 it does so by VMX or SVM alone."""
+    return platform.machine() != "x86_64" or shows_virtualization(CPUINFO.read_text())
 
 
 def shows_virtualization(cpuinfo: str) -> bool:

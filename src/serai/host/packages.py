@@ -15,12 +15,15 @@ SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Package:
-    """One package. ``probe`` is a program, or an absolute path, that comes with it."""
+    """One package. ``probe`` is a program, or an absolute path, that comes with it.
+
+    ``needed``: no guest runs without it; else only what it is for can't be done.
+    """
 
     name: str
     probe: str
     purpose: str
-    needed: bool = True
+    needed: bool = False
 
     def is_there(self) -> bool:
         """Tell whether the package's probe is on this host."""
@@ -30,13 +33,14 @@ class Package:
 
 
 PACKAGES = (
-    Package("qemu-system-x86", "qemu-system-x86_64", "runs virtual machines"),
-    Package("qemu-utils", "qemu-img", "converts and checks disk images"),
+    Package("qemu-system-x86", "qemu-system-x86_64", "runs virtual machines", needed=True),
+    Package("qemu-utils", "qemu-img", "converts and checks disk images", needed=True),
     Package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "starts guests by UEFI"),
-    Package("util-linux", "setpriv", "drops privileges before QEMU starts"),
+    Package("util-linux", "setpriv", "drops privileges before QEMU starts", needed=True),
     Package("cpio", "cpio", "packs the tiny image"),
     Package("zstd", "zstd", "packs images"),
     Package("xz-utils", "xz", "unpacks images"),
+    Package("bzip2", "bzip2", "unpacks images"),
     Package("mmdebstrap", "mmdebstrap", "builds the debian image"),
     Package("e2fsprogs", "mke2fs", "makes the debian image's file system"),
     Package("dosfstools", "mkfs.vfat", "makes the debian image's EFI partition"),
