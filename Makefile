@@ -45,7 +45,7 @@ fmt: dev ## format the source, mend what can be mended
 	@.venv/bin/ruff format $(SOURCES)
 
 docs: dev ## make the pages of docs/ that come from the program
-	@SERAI_GOLDEN=write $(PYTEST) -q tests/habits/test_docs.py tests/wire/test_api_description.py
+	@SERAI_GOLDEN=write $(PYTEST) -q tests/habits/test_docs.py tests/unit/test_cli_reference.py tests/wire/test_api_description.py
 
 bench: dev ## measure against bare QEMU and libvirt, write docs/benchmarks.md (some minutes)
 	@PYTHONPATH=tests/guest $(PYTHON) -m bench
