@@ -3,9 +3,11 @@
 import asyncio
 import os
 import stat
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from serai.host.sockets import PATH_LIMIT, bind_unix, connect_unix, short_address
 
@@ -101,3 +103,26 @@ def test_a_long_line_is_bounded(serai_home: Path) -> None:
             writer.close()
 
     asyncio.run(read())
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_who_is_one_too_many_is_told_at_once(
+    serai_home: Path, runner: Callable[[Coroutine[None, None, None]], None]
+) -> None:
+    """A program that hangs takes nobody; its callers must neither wait nor think that they are in."""
+    path = serai_home / "s"
+
+    async def call_too_often() -> None:
+        writers = []
+        with pytest.raises(BlockingIOError):
+            for _ in range(10):
+                writers.append((await connect_unix(path))[1])
+        assert len(writers) == 3, "a backlog of 2 lets 3 wait"
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()
+
+    with bind_unix(path, mode=0o600, backlog=2):
+        before = len(os.listdir("/proc/self/fd"))
+        runner(call_too_often())
+        assert len(os.listdir("/proc/self/fd")) == before

@@ -53,6 +53,18 @@ def bind_unix(path: Path, *, mode: int, backlog: int = BACKLOG) -> socket.socket
 async def connect_unix(
     path: Path, *, limit: int = 64 << 10
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the socket at ``path``; ``limit`` bounds a line of the reader."""
-    with short_address(path) as address:
-        return await asyncio.open_unix_connection(address, limit=limit)
+    """Connect to the socket at ``path``; ``limit`` bounds a line of the reader.
+
+    Never waits: a local socket takes a caller at once or not at all. Raises OSError;
+    BlockingIOError when as many wait for the listener already as it lets wait (connect(2): EAGAIN,
+    which asyncio's own loop would take for a connection that is on its way).
+    """
+    caller = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        caller.setblocking(False)
+        with short_address(path) as address:
+            caller.connect(address)
+        return await asyncio.open_unix_connection(sock=caller, limit=limit)
+    except BaseException:
+        caller.close()
+        raise
