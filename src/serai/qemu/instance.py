@@ -41,6 +41,7 @@ __all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState", "memory
 
 SCREENSHOT_LIMIT = 64 << 20
 TOLD_OF_WORDS = 2000
+NAME = "qemu-system-x86_64: "
 EARLY_END = 1.0
 KILL_LIMIT = 30.0
 
@@ -132,7 +133,7 @@ class Instance:
         what = "ended at once" if ended else f"did not answer within {timeout:g} s"
         return HostFailure(
             Code.GUEST_START_FAILED,
-            f"QEMU {what}{f': {words.splitlines()[-1]}' if words else ''}",
+            ": ".join([f"QEMU {what}", *_gist(words)]),
             hint="See what this host can do: serai doctor",
             details={"stderr": words},
         )
@@ -233,8 +234,8 @@ class Instance:
 
     def _describe_end(self, status: int | None) -> str:
         what = "" if status is None else f"signal {-status}" if status < 0 else f"code {status}"
-        words = self.last_words().splitlines()[-1:] if status != 0 else []
-        return ": ".join([part for part in (what, *words) if part])
+        gist = _gist(self.last_words()) if status != 0 else []
+        return ": ".join([part for part in (what, *gist) if part])
 
     async def _watch_monitor(self, monitor: Monitor) -> None:
         """Tell when the monitor's connection is gone but its process is not."""
@@ -350,6 +351,13 @@ async def _open_and_spawn(
     except BaseException:
         remove_sockets(run_dir)
         raise
+
+
+def _gist(words: str) -> list[str]:
+    """Return the line that tells most: the last under QEMU's name, else the last."""
+    lines = words.splitlines()
+    named = [line.partition(NAME)[2] for line in lines if NAME in line]
+    return (named or lines)[-1:]
 
 
 async def _dump_screen(monitor: Monitor, picture: int, timeout: float) -> None:
