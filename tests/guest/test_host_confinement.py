@@ -1,0 +1,60 @@
+"""A running guest's QEMU, seen from outside: to whom it belongs and is charged."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from serai import Guest
+from serai.host.cgroup import ROOT, Cgroups
+from serai.units import MIB
+
+SHARE_CHARGED = 0.9
+"""Joining its group goes on while QEMU is loaded; what it touched before is charged to the daemon."""
+
+
+def fields_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def memory_file(pid: int) -> os.stat_result:
+    """Return the state of the guest's memory, which QEMU has open as a memfd."""
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(path).startswith("/memfd:serai-"):
+            return path.stat()
+    raise AssertionError("no memory file")
+
+
+def groups_of(guest: Guest) -> list[Path]:
+    return sorted(ROOT.glob(f"**/serai/{guest.id}"))
+
+
+def test_qemu_is_apart_and_leaves_no_core(guest: Guest) -> None:
+    pid = guest.info.pid
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    core = next(line.split() for line in limits if line.startswith("Max core file size"))
+    assert core[4] == "0"
+    assert os.getsid(pid) == os.getpgid(pid) == pid
+
+
+def test_memory_is_charged_to_the_guests_group(guest: Guest) -> None:
+    folders = groups_of(guest)
+    if not folders:
+        assert Cgroups().note, "groups could be made, but were not"
+        pytest.skip(Cgroups().note)
+    pid = guest.info.pid
+    for folder in folders:
+        assert (folder / "cgroup.procs").read_text().split() == [str(pid)]
+    usage = [
+        int(path.read_text())
+        for folder in folders
+        for path in (folder / "memory.current", folder / "memory.usage_in_bytes")
+        if path.exists()
+    ]
+    anonymous = int(fields_of(pid)["RssAnon"].split()[0]) * 1024
+    owed = memory_file(pid).st_blocks * 512 + anonymous
+    assert owed > 64 * MIB
+    assert usage and usage[0] > SHARE_CHARGED * owed
+    guest.delete(force=True)
+    assert not groups_of(guest)
