@@ -13,7 +13,7 @@ from serai.model.node import CgroupLayout
 ROOT = Path("/sys/fs/cgroup")
 OURS = "serai"
 V1_CONTROLLERS = ("memory", "pids")
-"""Each one that is joined costs every start a few milliseconds in the kernel."""
+"""What is limited. Joining waits for the kernel, mostly once for all of them (docs/design/0012)."""
 PIDS_LIMIT = 512
 
 
