@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from serai.host import cgroup
 from serai.host.cgroup import PIDS_LIMIT, ROOT, Cgroups, find_layout
 from serai.model.node import CgroupLayout
 from serai.units import MIB
+
+NOBODY = 65534
 
 
 def make_v2(root: Path) -> Path:
@@ -93,7 +97,12 @@ def test_v2_of_a_user_is_beside_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         "read_text",
         lambda path: f"0::/{own.relative_to(tmp_path)}\n" if "proc" in path.parts else read(path),
     )
-    group = Cgroups(make_v2(tmp_path)).create("one")
+    groups = Cgroups(make_v2(tmp_path))
+    assert groups.create("one") is None
+    assert groups.note == "guests share the daemon's control group: Permission denied"
+    assert not (own.parent / "serai-7").exists()
+    (own.parent / "cgroup.procs").touch()  # delegated: what is moved out of ours may go beside it
+    group = Cgroups(tmp_path).create("one")
     assert group is not None
     assert group.folders == (own.parent / "serai-7" / "one",)
 
@@ -138,6 +147,23 @@ def test_without_the_right_a_note_says_so(
     assert groups.note == "guests share the daemon's control group: Permission denied"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.usefixtures("as_root")
+def test_what_root_made_is_no_place_for_a_user() -> None:
+    """The daemon of root was here before; the note must be there before any guest is started."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        make_v1(folder, "memory", "pids")
+        assert Cgroups(folder).note == ""
+        os.setresuid(NOBODY, NOBODY, 0)
+        try:
+            note = Cgroups(folder).note
+        finally:
+            os.setresuid(0, 0, 0)
+    assert note == "guests share the daemon's control group: Permission denied"
+
+
 # -- this host -------------------------------------------------------------------------------------
 
 
@@ -146,8 +172,11 @@ def name() -> Iterator[str]:
     """A group of this host, gone afterwards."""
     name = f"test-{uuid.uuid4()}"
     yield name
-    Cgroups().remove(name)
-    assert not list(ROOT.glob(f"**/serai*/{name}"))
+    until = time.monotonic() + 10
+    while list(ROOT.glob(f"**/serai*/{name}")):  # busy while the last of it is reaped by init
+        assert time.monotonic() < until, "the group is left"
+        Cgroups().remove(name)
+        time.sleep(0.01)
 
 
 def test_a_process_is_in_its_group_and_out_of_it(name: str) -> None:

@@ -5,6 +5,7 @@ and nothing fails. Source: the kernel's documentation, cgroup-v1/ and cgroup-v2.
 """
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -93,8 +94,7 @@ class Cgroups:
 def _parent_v1(controller: Path) -> Path:
     own = _own_path_v1(controller.name)
     parent = controller / own.lstrip("/") / OURS if os.geteuid() else controller / OURS
-    parent.mkdir(exist_ok=True)
-    return parent
+    return _made(parent)
 
 
 def _own_path_v1(controller: str) -> str:
@@ -106,16 +106,33 @@ def _own_path_v1(controller: str) -> str:
 
 
 def _parent_v2(root: Path) -> Path:
-    """As root: a group at the top. As a user: one beside our own, in the delegated tree."""
+    """As root: a group at the top. As a user: one beside our own, in the delegated tree.
+
+    A user moves a process only between groups whose common parent is its own (cgroup-v2.rst,
+    "Delegation Containment").
+    """
     if os.geteuid() == 0:
         parent = root / OURS
         _let_control(root)
     else:
         own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        parent = (root / own.lstrip("/")).parent / f"{OURS}-{os.geteuid()}"
-    parent.mkdir(exist_ok=True)
-    _let_control(parent)
+        common = (root / own.lstrip("/")).parent
+        _check_writable(common / "cgroup.procs")
+        parent = common / f"{OURS}-{os.geteuid()}"
+    _let_control(_made(parent))
     return parent
+
+
+def _made(parent: Path) -> Path:
+    """Make the folder of all guests' groups; PermissionError if it is there and somebody else's."""
+    parent.mkdir(exist_ok=True)
+    _check_writable(parent)
+    return parent
+
+
+def _check_writable(path: Path) -> None:
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _let_control(folder: Path) -> None:
