@@ -74,6 +74,15 @@ class Code(StrEnum):
     FILE_FAILED = "file-failed"
     QMP_FAILED = "qmp-failed"
     QMP_LOST = "qmp-lost"
+    # snapshots and forks
+    SNAPSHOT_NOT_FOUND = "snapshot-not-found"
+    SNAPSHOT_EXISTS = "snapshot-exists"
+    SNAPSHOT_STATE = "snapshot-state"
+    SNAPSHOT_CORRUPT = "snapshot-corrupt"
+    SNAPSHOT_UNFIT = "snapshot-unfit"
+    UNSAVED_WORK = "unsaved-work"
+    SCHEDULE_NOT_FOUND = "schedule-not-found"
+    SCHEDULE_EXISTS = "schedule-exists"
     # jobs and events
     JOB_NOT_FOUND = "job-not-found"
     JOB_NOT_CANCELLABLE = "job-not-cancellable"

@@ -56,6 +56,16 @@ class Places:
         return self.state / "guests"
 
     @property
+    def layers(self) -> Path:
+        """The immutable pieces of volumes: one file a layer, named by id."""
+        return self.state / "layers"
+
+    @property
+    def memory(self) -> Path:
+        """The memory of snapshots: one folder a base or a snapshot, named by id."""
+        return self.state / "memory"
+
+    @property
     def guests_run(self) -> Path:
         """One folder a guest, named by id: sockets."""
         return self.run / "guests"

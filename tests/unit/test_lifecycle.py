@@ -24,17 +24,17 @@ from serai.model.lifecycle import (
 S, V, H, R = GuestState, Verb, Happening, Reason
 
 ANSWERS = """
-              start stop  kill  restart pause resume delete destroy rename set  talk look
-creating      no    no    no    no      no    no     no     no      no     no   no   no
-stopped       yes   same  same  yes     no    no     yes    yes     yes    yes  no   no
-starting      same  no    yes   no      no    no     no     yes     yes    no   no   yes
-running       same  yes   yes   yes     yes   same   no     yes     yes    yes  yes  yes
-paused        no    yes   yes   yes     same  yes    no     yes     yes    yes  no   yes
-io-error      no    yes   yes   yes     no    yes    no     yes     yes    yes  no   yes
-stopping      no    same  yes   no      no    no     no     yes     yes    no   yes  yes
-unresponsive  same  no    yes   yes     no    no     no     yes     yes    no   no   no
-crashed       yes   same  same  yes     no    no     yes    yes     yes    yes  no   no
-deleting      no    no    no    no      no    no     same   same    no     no   no   no
+              start stop  kill  restart pause resume delete destroy rename set  talk look snapshot restore
+creating      no    no    no    no      no    no     no     no      no     no   no   no   no       no
+stopped       yes   same  same  yes     no    no     yes    yes     yes    yes  no   no   yes      yes
+starting      same  no    yes   no      no    no     no     yes     yes    no   no   yes  no       no
+running       same  yes   yes   yes     yes   same   no     yes     yes    yes  yes  yes  yes      yes
+paused        no    yes   yes   yes     same  yes    no     yes     yes    yes  no   yes  yes      yes
+io-error      no    yes   yes   yes     no    yes    no     yes     yes    yes  no   yes  no       yes
+stopping      no    same  yes   no      no    no     no     yes     yes    no   yes  yes  no       no
+unresponsive  same  no    yes   yes     no    no     no     yes     yes    no   no   no   no       yes
+crashed       yes   same  same  yes     no    no     yes    yes     yes    yes  no   no   yes      yes
+deleting      no    no    no    no      no    no     same   same    no     no   no   no   no       no
 """
 
 WORDS = {Accept: "yes", Ignore: "same", Deny: "no"}

@@ -124,6 +124,75 @@ class DeleteImage(Action, frozen=True, tag="image-delete"):
     image: str
 
 
+class CreateSnapshot(GuestAction, frozen=True, tag="snapshot-create"):
+    """Freeze a guest's disks and, if it runs and ``memory`` is wanted, its memory: one moment.
+
+    A running guest goes on. ``quiesce`` has the agent freeze the file systems for the moment; that
+    fails where no agent answers. Phases: prepare, freeze, store. Without a name it gets one.
+    """
+
+    name: str = ""
+    memory: bool = True
+    quiesce: bool = False
+    note: str = ""
+    schedule: str = ""
+
+
+class RestoreSnapshot(GuestAction, frozen=True, tag="snapshot-restore"):
+    """Put a guest back to a snapshot, in place: disks, configuration and, if taken, memory.
+
+    What the guest did since its last snapshot is lost, so that needs ``force`` unless there is
+    nothing such. Phases: prepare, stop, start.
+    """
+
+    snapshot: str
+    force: bool = False
+
+
+class DeleteSnapshot(GuestAction, frozen=True, tag="snapshot-delete"):
+    """Delete a snapshot; what forks and other snapshots stand on stays as long as they need it."""
+
+    snapshot: str
+
+
+class ChangeSnapshot(GuestAction, frozen=True, tag="snapshot-change"):
+    """Give a snapshot another name, or another note."""
+
+    snapshot: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ForkGuest(GuestAction, frozen=True, tag="fork"):
+    """Make ``count`` new guests from a guest as it is now, or from its ``snapshot``.
+
+    They share disk and memory with it copy-on-write and run at once if there is memory to take up.
+    One is called ``name``; several ``name-1``, ``name-2``, …. Each is born again before anyone talks
+    to it: id, MAC address, host name, machine id, random numbers, clock; with ``keep_identity`` it
+    keeps what the guest inside knows of itself. ``ttl`` seconds later it is deleted (0: never).
+    Phases: freeze, start, agent. On failure none of them is left.
+    """
+
+    snapshot: str = ""
+    name: str = ""
+    count: int = 1
+    keep_identity: bool = False
+    ttl: float = 0.0
+    wait: bool = True
+
+
+class PublishImage(GuestAction, frozen=True, tag="image-publish"):
+    """Make an image of a guest as it is now, or of its ``snapshot``; with memory it is a warm one.
+
+    Phases: freeze, copy, publish.
+    """
+
+    image: str
+    snapshot: str = ""
+    memory: bool = True
+    replace: bool = False
+
+
 ACTIONS: tuple[type[Action], ...] = (
     LaunchGuest,
     CreateGuest,
@@ -138,6 +207,12 @@ ACTIONS: tuple[type[Action], ...] = (
     BuildImage,
     ImportImage,
     DeleteImage,
+    CreateSnapshot,
+    RestoreSnapshot,
+    DeleteSnapshot,
+    ChangeSnapshot,
+    ForkGuest,
+    PublishImage,
 )
 
 AnyAction = (
@@ -154,6 +229,12 @@ AnyAction = (
     | BuildImage
     | ImportImage
     | DeleteImage
+    | CreateSnapshot
+    | RestoreSnapshot
+    | DeleteSnapshot
+    | ChangeSnapshot
+    | ForkGuest
+    | PublishImage
 )
 
 

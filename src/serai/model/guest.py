@@ -83,12 +83,28 @@ class GuestChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    """A block device of a guest: the writable file ``head`` in the guest's folder, over ``layers``.
+
+    ``layers`` are ids, the newest first; below the last stands the disk of the guest's image, if it
+    has one. ``size`` is what the guest sees, in bytes. ``name`` is unique in the guest ("root").
+    """
+
+    name: str
+    head: str
+    layers: tuple[str, ...] = ()
+    size: int
+
+
 class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the database keeps of a guest.
 
     ``number`` is unique on this host and never used twice at a time; uid and MAC come from it.
     ``version`` grows with every change (ETag). ``wanted_on`` is what the user wants, and is what
-    the reconciler restores; ``last_exit`` tells why the guest is not running.
+    the reconciler restores; ``last_exit`` tells why the guest is not running. ``volumes`` is what
+    its next start opens: it is stored before a running guest writes to a new head. ``snapshot`` is
+    the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
+    "" where there is none. At ``expires_at`` the guest is deleted (0: never).
     """
 
     id: str
@@ -103,6 +119,10 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     wanted_on: bool = False
     last_exit: ExitReason = ExitReason.NEVER_STARTED
     problem: Problem | None = None
+    volumes: tuple[Volume, ...] = ()
+    snapshot: str = ""
+    origin: str = ""
+    expires_at: float = 0.0
 
 
 class AgentState(StrEnum):

@@ -64,6 +64,8 @@ class Verb(StrEnum):
     DESTROY = "destroy"
     RENAME = "rename"
     SET = "set"
+    SNAPSHOT = "snapshot"  # freeze it and let it go on; also to fork or publish it
+    RESTORE = "restore"  # put it back to a snapshot
     TALK = "talk"  # through the agent: exec, push, pull
     LOOK = "look"  # through QEMU: console, screenshot, vnc
 
@@ -142,6 +144,8 @@ _OFF: dict[Verb, Admission] = {
     _V.DESTROY: Accept(_S.DELETING),
     _V.RENAME: _HERE,
     _V.SET: _HERE,
+    _V.SNAPSHOT: _HERE,
+    _V.RESTORE: _HERE,
     _V.TALK: Deny(_R.NOT_RUNNING),
     _V.LOOK: Deny(_R.NOT_RUNNING),
 }
@@ -156,6 +160,8 @@ _ON: dict[Verb, Admission] = {
     _V.DESTROY: _STOPPING,
     _V.RENAME: _HERE,
     _V.SET: _HERE,
+    _V.SNAPSHOT: _HERE,
+    _V.RESTORE: _HERE,
     _V.TALK: _HERE,
     _V.LOOK: _HERE,
 }
@@ -184,6 +190,7 @@ MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
         **_HELD,
         _V.START: Deny(_R.DISK_FULL),
         _V.PAUSE: Deny(_R.DISK_FULL),
+        _V.SNAPSHOT: Deny(_R.DISK_FULL),
         _V.TALK: Deny(_R.DISK_FULL),
     },
     _S.STOPPING: {
@@ -201,6 +208,7 @@ MOVES: Mapping[GuestState, Mapping[Verb, Admission]] = {
         _V.KILL: _STOPPING,
         _V.DESTROY: _STOPPING,
         _V.RESTART: _STOPPING,
+        _V.RESTORE: _HERE,
         _V.RENAME: _HERE,
     },
     _S.CRASHED: _OFF,

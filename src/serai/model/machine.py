@@ -21,11 +21,15 @@ class Media(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFile:
-    """One file of a volume's chain, the writable head first; ``path`` is what gets opened."""
+    """One file of a volume's chain, the writable head first; ``path`` is what gets opened.
+
+    ``node`` names it in QEMU, unique in the machine; "" lets its place in the chain name it.
+    """
 
     path: str
     format: DiskFormat
     read_only: bool
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ DOINGS: Mapping[Verb, str] = {
     Verb.KILL: "stop",
     Verb.SET: "change",
     Verb.DESTROY: "delete",
+    Verb.SNAPSHOT: "freeze",
 }
 
 
