@@ -13,14 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of
-from serai.engine.mailbox import ORDER_LIMIT, Mailbox, Order
-from serai.errors import Busy, Code, Problem, SeraiError
+from serai.engine.mailbox import ORDER_LIMIT, Errand, Mailbox, Order
+from serai.errors import Busy, Code, Conflict, Problem, SeraiError
 from serai.model.actions import Action, StartGuest
 from serai.model.event import EventKind
 from serai.model.guest import AgentState, ExitReason, Guest, GuestRecord
@@ -45,6 +45,8 @@ from serai.store.changes import PutGuest
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
@@ -52,6 +54,7 @@ class Work:
 
     task: asyncio.Task[None]
     job: LiveJob | None
+    errand: Errand | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,13 @@ class CancelJob:
 
 
 @dataclass(frozen=True, slots=True)
+class CallOff:
+    """Who wanted this errand has gone away."""
+
+    errand: Errand
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """The heartbeat's finding: the happening that it stands for."""
 
@@ -86,7 +96,7 @@ RESTARTS_KEPT = 100
 ON_THE_WAY = frozenset({GuestState.STARTING, GuestState.STOPPING, GuestState.DELETING})
 OVERTAKING = frozenset({Verb.KILL, Verb.DESTROY})
 
-Message = InstanceEvent | WorkEnded | RestartDue | CancelJob | Beat
+Message = InstanceEvent | WorkEnded | RestartDue | CancelJob | CallOff | Beat
 Procedure = Callable[["GuestDriver", LiveJob], Awaitable[None]]
 Reaction = Callable[["GuestDriver", Message], Coroutine[Any, Any, None]]
 
@@ -138,7 +148,7 @@ class GuestDriver:
         self._on_gone = on_gone
         self._work: Work | None = None
         self._begun = 0
-        self._waiting: deque[Order] = deque()
+        self._waiting: deque[Order | Errand] = deque()
         self._view: Guest | None = None
 
     # -- read by everybody -------------------------------------------------------------------
@@ -177,6 +187,25 @@ class GuestDriver:
         self.mailbox.ask(order)
         return await order.accepted
 
+    async def do(self, verb: Verb, work: Callable[[], Awaitable[T]]) -> T:
+        """Have ``work`` done in the guest's task, in its turn, if the state allows ``verb``.
+
+        Returns or raises what it does. A caller that is cancelled leaves when ``work`` has ended;
+        a forced stop of the guest cancels it too (Conflict ``job-cancelled``).
+        """
+        errand = Errand(verb, work)
+        self.mailbox.ask(errand)
+        try:
+            await asyncio.wait({errand.done})
+        except asyncio.CancelledError:
+            errand.called_off = True
+            self.mailbox.tell(CallOff(errand))
+            await asyncio.wait({errand.done})
+            errand.done.exception()
+            raise
+        result: T = errand.done.result()
+        return result
+
     def begin(self, job: LiveJob, procedure: Procedure) -> None:
         """Carry out a job that is already accepted (a launch, or one left by an earlier daemon)."""
         self._start_work(self._carry_out(job, procedure), job)
@@ -186,12 +215,14 @@ class GuestDriver:
         before = self._work.task if self._work else None
         self._start_work(_after(before, own), None)
 
-    def _start_work(self, work: Coroutine[Any, Any, None], job: LiveJob | None) -> None:
+    def _start_work(
+        self, work: Coroutine[Any, Any, None], job: LiveJob | None, errand: Errand | None = None
+    ) -> None:
         self._begun += 1
         count = self._begun
         task = self.house.supervisor.start(work, name=f"{self.name}: work {count}")
         task.add_done_callback(lambda _: self.mailbox.tell(WorkEnded(count)))
-        self._work = Work(task, job)
+        self._work = Work(task, job, errand)
 
     # -- changed by the own task ---------------------------------------------------------------
 
@@ -264,14 +295,19 @@ class GuestDriver:
             for order in (*self._waiting, *self.mailbox.close()):
                 _refuse(order, Busy(Code.DAEMON_STOPPING, "the daemon stops, or the guest is gone"))
 
-    async def _handle(self, message: Message | Order) -> None:
+    async def _handle(self, message: Message | Order | Errand) -> None:
         match message:
             case Order():
                 await self._admit(message)
+            case Errand():
+                await self._admit_errand(message)
             case WorkEnded(count=count):
                 await self._work_ended(count)
             case CancelJob(job_id=job_id):
                 if self._work and self._work.job and self._work.job.id == job_id:
+                    self._work.task.cancel()
+            case CallOff(errand=errand):
+                if self._work and self._work.errand is errand:
                     self._work.task.cancel()
             case _:
                 await self._script.react(self, message)
@@ -282,7 +318,18 @@ class GuestDriver:
         self._work = None
         waiting, self._waiting = self._waiting, deque()
         for order in waiting:
-            await self._admit(order)
+            await self._handle(order)
+
+    async def _admit_errand(self, errand: Errand) -> None:
+        move = admit(self.state, errand.verb)
+        if errand.called_off:
+            _refuse(errand, Conflict(Code.JOB_CANCELLED, "cancelled"))
+        elif isinstance(move, Deny):
+            _refuse(errand, refusal(self.name, self.state, errand.verb, move.reason))
+        elif self._work is not None:
+            self._wait(errand)
+        else:
+            self._start_work(_carry_out_errand(errand), None, errand)
 
     async def _admit(self, order: Order) -> None:
         match admit(self.state, order.verb):
@@ -330,7 +377,7 @@ class GuestDriver:
         _answer(order, job.job)
         self.begin(job, self._script.procedures[order.verb])
 
-    def _wait(self, order: Order) -> None:
+    def _wait(self, order: Order | Errand) -> None:
         if len(self._waiting) >= ORDER_LIMIT:
             _refuse(order, Busy(Code.QUEUE_FULL, f"too many requests wait for {self.name}"))
         else:
@@ -373,11 +420,25 @@ async def _after(before: asyncio.Task[None] | None, own: Coroutine[Any, Any, Non
     await own
 
 
+async def _carry_out_errand(errand: Errand) -> None:
+    """Do the work of an errand; what it raises is its owner's."""
+    try:
+        result = await errand.work()
+    except asyncio.CancelledError:
+        _refuse(errand, Conflict(Code.JOB_CANCELLED, "it was cancelled, or overtaken by a stop"))
+    except Exception as error:  # told to whoever sent it
+        _refuse(errand, error)
+    else:
+        if not errand.done.done():
+            errand.done.set_result(result)
+
+
 def _answer(order: Order, job: Job) -> None:
     if not order.accepted.done():
         order.accepted.set_result(job)
 
 
-def _refuse(order: Order, error: SeraiError) -> None:
-    if not order.accepted.done():
-        order.accepted.set_exception(error)
+def _refuse(order: Order | Errand, error: Exception) -> None:
+    answer: asyncio.Future[Any] = order.done if isinstance(order, Errand) else order.accepted
+    if not answer.done():
+        answer.set_exception(error)

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serai.errors import Busy, Code
 from serai.model.actions import Action
@@ -28,12 +29,26 @@ class Order:
     )
 
 
+class Errand:
+    """Work of somebody else that needs the guest to itself: done in the guest's task, in its turn.
+
+    ``verb`` is what the guest's state has to allow. ``done`` gets what ``work`` returned or raised,
+    or the refusal; with ``called_off`` set it is not begun any more.
+    """
+
+    def __init__(self, verb: Verb, work: Callable[[], Awaitable[Any]]) -> None:
+        self.verb = verb
+        self.work = work
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.called_off = False
+
+
 class Mailbox(Generic[T]):
     """Two bounded queues and one bell. ``T`` is what may happen."""
 
     def __init__(self) -> None:
         self._happened: deque[T] = deque(maxlen=HAPPENED_LIMIT)
-        self._orders: deque[Order] = deque()
+        self._orders: deque[Order | Errand] = deque()
         self._bell = asyncio.Event()
 
     def tell(self, what: T) -> None:
@@ -41,7 +56,7 @@ class Mailbox(Generic[T]):
         self._happened.append(what)
         self._bell.set()
 
-    def ask(self, order: Order) -> None:
+    def ask(self, order: Order | Errand) -> None:
         """Put an order at the end; Busy (``queue-full``) with over 64 unread."""
         if len(self._orders) >= ORDER_LIMIT:
             raise Busy(
@@ -52,14 +67,14 @@ class Mailbox(Generic[T]):
         self._orders.append(order)
         self._bell.set()
 
-    async def take(self) -> T | Order:
+    async def take(self) -> T | Order | Errand:
         """Wait for the next message: all that happened before anything that is asked."""
         while not self._happened and not self._orders:
             self._bell.clear()
             await self._bell.wait()
         return self._happened.popleft() if self._happened else self._orders.popleft()
 
-    def close(self) -> list[Order]:
+    def close(self) -> list[Order | Errand]:
         """Return the orders that nobody will read any more."""
         orders = list(self._orders)
         self._orders.clear()

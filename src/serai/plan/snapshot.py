@@ -1,0 +1,205 @@
+"""Snapshots as a tree, what is shown of them, and whether their memory fits this host: pure."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from serai.errors import Busy, Code, Conflict, Invalid
+from serai.model.guest import ExitReason, GuestRecord, Volume
+from serai.model.node import Capabilities
+from serai.model.snapshot import FrozenMemory, Layer, Snapshot, SnapshotRecord
+from serai.plan.layers import Chain, chains_of
+from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
+
+MOST_FORKS = 1000
+ROOM_PER_FORK = 48 * MIB
+"""What an idle fork keeps for itself (measured: 17 to 33 MiB), generously."""
+
+
+def pick_name(taken: Collection[str]) -> str:
+    """Return a free name for a snapshot whose owner gave none."""
+    number = len(taken) + 1
+    while f"snap-{number}" in taken:
+        number += 1
+    return f"snap-{number}"
+
+
+def in_tree_order(snapshots: Iterable[SnapshotRecord]) -> list[tuple[int, SnapshotRecord]]:
+    """Return the snapshots with their depth: each after its parent, siblings by age.
+
+    One whose parent is gone counts as a root.
+    """
+    by_id = {each.id: each for each in snapshots}
+    children: dict[str, list[SnapshotRecord]] = {}
+    for each in sorted(by_id.values(), key=lambda each: (each.created_at, each.id), reverse=True):
+        parent = each.parent if each.parent in by_id else ""
+        children.setdefault(parent, []).append(each)
+    found: list[tuple[int, SnapshotRecord]] = []
+    waiting = [(0, each) for each in children.get("", [])]
+    while waiting:
+        depth, each = waiting.pop()
+        found.append((depth, each))
+        waiting += [(depth + 1, child) for child in children.get(each.id, [])]
+    return found
+
+
+class Sizes:
+    """What the snapshots of everybody take, and what each of them shares; made once for a list."""
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        guests: Iterable[GuestRecord],
+        snapshots: Sequence[SnapshotRecord],
+        bases: Mapping[str, int],
+    ) -> None:
+        self._layers = layers
+        self._bases = bases
+        self._users = Counter(
+            layer for chain in chains_of(guests, snapshots) for layer in set(chain)
+        )
+        self._base_users = Counter(each.memory.base for each in snapshots if each.memory)
+
+    def own(self, snapshot: SnapshotRecord) -> int:
+        """Return what would be free without this snapshot, in bytes."""
+        memory = snapshot.memory
+        alone = sum(self._size(each) for each in _layers(snapshot) if self._users[each] == 1)
+        if memory is None:
+            return alone
+        base = self._bases.get(memory.base, 0) if self._base_users[memory.base] == 1 else 0
+        return alone + memory.stored + base
+
+    def shared(self, snapshot: SnapshotRecord) -> int:
+        """Return what it uses together with guests and other snapshots, in bytes."""
+        memory = snapshot.memory
+        together = sum(self._size(each) for each in _layers(snapshot) if self._users[each] > 1)
+        if memory is None or self._base_users[memory.base] == 1:
+            return together
+        return together + self._bases.get(memory.base, 0)
+
+    def _size(self, layer: str) -> int:
+        return self._layers[layer].size if layer in self._layers else 0
+
+
+def _layers(snapshot: SnapshotRecord) -> set[str]:
+    return {layer for volume in snapshot.volumes for layer in volume.layers}
+
+
+def view_snapshot(
+    record: SnapshotRecord, *, guest: str, depth: int, is_current: bool, forks: int, sizes: Sizes
+) -> Snapshot:
+    """Join the record with what is known around it; ``guest`` is the guest's name now."""
+    return Snapshot(
+        name=record.name,
+        id=record.id,
+        guest=guest,
+        guest_id=record.guest_id,
+        state=record.state,
+        created_at=record.created_at,
+        parent=record.parent,
+        depth=depth,
+        is_current=is_current,
+        with_memory=record.memory is not None,
+        quiesced=record.quiesced,
+        note=record.note,
+        schedule=record.schedule,
+        own=sizes.own(record),
+        shared=sizes.shared(record),
+        forks=forks,
+        problem=record.problem,
+    )
+
+
+def check_memory_fits(memory: FrozenMemory, what: str, capabilities: Capabilities) -> None:
+    """Raise Conflict (``snapshot-unfit``) with the reason when this host can't take the memory up."""
+    reason = _unfit(memory, capabilities)
+    if reason:
+        raise Conflict(
+            Code.SNAPSHOT_UNFIT,
+            f"the memory of {what} can't be taken up on this host: {reason}",
+            hint="Its disks can: fork a snapshot without memory, or start it cold.",
+        )
+
+
+def _unfit(memory: FrozenMemory, capabilities: Capabilities) -> str:
+    if memory.accel is not capabilities.accel:
+        return f"it ran under {memory.accel}, and here guests run under {capabilities.accel}"
+    if memory.qemu_version != capabilities.qemu_version:
+        return f"it ran under QEMU {memory.qemu_version}, and here is {capabilities.qemu_version}"
+    return ""
+
+
+# -- forks -----------------------------------------------------------------------------------------
+
+
+def fork_names(name: str, count: int) -> list[str]:
+    """Return the names of ``count`` forks; Invalid for a count or a name that can't be."""
+    if not 1 <= count <= MOST_FORKS:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            f"{count} forks at once: 1 to {MOST_FORKS} can be made",
+            hint="Ask several times for more.",
+        )
+    if count == 1:
+        return [check_guest_name(name)]
+    longest = NAME_LENGTH - len(str(count)) - 1
+    if len(name) > longest:
+        raise Invalid(Code.NAME_INVALID, f"the name of so many forks has at most {longest} letters")
+    return [check_guest_name(f"{name}-{number}") for number in range(1, count + 1)]
+
+
+def check_fork_room(count: int, available: int) -> None:
+    """Raise Busy (``memory-short``) with the arithmetic when so many forks don't fit now."""
+    needed = count * ROOM_PER_FORK
+    if needed > available:
+        raise Busy(
+            Code.MEMORY_SHORT,
+            f"{count} forks need {format_size(needed)} ({format_size(ROOM_PER_FORK)} each at first), "
+            f"and {format_size(available)} are free",
+            hint="Stop some guests, or make fewer forks.",
+            details={"needed": str(needed), "available": str(available)},
+        )
+
+
+def fork_record(
+    source: GuestRecord,
+    *,
+    guest_id: str,
+    number: int,
+    name: str,
+    mac: str,
+    genid: str,
+    now: float,
+    volumes: tuple[Volume, ...],
+    origin: str,
+    expires_at: float,
+) -> GuestRecord:
+    """Return the record of a new guest that is like ``source`` and nobody else's."""
+    return msgspec.structs.replace(
+        source,
+        id=guest_id,
+        number=number,
+        version=1,
+        created_at=now,
+        spec=msgspec.structs.replace(source.spec, name=name),
+        mac=mac,
+        genid=genid,
+        wanted_on=True,
+        last_exit=ExitReason.NEVER_STARTED,
+        problem=None,
+        volumes=volumes,
+        snapshot="",
+        origin=origin,
+        expires_at=expires_at,
+    )
+
+
+def volumes_over(
+    chains: Iterable[tuple[str, Chain, int]], heads: Mapping[str, str]
+) -> tuple[Volume, ...]:
+    """Return the volumes of a guest over ``chains`` (name, layers, size) with these new heads."""
+    return tuple(
+        Volume(name=name, head=heads[name], layers=layers, size=size)
+        for name, layers, size in chains
+    )
