@@ -6,6 +6,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
+from serai.model.snapshot import FrozenVolume, Layer, SnapshotRecord
 
 
 def an_id(what: object) -> str:
@@ -33,6 +34,28 @@ def a_guest(number: int, name: str = "", **changes: object) -> GuestRecord:
 def an_image(name: str, digest: str = "sha256:ab") -> Image:
     """Return an image."""
     return Image(name=name, digest=digest, kind=ImageKind.KERNEL, created_at=1.0, size=3)
+
+
+def a_snapshot(number: int, name: str = "", guest: int = 1, **changes: object) -> SnapshotRecord:
+    """Return a snapshot of the guest with the number ``guest``."""
+    fields: dict[str, object] = {
+        "id": an_id(f"snapshot {number}"),
+        "name": name or f"s{number}",
+        "guest_id": a_guest(guest).id,
+        "guest": a_guest(guest),
+        "created_at": float(number),
+        "volumes": (FrozenVolume(name="root", layers=(an_id("layer 1"),), size=1 << 20),),
+        **changes,
+    }
+    return SnapshotRecord(**fields)  # type: ignore[arg-type]
+
+
+def a_layer(number: int, parent: int = 0) -> Layer:
+    """Return a layer; ``parent`` 0: it stands on an image."""
+    below = an_id(f"layer {parent}") if parent else ""
+    return Layer(
+        id=an_id(f"layer {number}"), parent=below, virtual_size=1 << 20, created_at=float(number)
+    )
 
 
 def a_job(number: int, state: JobState = JobState.QUEUED, key: str = "", **changes: object) -> Job:

@@ -18,13 +18,17 @@ from serai.store.changes import (
     Change,
     DropGuest,
     DropImage,
+    DropLayer,
+    DropSnapshot,
     Prune,
     PutGuest,
     PutImage,
     PutJob,
+    PutLayer,
+    PutSnapshot,
 )
 from serai.store.records import encode
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS
+from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,15 @@ def prepare(change: Change) -> Step:
             }
         case PutImage(image=image):
             row = {"name": image.name, "body": encode(image)}
+        case PutSnapshot(record=snapshot):
+            row = {
+                "id": snapshot.id,
+                "guest_id": snapshot.guest_id,
+                "name": snapshot.name,
+                "body": encode(snapshot),
+            }
+        case PutLayer(layer=layer):
+            row = {"id": layer.id, "body": encode(layer)}
         case PutJob(job=job):
             row = {
                 "id": job.id,
@@ -83,6 +96,14 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             connection.execute(IMAGES.insert(), step.row)
         case DropImage(name=name):
             connection.execute(_DROP_IMAGE, {"key": name})
+        case PutSnapshot():
+            _put(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
+        case DropSnapshot(snapshot_id=snapshot_id):
+            connection.execute(_DROP_SNAPSHOT, {"key": snapshot_id})
+        case PutLayer():
+            _put(connection, LAYERS, LAYERS.c.id, step.row)
+        case DropLayer(layer_id=layer_id):
+            connection.execute(_DROP_LAYER, {"key": layer_id})
         case PutJob():
             _put(connection, JOBS, JOBS.c.id, step.row)
         case AddEvent(event=event):
@@ -110,6 +131,8 @@ def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
 
 _DROP_GUEST = GUESTS.delete().where(GUESTS.c.id == sa.bindparam("key"))
 _DROP_IMAGE = IMAGES.delete().where(IMAGES.c.name == sa.bindparam("key"))
+_DROP_SNAPSHOT = SNAPSHOTS.delete().where(SNAPSHOTS.c.id == sa.bindparam("key"))
+_DROP_LAYER = LAYERS.delete().where(LAYERS.c.id == sa.bindparam("key"))
 
 
 def _prune(table: sa.Table, among: sa.ColumnElement[bool]) -> sa.Delete:
@@ -156,6 +179,19 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
                 sa.select(IMAGES.c.name).where(IMAGES.c.name == image.name)
             ).first():
                 return _exists("image", image.name, Code.IMAGE_EXISTS)
+        case PutSnapshot(record=snapshot):
+            if connection.execute(
+                sa.select(SNAPSHOTS.c.id).where(
+                    SNAPSHOTS.c.guest_id == snapshot.guest_id,
+                    SNAPSHOTS.c.name == snapshot.name,
+                    SNAPSHOTS.c.id != snapshot.id,
+                )
+            ).first():
+                return Conflict(
+                    Code.SNAPSHOT_EXISTS,
+                    f"the guest has a snapshot {snapshot.name} already",
+                    hint="Choose another name; see which there are: serai snapshot list",
+                )
         case PutJob(job=job) if job.key:
             others = sa.select(JOBS.c.id).where(JOBS.c.id != job.id, JOBS.c.key == job.key)
             if connection.execute(others).first():

@@ -7,6 +7,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.snapshot import Layer, SnapshotRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,34 @@ class DropImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PutSnapshot:
+    """Store a snapshot, new or changed; its name is unique in its guest (``snapshot-exists``)."""
+
+    record: SnapshotRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshot:
+    """Forget a snapshot; one that is not there is forgotten already."""
+
+    snapshot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutLayer:
+    """Store a layer, new or changed."""
+
+    layer: Layer
+
+
+@dataclass(frozen=True, slots=True)
+class DropLayer:
+    """Forget a layer; one that is not there is forgotten already."""
+
+    layer_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutJob:
     """Store a job, new or changed; its key, if any, is unique (``idempotency-reused``)."""
 
@@ -60,7 +89,19 @@ class Prune:
     jobs_kept: int
 
 
-Change = PutGuest | DropGuest | PutImage | DropImage | PutJob | AddEvent | Prune
+Change = (
+    PutGuest
+    | DropGuest
+    | PutImage
+    | DropImage
+    | PutSnapshot
+    | DropSnapshot
+    | PutLayer
+    | DropLayer
+    | PutJob
+    | AddEvent
+    | Prune
+)
 
 
 def free_number(taken: Collection[int]) -> int:

@@ -28,6 +28,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store import queries
 from serai.store.apply import prepare
 from serai.store.changes import Change
@@ -96,8 +97,16 @@ class Store:
         """Return all images, by name."""
         return await self._reader.read(queries.read_images)
 
+    async def snapshots(self) -> list[SnapshotRecord]:
+        """Return all snapshots of all guests, the oldest first."""
+        return await self._reader.read(queries.read_snapshots)
+
+    async def layers(self) -> list[Layer]:
+        """Return all layers, by id."""
+        return await self._reader.read(queries.read_layers)
+
     async def damaged(self) -> list[Damaged]:
-        """Return the guests, images and jobs that are there but can't be read."""
+        """Return the guests, images, snapshots, layers and jobs that are there but can't be read."""
         return await self._reader.read(queries.read_damaged)
 
     async def unfinished_jobs(self) -> list[Job]:

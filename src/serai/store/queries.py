@@ -1,10 +1,11 @@
 """Reading: one query and its decoding each, over a connection that somebody else opened.
 
-What is damaged is left out of guests, images and unfinished jobs (``read_damaged`` tells), and
-shown as such among jobs and events.
+What is damaged is left out of guests, images, snapshots, layers and unfinished jobs
+(``read_damaged`` tells), and shown as such among jobs and events.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
@@ -15,17 +16,20 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
+from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store.records import (
     EVENT_BODY,
     GUEST_BODY,
     IMAGE_BODY,
     JOB_BODY,
+    LAYER_BODY,
+    SNAPSHOT_BODY,
     Damaged,
     decode,
     stand_in_event,
     stand_in_job,
 )
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS
+from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
 
 T = TypeVar("T")
 
@@ -45,28 +49,41 @@ def read_images(connection: sa.Connection) -> list[Image]:
     return [image for image in found if isinstance(image, Image)]
 
 
+def read_snapshots(connection: sa.Connection) -> list[SnapshotRecord]:
+    """Return all snapshots of all guests that can be read, the oldest first."""
+    found = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
+    snapshots = [snapshot for snapshot in found if isinstance(snapshot, SnapshotRecord)]
+    return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id))
+
+
+def read_layers(connection: sa.Connection) -> list[Layer]:
+    """Return all layers that can be read, by id."""
+    found = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
+    return [layer for layer in found if isinstance(layer, Layer)]
+
+
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return every guest, image and job that can't be read."""
+    """Return every guest, image, snapshot, layer and job that can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
     images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
+    snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
+    layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    damaged = [each for found in (guests, images, jobs) for each in found]
+    damaged = [each for found in (guests, images, snapshots, layers, jobs) for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 
 
 def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
-    """Add the name and number that a guest's row still holds."""
-    if damaged.table != GUESTS.name:
-        return damaged
-    query = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id == damaged.key)
-    row = connection.execute(query).one()
-    return Damaged(
-        table=damaged.table,
-        key=damaged.key,
-        reason=damaged.reason,
-        name=row.name,
-        number=row.number,
-    )
+    """Add what the columns of a guest's or a snapshot's row still hold."""
+    if damaged.table == GUESTS.name:
+        query = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id == damaged.key)
+        guest = connection.execute(query).one()
+        return replace(damaged, name=guest.name, number=guest.number)
+    if damaged.table == SNAPSHOTS.name:
+        columns = sa.select(SNAPSHOTS.c.name, SNAPSHOTS.c.guest_id)
+        snapshot = connection.execute(columns.where(SNAPSHOTS.c.id == damaged.key)).one()
+        return replace(damaged, name=snapshot.name, guest_id=snapshot.guest_id)
+    return damaged
 
 
 def _decode_all(

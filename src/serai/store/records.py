@@ -16,6 +16,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.snapshot import Layer, SnapshotRecord
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
+SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
+LAYER_BODY = msgspec.json.Decoder(Layer)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
 
@@ -31,13 +34,17 @@ REPAIR_HINT = "Restore the database from a copy, or delete this entry."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damaged:
-    """A row that can't be read. ``name`` and ``number`` are those that a guest's row still holds."""
+    """A row that can't be read.
+
+    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's.
+    """
 
     table: str
     key: str
     reason: str
     name: str = ""
     number: int = 0
+    guest_id: str = ""
 
 
 def encode(thing: msgspec.Struct) -> str:

@@ -11,7 +11,7 @@ here with what the migrations make.
 
 import sqlalchemy as sa
 
-VERSION = "0001"
+VERSION = "0002"
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -38,6 +38,24 @@ IMAGES = sa.Table(
     "images",
     METADATA,
     sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+SNAPSHOTS = sa.Table(
+    "snapshots",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("guest_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.UniqueConstraint("guest_id", "name"),
+)
+"""A name is unique among the snapshots of one guest."""
+
+LAYERS = sa.Table(
+    "layers",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
 )
 

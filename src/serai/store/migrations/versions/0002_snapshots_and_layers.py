@@ -1,0 +1,26 @@
+"""Snapshots and layers."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    """Take this step. There is no way back but the copy that was kept."""
+    op.create_table(
+        "snapshots",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("guest_id", sa.String(64), nullable=False),
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_snapshots"),
+        sa.UniqueConstraint("guest_id", "name", name="uq_snapshots_guest_id"),
+    )
+    op.create_table(
+        "layers",
+        sa.Column("id", sa.String(64), nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_layers"),
+    )
