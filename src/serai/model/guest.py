@@ -84,15 +84,15 @@ class GuestChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
-    """A block device of a guest: the writable file ``head`` in the guest's folder, over ``layers``.
+    """A block device of a guest: the writable file ``head`` in the guest's folder, over a layer.
 
-    ``layers`` are ids, the newest first; below the last stands the disk of the guest's image, if it
-    has one. ``size`` is what the guest sees, in bytes. ``name`` is unique in the guest ("root").
+    ``layer`` is the id of the layer right below, "" where the head stands on the disk of the guest's
+    image, or on nothing. ``size`` is what the guest sees, in bytes. ``name`` is unique in the guest.
     """
 
     name: str
     head: str
-    layers: tuple[str, ...] = ()
+    layer: str = ""
     size: int
 
 

@@ -55,10 +55,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrozenVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume as it was. ``layers``: ids, the newest first; below the last is the image's disk."""
+    """A volume as it was: its top ``layer``; what is below that is in the layers themselves."""
 
     name: str
-    layers: tuple[str, ...]
+    layer: str
     size: int
 
 

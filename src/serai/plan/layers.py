@@ -1,53 +1,69 @@
 """Which layers are still needed, and which two can become one: pure.
 
-A *chain* is what some guest's volume or some snapshot stands on: ids of layers, the newest first.
+Layers are a graph: each knows the one below (``parent``). Whatever a guest's head or a snapshot
+stands on directly is a *top*; what no way down from a top reaches is not needed.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
+from serai.errors import Code, HostFailure
 from serai.model.guest import GuestRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 
-Chain = tuple[str, ...]
+Layers = Mapping[str, Layer]
 
 
-def chains_of(guests: Iterable[GuestRecord], snapshots: Iterable[SnapshotRecord]) -> list[Chain]:
-    """Return every chain that somebody stands on."""
-    found = [volume.layers for guest in guests for volume in guest.volumes]
-    found += [volume.layers for snapshot in snapshots for volume in snapshot.volumes]
-    return [chain for chain in found if chain]
+def tops_of(guests: Iterable[GuestRecord], snapshots: Iterable[SnapshotRecord]) -> Counter[str]:
+    """Return the layers that heads and snapshots stand on directly, and how many do."""
+    found = Counter(volume.layer for guest in guests for volume in guest.volumes)
+    found.update(volume.layer for snapshot in snapshots for volume in snapshot.volumes)
+    del found[""]
+    return found
 
 
-def unneeded(layers: Iterable[str], chains: Iterable[Chain]) -> set[str]:
-    """Return the layers that no chain has."""
-    return set(layers) - {layer for chain in chains for layer in chain}
+def chain(layers: Layers, top: str) -> list[Layer]:
+    """Return the layers from ``top`` down to the last.
+
+    Raises HostFailure (``snapshot-corrupt``) when one is not known, or they go round in a circle.
+    """
+    found: list[Layer] = []
+    while top:
+        layer = layers.get(top)
+        if layer is None or len(found) >= len(layers):
+            raise HostFailure(Code.SNAPSHOT_CORRUPT, f"the layer {top} is not known")
+        found.append(layer)
+        top = layer.parent
+    return found
 
 
-def mergeable(
-    layers: Mapping[str, Layer], chains: Collection[Chain], tops: Collection[str]
-) -> list[tuple[str, str]]:
+def unneeded(layers: Layers, tops: Iterable[str]) -> set[str]:
+    """Return the layers that nothing stands on any more."""
+    needed: set[str] = set()
+    for top in tops:
+        while top and top not in needed and top in layers:
+            needed.add(top)
+            top = layers[top].parent
+    return set(layers) - needed
+
+
+def users_of(layers: Layers, tops: Mapping[str, int]) -> Counter[str]:
+    """Return how many stand right on each layer: heads, snapshots and other layers."""
+    return Counter(tops) + Counter(each.parent for each in layers.values() if each.parent)
+
+
+def mergeable(layers: Layers, tops: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return pairs (child, parent) that can become one layer; no layer is in two of them.
 
-    A pair can when wherever the parent is, the child is right above it, so that nobody can tell them
-    apart. ``tops`` are layers that a snapshot or a guest's head stands on directly: never a parent.
+    A pair can when nothing else stands on the parent, so that nobody can tell them apart.
     """
-    above: dict[str, set[str]] = {}
-    for chain in chains:
-        for child, parent in pairwise(chain):
-            above.setdefault(parent, set()).add(child)
+    users = users_of(layers, tops)
     pairs: list[tuple[str, str]] = []
     taken: set[str] = set()
-    for parent, children in sorted(above.items()):
-        if len(children) != 1 or parent in tops or parent not in layers:
+    for child in sorted(layers):
+        parent = layers[child].parent
+        if parent not in layers or users[parent] != 1 or {child, parent} & taken:
             continue
-        (child,) = children
-        if child in layers and not {child, parent} & taken:
-            taken |= {child, parent}
-            pairs.append((child, parent))
+        taken |= {child, parent}
+        pairs.append((child, parent))
     return pairs
-
-
-def tops_of(guests: Iterable[GuestRecord], snapshots: Iterable[SnapshotRecord]) -> set[str]:
-    """Return the layers that a head or a snapshot stands on directly."""
-    return {chain[0] for chain in chains_of(guests, snapshots)}

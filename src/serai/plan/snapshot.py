@@ -8,8 +8,8 @@ import msgspec
 from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import ExitReason, GuestRecord, Volume
 from serai.model.node import Capabilities
-from serai.model.snapshot import FrozenMemory, Layer, Snapshot, SnapshotRecord
-from serai.plan.layers import Chain, chains_of
+from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, Snapshot, SnapshotRecord
+from serai.plan.layers import tops_of, users_of
 from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
 
 MOST_FORKS = 1000
@@ -45,7 +45,7 @@ def in_tree_order(snapshots: Iterable[SnapshotRecord]) -> list[tuple[int, Snapsh
 
 
 class Sizes:
-    """What the snapshots of everybody take, and what each of them shares; made once for a list."""
+    """What snapshots take, and what each of them shares; made once for a list."""
 
     def __init__(
         self,
@@ -56,34 +56,45 @@ class Sizes:
     ) -> None:
         self._layers = layers
         self._bases = bases
-        self._users = Counter(
-            layer for chain in chains_of(guests, snapshots) for layer in set(chain)
-        )
+        self._users = users_of(layers, tops_of(guests, snapshots))
         self._base_users = Counter(each.memory.base for each in snapshots if each.memory)
+        self._below: dict[str, int] = {}
 
     def own(self, snapshot: SnapshotRecord) -> int:
         """Return what would be free without this snapshot, in bytes."""
+        alone = sum(self._alone(volume.layer)[0] for volume in snapshot.volumes)
         memory = snapshot.memory
-        alone = sum(self._size(each) for each in _layers(snapshot) if self._users[each] == 1)
-        if memory is None:
-            return alone
-        base = self._bases.get(memory.base, 0) if self._base_users[memory.base] == 1 else 0
-        return alone + memory.stored + base
+        return alone if memory is None else alone + memory.stored + self._base(memory, alone=True)
 
     def shared(self, snapshot: SnapshotRecord) -> int:
         """Return what it uses together with guests and other snapshots, in bytes."""
+        together = sum(self._under(self._alone(volume.layer)[1]) for volume in snapshot.volumes)
         memory = snapshot.memory
-        together = sum(self._size(each) for each in _layers(snapshot) if self._users[each] > 1)
-        if memory is None or self._base_users[memory.base] == 1:
-            return together
-        return together + self._bases.get(memory.base, 0)
+        return together if memory is None else together + self._base(memory, alone=False)
 
-    def _size(self, layer: str) -> int:
-        return self._layers[layer].size if layer in self._layers else 0
+    def _base(self, memory: FrozenMemory, *, alone: bool) -> int:
+        is_alone = self._base_users[memory.base] == 1
+        return self._bases.get(memory.base, 0) if is_alone is alone else 0
 
+    def _alone(self, top: str) -> tuple[int, str]:
+        """Return what the layers from ``top`` take that have no other user, and the next one."""
+        size = 0
+        while top in self._layers and self._users[top] == 1:
+            size += self._layers[top].size
+            top = self._layers[top].parent
+        return size, top
 
-def _layers(snapshot: SnapshotRecord) -> set[str]:
-    return {layer for volume in snapshot.volumes for layer in volume.layers}
+    def _under(self, top: str) -> int:
+        """Return what the layers from ``top`` down take; each is added up once for a whole list."""
+        way = []
+        while top in self._layers and top not in self._below:
+            way.append(top)
+            top = self._layers[top].parent
+        below = self._below.get(top, 0)
+        for each in reversed(way):
+            below += self._layers[each].size
+            self._below[each] = below
+        return below
 
 
 def view_snapshot(
@@ -195,11 +206,9 @@ def fork_record(
     )
 
 
-def volumes_over(
-    chains: Iterable[tuple[str, Chain, int]], heads: Mapping[str, str]
-) -> tuple[Volume, ...]:
-    """Return the volumes of a guest over ``chains`` (name, layers, size) with these new heads."""
+def volumes_over(frozen: Iterable[FrozenVolume], heads: Mapping[str, str]) -> tuple[Volume, ...]:
+    """Return the volumes of a guest over what was frozen; ``heads`` are its new files by volume."""
     return tuple(
-        Volume(name=name, head=heads[name], layers=layers, size=size)
-        for name, layers, size in chains
+        Volume(name=each.name, head=heads[each.name], layer=each.layer, size=each.size)
+        for each in frozen
     )

@@ -1,0 +1,91 @@
+"""What is on the shelf: every snapshot and layer by id, as the store has them.
+
+Read by everybody; changed only together with a commit, by ``SnapshotKeeper`` and by ``freezing``.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from serai.errors import Code, Conflict, NotFound
+from serai.model.guest import GuestRecord
+from serai.model.snapshot import Layer, Snapshot, SnapshotRecord
+from serai.plan.snapshot import Sizes, in_tree_order, view_snapshot
+from serai.units import shorten
+
+
+class Shelf:
+    """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Layer] = {}
+        self.snapshots: dict[str, SnapshotRecord] = {}
+        self.bases: dict[str, int] = {}
+        self._by_guest: dict[str, dict[str, str]] = {}
+
+    def fill(self, layers: Iterable[Layer], snapshots: Iterable[SnapshotRecord]) -> None:
+        """Put everything on it that the store has."""
+        self.layers = {layer.id: layer for layer in layers}
+        for snapshot in snapshots:
+            self.put(snapshot)
+
+    def put(self, snapshot: SnapshotRecord) -> None:
+        """Keep a snapshot, new or changed."""
+        before = self.snapshots.get(snapshot.id)
+        if before is not None and before.name != snapshot.name:
+            del self._by_guest[before.guest_id][before.name]
+        self.snapshots[snapshot.id] = snapshot
+        self._by_guest.setdefault(snapshot.guest_id, {})[snapshot.name] = snapshot.id
+
+    def drop(self, snapshot: SnapshotRecord) -> None:
+        """Forget a snapshot; one that is not there is forgotten already."""
+        if self.snapshots.pop(snapshot.id, None) is not None:
+            names = self._by_guest[snapshot.guest_id]
+            names.pop(snapshot.name, None)
+            if not names:
+                del self._by_guest[snapshot.guest_id]
+
+    def of(self, guest_id: str) -> list[SnapshotRecord]:
+        """Return the snapshots of a guest, in no order."""
+        return [self.snapshots[each] for each in self._by_guest.get(guest_id, {}).values()]
+
+    def names(self, guest_id: str) -> set[str]:
+        """Return the names that a guest's snapshots have."""
+        return set(self._by_guest.get(guest_id, {}))
+
+    def find(self, guest: GuestRecord, name_or_id: str) -> SnapshotRecord:
+        """Return a snapshot of ``guest``; NotFound (``snapshot-not-found``), also for a foreign one."""
+        found = self._by_guest.get(guest.id, {}).get(name_or_id, name_or_id)
+        snapshot = self.snapshots.get(found)
+        if snapshot is None or snapshot.guest_id != guest.id:
+            raise NotFound(
+                Code.SNAPSHOT_NOT_FOUND,
+                f"{guest.spec.name} has no snapshot {shorten(name_or_id)}",
+                hint=f"See which it has: serai snapshot list {guest.spec.name}",
+            )
+        return snapshot
+
+    def check_free(self, guest: GuestRecord, name: str) -> None:
+        """Raise Conflict (``snapshot-exists``) when a snapshot of ``guest`` has that name."""
+        if name in self.names(guest.id):
+            raise Conflict(
+                Code.SNAPSHOT_EXISTS,
+                f"{guest.spec.name} has a snapshot {name} already",
+                hint=f"Choose another name, or: serai snapshot delete {guest.spec.name} {name}",
+            )
+
+    def show(self, guest: GuestRecord, guests: Iterable[GuestRecord]) -> list[Snapshot]:
+        """Return a guest's snapshots as they are shown, as a tree; ``guests`` are all there are."""
+        everybody = list(guests)
+        sizes = Sizes(self.layers, everybody, list(self.snapshots.values()), self.bases)
+        forks = Counter(each.origin for each in everybody)
+        return [
+            view_snapshot(
+                each,
+                guest=guest.spec.name,
+                depth=depth,
+                is_current=each.id == guest.snapshot,
+                forks=forks[each.id],
+                sizes=sizes,
+            )
+            for depth, each in in_tree_order(self.of(guest.id))
+        ]
