@@ -58,6 +58,8 @@ class Machine:
     ``memory`` is bytes. ``max_cpus`` and ``max_memory`` reserve room for live growth
     (equal to ``cpus`` and ``memory`` where there is none). Paths: kernel and initrd are opened
     by us and passed down; ``uefi_code`` is read by QEMU itself, ``uefi_vars`` is the guest's own.
+    ``ram`` names the file that its memory is (a base, when ``ram_private``: then it is mapped
+    copy-on-write, and the machine waits for a state to be loaded into it).
     """
 
     id: str
@@ -78,3 +80,5 @@ class Machine:
     uefi_vars: str = ""
     sandbox: bool = True
     devices: frozenset[str] = frozenset()
+    ram: str = ""
+    ram_private: bool = False
