@@ -33,7 +33,8 @@ STATES_INTRO = """\
 What may be asked of a guest in each state. `→ state` is accepted, and is the guest's state while it is
 carried out; `yes` is accepted and changes no state; `–` is so already, which is never an error; a word
 in italics is the reason of a refusal, which answers with the problem `guest-state`. `kill` is a forced
-stop, `destroy` a forced delete; `talk` is exec, push and pull; `look` is console, screenshot and VNC.
+stop, `destroy` a forced delete; `snapshot` is also what a fork and a published image begin with; `talk` is
+exec, push and pull; `look` is console, screenshot and VNC.
 """
 
 

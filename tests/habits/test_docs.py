@@ -19,6 +19,7 @@ from serai.model.event import EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, RestartPolicy
 from serai.model.job import JobState
 from serai.model.lifecycle import GuestState
+from serai.model.snapshot import SnapshotState
 from serai.settings import SETTINGS
 
 DOCS = ROOT / "docs"
@@ -30,6 +31,7 @@ WORDS: tuple[type[StrEnum], ...] = (
     JobState,
     Accel,
     RestartPolicy,
+    SnapshotState,
 )
 
 
