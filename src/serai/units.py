@@ -123,6 +123,33 @@ def check_image_name(name: str) -> str:
     return name
 
 
+def check_snapshot_name(name: str) -> str:
+    """Return ``name`` if it can be a snapshot's name: as an image's, and never taken for an id."""
+    if not _IMAGE_NAME.fullmatch(name) or _GUEST_ID.fullmatch(name):
+        raise Invalid(
+            Code.NAME_INVALID,
+            f"{shorten(name)} cannot be the name of a snapshot",
+            hint="Use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit; not a UUID.",
+        )
+    return name
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """Read ``GUEST`` or ``GUEST@SNAPSHOT``; without a snapshot the second is "".
+
+    Raises Invalid (``name-invalid``) when a name is missing or there is more than one ``@``. Whether
+    there are such a guest and snapshot is not looked at.
+    """
+    guest, at, snapshot = text.partition("@")
+    if not guest or (at and not snapshot) or "@" in snapshot:
+        raise Invalid(
+            Code.NAME_INVALID,
+            f"{shorten(text)} names no guest and no snapshot of one",
+            hint="Write GUEST for a guest as it is now, or GUEST@SNAPSHOT.",
+        )
+    return guest, snapshot
+
+
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Return ``labels`` if all keys and values are printable and short, and at most 64 of them."""
     if len(labels) > 64:

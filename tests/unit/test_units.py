@@ -15,11 +15,13 @@ from serai.units import (
     check_guest_name,
     check_image_name,
     check_labels,
+    check_snapshot_name,
     format_duration,
     format_size,
     parse_duration,
     parse_size,
     shorten,
+    split_source,
 )
 
 HOSTILE = [
@@ -158,7 +160,7 @@ def test_sizes_are_printed_short():
 
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_readers(text: str):
-    for read in (parse_size, parse_duration, check_guest_name, check_image_name):
+    for read in (parse_size, parse_duration, check_guest_name, check_image_name, split_source):
         try:
             read(text)
         except Invalid as error:
@@ -252,6 +254,44 @@ def test_names_an_image_cannot_have(name: str):
     error = refusal(check_image_name, name)
     assert error.code is Code.NAME_INVALID
     assert error.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["ready", "before-2.0", "1", "nightly_2026-11-23", "x" * NAME_LENGTH]
+)
+def test_names_a_snapshot_can_have(name: str):
+    assert check_snapshot_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", [*HOSTILE, "Ready", ".x", "x.", "a@b", "@", "abcdef01-2345-6789-abcd-ef0123456789"]
+)
+def test_names_a_snapshot_cannot_have(name: str):
+    error = refusal(check_snapshot_name, name)
+    assert error.code is Code.NAME_INVALID
+    assert error.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("web1", ("web1", "")),
+        ("web1@ready", ("web1", "ready")),
+        ("web1@before-2.0", ("web1", "before-2.0")),
+        ("web 1@-x", ("web 1", "-x")),  # whether there is such a guest is said by who knows
+    ],
+)
+def test_sources_that_are_read(text: str, source: tuple[str, str]):
+    assert split_source(text) == source
+
+
+@pytest.mark.parametrize(
+    "text", ["", "@", "@ready", "web1@", "web1@@ready", "a@b@c", "web1@b@", "@@"]
+)
+def test_sources_that_are_refused(text: str):
+    error = refusal(split_source, text)
+    assert error.code is Code.NAME_INVALID
+    assert "GUEST@SNAPSHOT" in error.hint
 
 
 @given(st.from_regex(r"[a-z](?:[a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True))

@@ -28,10 +28,12 @@ class LaunchGuest(Action, frozen=True, tag="launch"):
 
     ``wait`` waits until the agent answers (where the image has one). On failure before the guest
     runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
+    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
     """
 
     spec: GuestSpec
     wait: bool = True
+    ttl: float = 0.0
 
 
 class CreateGuest(Action, frozen=True, tag="create"):

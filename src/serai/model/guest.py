@@ -138,6 +138,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
 
     Sizes are bytes, times are seconds since the epoch. ``pid`` is 0 when nothing runs.
     ``problem`` says what is wrong, if something is (a full disk, a crash, a failed start).
+    ``origin`` is the id of the snapshot that it was forked from, ``snapshot`` that of the one it stands
+    on ("": none). At ``expires_at`` it is deleted (0: never).
     """
 
     name: str
@@ -164,3 +166,6 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int
     problem: Problem | None
     notes: tuple[str, ...] = ()
+    origin: str = ""
+    snapshot: str = ""
+    expires_at: float = 0.0

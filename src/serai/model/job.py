@@ -25,6 +25,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     ``phases`` names all steps in order and ``phase`` the one under way (written before it begins).
     ``done`` of ``total`` counts bytes or steps within the phase; total 0 means that it can't be told.
+    ``results`` are the ids of what it made (forks, a snapshot), in order, once it is done.
     ``action`` is the action's JSON, from which an interrupted job goes on after a restart.
     """
 
@@ -42,6 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
     action: str = ""
     key: str = ""
+    results: tuple[str, ...] = ()
 
     @property
     def is_final(self) -> bool:
