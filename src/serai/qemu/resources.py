@@ -49,14 +49,6 @@ def _open_all(
     return fds
 
 
-def open_words(stack: ExitStack, state_dir: Path) -> int:
-    """Open the file for what QEMU itself has to say, emptied: it is about this start only."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-    fd = os.open(words_path(state_dir), flags, PRIVATE)
-    stack.callback(os.close, fd)
-    return fd
-
-
 def remove_sockets(run_dir: Path) -> None:
     """Remove the sockets of a QEMU that has ended."""
     for name in SOCKETS:
@@ -71,11 +63,6 @@ def socket_path(run_dir: Path, name: str) -> Path:
 def memory_name(guest_id: str) -> str:
     """Return the name of a guest's memory file: what tells its QEMU from a lookalike."""
     return f"serai-{guest_id}"
-
-
-def words_path(state_dir: Path) -> Path:
-    """Return where QEMU's own words are."""
-    return state_dir / "qemu.log"
 
 
 def _files(machine: Machine, state_dir: Path) -> Iterator[tuple[str, Path, int]]:
