@@ -44,7 +44,7 @@ def a_snapshot(number: int, name: str = "", guest: int = 1, **changes: object) -
         "guest_id": a_guest(guest).id,
         "guest": a_guest(guest),
         "created_at": float(number),
-        "volumes": (FrozenVolume(name="root", layers=(an_id("layer 1"),), size=1 << 20),),
+        "volumes": (FrozenVolume(name="root", layer=an_id("layer 1"), size=1 << 20),),
         **changes,
     }
     return SnapshotRecord(**fields)  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ async def test_they_change_in_place_and_go_without_complaint(store: Store):
 
 
 async def test_a_guest_keeps_its_volumes(store: Store):
-    volume = Volume(name="root", head="root-2.qcow2", layers=(a_layer(1).id,), size=1 << 20)
+    volume = Volume(name="root", head="root-2.qcow2", layer=a_layer(1).id, size=1 << 20)
     guest = a_guest(1, volumes=(volume,), snapshot="s", origin="o", expires_at=5.0)
     await store.commit(PutGuest(guest))
     assert await store.guests() == [guest]

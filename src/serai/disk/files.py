@@ -19,6 +19,7 @@ EVERYTHING = 1 << 62
 BLOCK = 4096
 """Holes are kept and made in units of this: the block size of nearly every file system."""
 
+_ZEROS = bytes(BLOCK)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -118,27 +119,33 @@ def copy_sparse(
                 Code.IMAGE_REFUSED, f"the file is larger than the limit of {format_size(limit)}"
             )
         digest.update(piece)
-        _write_data(target, piece, done)
+        write_data(target, piece, len(piece), done)
         done += len(piece)
         pulse.beat(done, total)
     os.ftruncate(target, done)
     return f"sha256:{digest.hexdigest()}"
 
 
-def _write_data(target: int, piece: bytes, offset: int) -> None:
-    """Write ``piece`` at ``offset`` without its runs of zero blocks."""
-    if piece.count(0) == len(piece):
-        return
-    view, start = memoryview(piece), 0
-    while start < len(piece):
-        end = start + BLOCK
-        if piece.count(0, start, end) == min(end, len(piece)) - start:
-            start = end
-            continue
-        while end < len(piece) and piece.count(0, end, end + BLOCK) < BLOCK:
-            end += BLOCK
+def data_runs(content: bytes | bytearray, length: int) -> Iterator[tuple[int, int]]:
+    """Yield where the first ``length`` bytes of ``content`` have runs of blocks that are not zeros."""
+    start = -1
+    for place in range(0, length, BLOCK):
+        zeros = _ZEROS if place + BLOCK <= length else _ZEROS[: length - place]
+        if content.startswith(zeros, place):
+            if start >= 0:
+                yield start, place
+                start = -1
+        elif start < 0:
+            start = place
+    if start >= 0:
+        yield start, length
+
+
+def write_data(target: int, content: bytes | bytearray, length: int, offset: int) -> None:
+    """Write the first ``length`` bytes at ``offset``, which must be a hole, but no blocks of zeros."""
+    view = memoryview(content)
+    for start, end in data_runs(content, length):
         _write_all(target, view[start:end], offset + start)
-        start = end
 
 
 def _write_all(target: int, view: memoryview, offset: int) -> None:

@@ -48,23 +48,28 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 def build_head(virtual_size: int, note: Note | None = None) -> dict[int, bytes]:
     """Return what to write where for an empty head; all the rest up to ``head_length`` is zeros."""
     l1_clusters = _l1_clusters(virtual_size)
-    header = _HEADER.pack(
+    header = build_header(virtual_size, l1_entries=_l1_entries(virtual_size), l1_offset=3 * CLUSTER)
+    return {
+        0: header + _extension(note) + bytes(8),
+        1 * CLUSTER: struct.pack(">Q", 2 * CLUSTER),
+        2 * CLUSTER: struct.pack(">H", 1) * (3 + l1_clusters),
+    }
+
+
+def build_header(virtual_size: int, *, l1_entries: int, l1_offset: int) -> bytes:
+    """Return the header of a file of our shape, whose refcount table is its second cluster."""
+    return _HEADER.pack(
         MAGIC, 3,
         0, 0,  # no backing file
         CLUSTER_BITS, virtual_size,
         0,  # not encrypted
-        _l1_entries(virtual_size), 3 * CLUSTER,
+        l1_entries, l1_offset,
         1 * CLUSTER, 1,  # the refcount table and its clusters
         0, 0,  # no snapshots
         EXTENDED_L2, 0, 0,  # incompatible, compatible, autoclear features
         REFCOUNT_ORDER, KNOWN_LENGTH,
         0,  # zlib
     )  # fmt: skip
-    return {
-        0: header + _extension(note) + bytes(8),
-        1 * CLUSTER: struct.pack(">Q", 2 * CLUSTER),
-        2 * CLUSTER: struct.pack(">H", 1) * (3 + l1_clusters),
-    }
 
 
 def _extension(note: Note | None) -> bytes:

@@ -31,9 +31,15 @@ _BITMAPS = struct.Struct(">IIQQ")
 MAX_SNAPSHOT_EXTRA = 1024
 
 
-def check_tables(reader: Reader, header: Qcow2Header, pulse: Pulse) -> None:
+def check_tables(
+    reader: Reader,
+    header: Qcow2Header,
+    pulse: Pulse,
+    *,
+    most_clusters: int = MAX_MAPPED_CLUSTERS,
+) -> None:
     """Look at all entries of all tables; Invalid (``image-refused``) for the first unsound one."""
-    if -(-header.virtual_size // header.cluster) > MAX_MAPPED_CLUSTERS:
+    if -(-header.virtual_size // header.cluster) > most_clusters:
         raise refused(
             "its clusters are so small that its tables are absurdly large",
             hint="Make it anew with larger clusters: qemu-img convert -O qcow2 IT NEW",
@@ -41,7 +47,7 @@ def check_tables(reader: Reader, header: Qcow2Header, pulse: Pulse) -> None:
     _check_refcounts(reader, header)
     _check_snapshots(reader, header)
     _check_bitmaps(reader, header)
-    l1 = _read_table(reader, header.l1_offset, header.l1_entries, "the L1 table")
+    l1 = read_table(reader, header.l1_offset, header.l1_entries, "the L1 table")
     tables = list(_table_offsets(reader, header, l1, "L2"))
     check = _check_extended if header.extended_l2 else _check_standard
     for done, offset in enumerate(tables):
@@ -49,7 +55,8 @@ def check_tables(reader: Reader, header: Qcow2Header, pulse: Pulse) -> None:
         check(reader, header, reader.read(offset, header.cluster, "an L2 table"))
 
 
-def _read_table(reader: Reader, offset: int, entries: int, what: str) -> Sequence[int]:
+def read_table(reader: Reader, offset: int, entries: int, what: str) -> Sequence[int]:
+    """Return a table of 64-bit numbers; refuses one that is not within the file."""
     return _to_array(reader.read(offset, entries * 8, what))
 
 
@@ -84,7 +91,7 @@ def _table_offsets(
 
 def _check_refcounts(reader: Reader, header: Qcow2Header) -> None:
     entries = header.reftable_clusters * header.cluster // 8
-    table = _read_table(reader, header.reftable_offset, entries, "the refcount table")
+    table = read_table(reader, header.reftable_offset, entries, "the refcount table")
     for _ in _table_offsets(reader, header, table, "refcount"):
         pass
 
@@ -190,11 +197,11 @@ def read_guest(reader: Reader, header: Qcow2Header, offset: int, length: int) ->
 
 def _read_cluster(reader: Reader, header: Qcow2Header, number: int) -> bytes | None:
     l1_index, l2_index = divmod(number, header.l2_entries)
-    table = _read_table(reader, header.l1_offset + l1_index * 8, 1, "the L1 table")[0] & OFFSET
+    table = read_table(reader, header.l1_offset + l1_index * 8, 1, "the L1 table")[0] & OFFSET
     if not table:
         return b""
     width = 2 if header.extended_l2 else 1
-    entry, *bitmap = _read_table(reader, table + l2_index * 8 * width, width, "an L2 table")
+    entry, *bitmap = read_table(reader, table + l2_index * 8 * width, width, "an L2 table")
     if entry & COMPRESSED:
         return _inflate(reader, header, entry)
     if not entry & OFFSET or entry & ZERO:

@@ -1,27 +1,42 @@
-"""The volumes of a guest: a writable head over the immutable layers of its image.
+"""The volumes of a guest: a writable head over immutable layers.
 
-    guests/ID/root.qcow2     the head (``qcow2``)
-    guests/ID/uefi-vars.fd   the firmware's variables, under UEFI
-    images/sha256-…/disk.*   the layer below, shared by all guests of the image
+    guests/ID/root.qcow2        a head, as a guest is made with it
+    guests/ID/root-UNIQUE.qcow2 a head that was put over a layer later
+    guests/ID/uefi-vars.fd      the firmware's variables, under UEFI
+    layers/ID.qcow2             what a head became when it was frozen (``disk.layers``)
+    images/sha256-…/disk.*      the lowest layer, shared by all guests of the image
 
 A DISK image gets a head over its layer, a CDROM image an empty disk to install on (the medium
 itself is ``plan.machine``'s business), a KERNEL image an empty disk if one was asked for. Nothing
 here starts a program or waits; all of it is blocking and quick. A head that is there is never
 written over: doing the same again returns what is there.
+
+Every qcow2 file of a chain is looked at before QEMU gets it, as if it were a stranger's: a guest that
+broke out of its QEMU may have written its header.
 """
 
 import os
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import msgspec
+
 from serai.disk.files import naming_disk_problems, sync_folder, write_durably
-from serai.disk.qcow2 import create_head, grow_head
-from serai.errors import Code, Conflict, HostFailure, Invalid
+from serai.disk.layers import LayerFolder, layer_node
+from serai.disk.qcow2 import create_head, grow_head, read_head
+from serai.errors import Bug, Code, Conflict, HostFailure, Invalid
+from serai.model.guest import Volume
 from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import LayerFile
+from serai.model.snapshot import Layer
 from serai.plan.machine import UEFI_VARS_NAME
 from serai.units import GIB, MIB, format_size
 
-ROOT_NAME = "root.qcow2"
+ROOT = "root"
+ROOT_NAME = f"{ROOT}.qcow2"
+HEAD_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\.qcow2", re.ASCII)
+"""A head's name without its end is the name of a node in QEMU, which has 31 characters at most."""
 EMPTY_DISK = 8 * GIB
 """What a guest of an installation medium gets when no size was asked for."""
 
@@ -43,6 +58,118 @@ def root_size(image: Image, size: int) -> int:
             hint="Leave the size away to get the image's own.",
         )
     return size if size == image.virtual_size else -(-size // MIB) * MIB
+
+
+def create_volumes(folder: Path, image: Image, image_folder: Path, size: int) -> tuple[Volume, ...]:
+    """Make the volumes of a new guest in its ``folder``; () for an image that needs no disk.
+
+    Durable when it returns; a head that is there is kept. Raises as ``root_size`` does, and
+    HostFailure ``disk-full``, ``image-corrupt``.
+    """
+    create_root(folder, image, image_folder, size)
+    return find_volumes(folder, image)
+
+
+def find_volumes(folder: Path, image: Image) -> tuple[Volume, ...]:
+    """Return the volumes of a guest that has no layers yet, by looking at what is there.
+
+    For guests that were stored before volumes were. Raises HostFailure (``file-failed``) when a guest
+    that must have a root disk has none, or one that is not sound.
+    """
+    head = folder / ROOT_NAME
+    if not head.exists() and image.kind is ImageKind.KERNEL:
+        return ()
+    return (Volume(name=ROOT, head=ROOT_NAME, size=_virtual_size(head)),)
+
+
+def make_head(folder: Path, volume: Volume) -> None:
+    """Make the empty head that ``volume`` names, over its layer; one that is there is kept.
+
+    Durable when it returns; HostFailure (``disk-full``, ``permission``) leaves nothing.
+    """
+    backing = f"layers/{volume.layer}.qcow2" if volume.layer else ""
+    head = folder / _checked(volume.head)
+    with naming_disk_problems("creating a disk"):
+        if not head.exists():
+            create_head(
+                head,
+                virtual_size=volume.size,
+                backing=backing,
+                backing_format=DiskFormat.QCOW2,
+            )
+
+
+def new_head(folder: Path, volume: Volume, unique: str, layer: str = "") -> Volume:
+    """Make an empty head to be put over ``volume``'s and return the volume as it is then.
+
+    The head is called NAME-``unique``.qcow2. ``layer`` is the id that the old head gets as a layer;
+    with "" the caller fills that in. The size is that of the old head, which the guest may have seen
+    grow. Durable when it returns; on failure nothing is left.
+    """
+    old = folder / _checked(volume.head)
+    made = msgspec.structs.replace(
+        volume, head=f"{volume.name}-{unique}.qcow2", layer=layer, size=_virtual_size(old)
+    )
+    make_head(folder, made)
+    return made
+
+
+def drop_head(folder: Path, volume: Volume) -> None:
+    """Remove a head's name from ``folder`` (done already: fine); as a layer it has another."""
+    with naming_disk_problems("removing a disk"):
+        (folder / _checked(volume.head)).unlink(missing_ok=True)
+        sync_folder(folder)
+
+
+def stray_heads(folder: Path, volumes: Collection[Volume]) -> list[Path]:
+    """Return the heads in ``folder`` that no volume names, sorted: left by an interrupted freeze."""
+    named = {volume.head for volume in volumes}
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if HEAD_NAME.fullmatch(path.name) and path.name not in named
+    )
+
+
+def chain_of(
+    folder: Path,
+    volume: Volume,
+    below: Sequence[Layer],
+    layers: LayerFolder,
+    image: Image,
+    image_folder: Path,
+) -> tuple[LayerFile, ...]:
+    """Return the files of a volume, the head first, each with the name of its node in QEMU.
+
+    ``below`` are the layers under the head, the newest first. The header of each file is read. Raises
+    HostFailure: ``snapshot-corrupt`` for a layer that is gone or not sound, ``file-failed`` for such a
+    head, ``image-corrupt`` for the image's disk.
+    """
+    head = folder / _checked(volume.head)
+    _virtual_size(head)
+    chain = [
+        LayerFile(path=str(head), format=DiskFormat.QCOW2, read_only=False, node=head.stem),
+        *(layers.file(layer) for layer in below),
+    ]
+    if below and below[-1].image_digest not in ("", image.digest):
+        raise HostFailure(
+            Code.SNAPSHOT_CORRUPT,
+            f"the layer {below[-1].id} stands on another image than {image.name}",
+        )
+    if not below or below[-1].image_digest:
+        chain += _layers(image, image_folder)
+    return tuple(chain)
+
+
+def grow_volume(folder: Path, volume: Volume, size: int) -> Volume:
+    """Make a volume of a stopped guest at least ``size`` bytes (whole MiB) large; return it then.
+
+    Raises Conflict ``shrink-refused`` and Invalid ``size-invalid`` (then nothing has changed).
+    """
+    head = folder / _checked(volume.head)
+    with naming_disk_problems("growing a disk"):
+        grow_head(head, -(-size // MIB) * MIB)
+    return msgspec.structs.replace(volume, size=_virtual_size(head))
 
 
 def create_root(folder: Path, image: Image, image_folder: Path, size: int) -> tuple[LayerFile, ...]:
@@ -114,7 +241,29 @@ def usage(folder: Path) -> int:
 
 
 def _head_file(head: Path) -> LayerFile:
-    return LayerFile(path=str(head), format=DiskFormat.QCOW2, read_only=False)
+    return LayerFile(path=str(head), format=DiskFormat.QCOW2, read_only=False, node=head.stem)
+
+
+def _checked(head: str) -> str:
+    if not HEAD_NAME.fullmatch(head):
+        raise Bug(Code.BUG, f"a disk can't be called {head!r}")
+    return head
+
+
+def _virtual_size(head: Path) -> int:
+    """Return the size of the disk that a head is; HostFailure (``file-failed``) if it is not sound."""
+    try:
+        return read_head(head).virtual_size
+    except Invalid as error:
+        raise HostFailure(
+            Code.FILE_FAILED, f"the disk {head} can't be used: {error.message}"
+        ) from error
+    except FileNotFoundError as error:
+        raise HostFailure(Code.FILE_FAILED, f"the disk {head} is gone") from error
+    except OSError as error:
+        raise HostFailure(
+            Code.FILE_FAILED, f"the disk {head} can't be read: {error.strerror}"
+        ) from error
 
 
 def _layers(image: Image, image_folder: Path) -> tuple[LayerFile, ...]:
@@ -129,4 +278,5 @@ def _layers(image: Image, image_folder: Path) -> tuple[LayerFile, ...]:
             hint="Import or build the image again.",
             details={"path": str(path)},
         )
-    return (LayerFile(path=str(path), format=image.disk_format, read_only=True),)
+    node = layer_node("i", image.digest.removeprefix("sha256:"))
+    return (LayerFile(path=str(path), format=image.disk_format, read_only=True, node=node),)
