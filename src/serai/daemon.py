@@ -21,13 +21,16 @@ import uvloop
 
 from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
+from serai.disk.layers import LayerFolder
+from serai.disk.memory import MemoryFolder
+from serai.engine.bases import Bases
 from serai.engine.bus import Bus
 from serai.engine.engine import Engine
 from serai.engine.house import House
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
-from serai.engine.upkeep import Upkeep
+from serai.engine.shelf import Shelf
 from serai.errors import Code, Conflict, HostFailure, Problem
 from serai.host.cgroup import Cgroups
 from serai.host.process import keep_descriptors
@@ -143,6 +146,8 @@ async def _open_engine(
     bus = Bus()
     journal = Journal(store, bus, time.time)
     async with Supervisor() as supervisor:
+        memory = MemoryFolder(places.memory)
+        bases = Bases(places.run / "bases", memory)
         house = House(
             settings=settings,
             places=places,
@@ -152,6 +157,10 @@ async def _open_engine(
             jobs=Jobs(journal, _new_id),
             names=Names(),
             images=ImageFolder(places.images),
+            layers=LayerFolder(places.layers),
+            memory=memory,
+            bases=bases,
+            shelf=Shelf(),
             cgroups=Cgroups(),
             supervisor=supervisor,
             new_id=_new_id,
@@ -162,13 +171,14 @@ async def _open_engine(
         supervisor.start(journal.run(), name="journal")
         try:
             await _take_up(engine, journal)
-            supervisor.start(Upkeep(house, engine.drivers).run(), name="upkeep")
+            supervisor.start(engine.upkeep().run(), name="upkeep")
             yield engine
         finally:
             house.closing.set()
             journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
             await journal.flush()
             bus.close()
+            bases.close()
 
 
 async def _take_up(engine: Engine, journal: Journal) -> None:

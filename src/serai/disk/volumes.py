@@ -114,6 +114,16 @@ def new_head(folder: Path, volume: Volume, unique: str, layer: str = "") -> Volu
     return made
 
 
+def is_empty_head(folder: Path, volume: Volume) -> bool:
+    """Tell whether nothing was ever written to a head that nothing has open."""
+    head = folder / _checked(volume.head)
+    with naming_disk_problems("reading a disk"):
+        header = read_head(head)
+        with head.open("rb") as file:
+            file.seek(header.l1_offset)
+            return not any(file.read(header.l1_entries * 8))
+
+
 def drop_head(folder: Path, volume: Volume) -> None:
     """Remove a head's name from ``folder`` (done already: fine); as a layer it has another."""
     with naming_disk_problems("removing a disk"):

@@ -99,7 +99,7 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
         running.machine if running else machine_of(driver),
         process,
         started_at=running.started_at if running else house.journal.now(),
-        run_dir=house.places.guests_run / driver.record.id,
+        run_dir=house.places.guests_run / driver.record.id / (running.sockets if running else ""),
         state_dir=house.places.guests / driver.record.id,
         timeout=MONITOR_TIMEOUT,
     )

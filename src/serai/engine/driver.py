@@ -195,6 +195,10 @@ class GuestDriver:
         """
         errand = Errand(verb, work)
         self.mailbox.ask(errand)
+        result: T = await self._outcome(errand)
+        return result
+
+    async def _outcome(self, errand: Errand) -> Any:
         try:
             await asyncio.wait({errand.done})
         except asyncio.CancelledError:
@@ -203,7 +207,13 @@ class GuestDriver:
             await asyncio.wait({errand.done})
             errand.done.exception()
             raise
-        result: T = errand.done.result()
+        return errand.done.result()
+
+    async def do_first(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Have ``work`` done as the first that a new guest does; nobody else knows of it yet."""
+        errand = Errand(Verb.START, work)
+        self._start_work(_carry_out_errand(errand), None, errand)
+        result: T = await self._outcome(errand)
         return result
 
     def begin(self, job: LiveJob, procedure: Procedure) -> None:

@@ -15,6 +15,7 @@ from serai.engine import talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
 from serai.engine.driver import CancelJob, GuestDriver, Script
+from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.procedures import (
@@ -27,17 +28,24 @@ from serai.engine.procedures import (
     start_by_policy,
 )
 from serai.engine.running import react
+from serai.engine.snapshots import SnapshotKeeper
+from serai.engine.upkeep import Upkeep
 from serai.errors import Code, Conflict, NotFound, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
     AnyAction,
     BuildImage,
+    ChangeSnapshot,
     CreateGuest,
+    CreateSnapshot,
     DeleteImage,
+    DeleteSnapshot,
+    ForkGuest,
     ImportImage,
     LaunchGuest,
     RenameGuest,
+    RestoreSnapshot,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -46,6 +54,7 @@ from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.machine import check_fit
@@ -70,6 +79,8 @@ class Engine:
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
         self._images = ImageKeeper(house, (), self._digests_in_use)
+        self._snapshots = SnapshotKeeper(house, self._records, self._by_name)
+        self._forker = Forker(house, self._snapshots, self._adopt)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -92,6 +103,14 @@ class Engine:
     def image_files(self, name: str) -> Path:
         """Return the folder with the files of an image."""
         return self._house.images.folder(self._images.find(name))
+
+    def snapshots(self, guest: str) -> list[Snapshot]:
+        """Return a guest's snapshots as a tree: each after its parent."""
+        return self._snapshots.all(self._find(guest).record)
+
+    def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
+        """Return one snapshot of a guest; NotFound (``snapshot-not-found``)."""
+        return self._snapshots.one(self._find(guest).record, name_or_id)
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
@@ -157,6 +176,17 @@ class Engine:
                 return await self._images.import_(action, key)
             case DeleteImage():
                 return await self._images.delete(action, key)
+            case CreateSnapshot():
+                return await self._snapshots.create(self._find(action.guest), action, key)
+            case RestoreSnapshot():
+                return await self._snapshots.restore(self._find(action.guest), action, key)
+            case ChangeSnapshot():
+                return await self._snapshots.change(self._find(action.guest), action, key)
+            case DeleteSnapshot():
+                return await self._snapshots.delete(self._find(action.guest), action, key)
+            case ForkGuest():
+                self._check_host()
+                return await self._forker.fork(self._find(action.guest), action, key)
             case _:
                 driver = self._find(action.guest)
                 self._check_before(driver, action)
@@ -189,7 +219,9 @@ class Engine:
         image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
         house.names.claim(name, guest_id)
         number = house.names.claim_number()
-        record = self._record(spec, image, guest_id, number, isinstance(action, LaunchGuest))
+        starts = isinstance(action, LaunchGuest)
+        ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
+        record = self._record(spec, image, guest_id, number, starts, ttl)
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
@@ -218,7 +250,13 @@ class Engine:
         return image
 
     def _record(
-        self, spec: GuestSpec, image: Image, guest_id: str, number: int, wanted_on: bool
+        self,
+        spec: GuestSpec,
+        image: Image,
+        guest_id: str,
+        number: int,
+        wanted_on: bool,
+        ttl: float,
     ) -> GuestRecord:
         random = self._house.new_id()
         return GuestRecord(
@@ -232,6 +270,7 @@ class Engine:
             mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=self._house.new_id(),
             wanted_on=wanted_on,
+            expires_at=self._house.journal.now() + ttl if ttl else 0.0,
         )
 
     async def cancel_job(self, job_id: str) -> Job:
@@ -240,7 +279,7 @@ class Engine:
         if live is None:
             job = await self._house.jobs.find(job_id)
             raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job.id} has ended: it is {job.state}")
-        if self._images.cancel(job_id):
+        if any(each.cancel(job_id) for each in (self._images, self._snapshots, self._forker)):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
             if driver.job is live:
@@ -305,6 +344,13 @@ class Engine:
     def _driver(self, record: GuestRecord, image: Image, state: GuestState) -> GuestDriver:
         return GuestDriver(record, image, self._house, VM_SCRIPT, state, self._forget)
 
+    def _adopt(self, record: GuestRecord) -> GuestDriver:
+        """Take a new guest that was stored just now into the house."""
+        image = self._images.by_digest(record.image_digest) or _lost_image(record)
+        driver = self._driver(record, image, GuestState.CREATING)
+        self._own(driver)
+        return driver
+
     def _own(self, driver: GuestDriver) -> None:
         self._drivers[driver.record.id] = driver
         self._house.supervisor.start(driver.run(), name=f"guest {driver.name}")
@@ -312,18 +358,33 @@ class Engine:
     def _forget(self, driver: GuestDriver) -> None:
         self._drivers.pop(driver.record.id, None)
         self._free_names(driver)
+        forget = self._snapshots.forget_guest(driver.record)
+        self._house.supervisor.start(forget, name=f"{driver.name}: snapshots")
 
     def _free_names(self, driver: GuestDriver) -> None:
         self._house.names.release(driver.name, driver.record.id)
         self._house.names.release_number(driver.record.number)
 
+    def _by_name(self, name: str) -> GuestDriver | None:
+        return self._drivers.get(self._house.names.owner(name) or "")
+
+    def _records(self) -> list[GuestRecord]:
+        return [each.record for each in self._drivers.values()]
+
     def _digests_in_use(self) -> set[str]:
-        return {each.record.image_digest for each in self._drivers.values()}
+        house = self._house
+        used = {each.record.image_digest for each in self._drivers.values()}
+        used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
+        return used | {each.image_digest for each in house.shelf.layers.values()}
 
     @property
     def drivers(self) -> Iterable[GuestDriver]:
         """All guests' drivers: a live view."""
         return self._drivers.values()
+
+    def upkeep(self) -> Upkeep:
+        """Return what keeps things small and in time."""
+        return Upkeep(self._house, self._drivers.values(), self._snapshots, self.submit)
 
     # -- the daemon's start --------------------------------------------------------------------------
 
@@ -332,6 +393,7 @@ class Engine:
         store = self._house.journal.store
         self._images = ImageKeeper(self._house, await store.images(), self._digests_in_use)
         unfinished = await store.unfinished_jobs()
+        self._house.shelf.fill(await store.layers(), await store.snapshots())
         for record in await store.guests():
             self._house.names.claim(record.spec.name, record.id)
             self._house.names.keep_number(record.number)
@@ -339,7 +401,9 @@ class Engine:
             self._own(self._driver(record, image, state_at_rest(record)))
         sentences = await self._reserve_damaged()
         sentences += await self._take_up_guests(unfinished)
-        sentences += await self._take_up_images(unfinished)
+        sentences += await remove_unfinished(list(self._drivers.values()))
+        sentences += await self._take_up_keepers(unfinished)
+        sentences += await self._snapshots.tidy()
         await asyncio.to_thread(self._images.tidy)
         return sentences
 
@@ -356,15 +420,28 @@ class Engine:
     async def _take_up_guests(self, unfinished: list[Job]) -> list[str]:
         drivers = list(self._drivers.values())
         pids = await asyncio.to_thread(find_processes, "-uuid", frozenset(self._drivers))
-        about_guests = [job for job in unfinished if not job.kind.startswith("image-")]
+        about_guests = [job for job in unfinished if self._keeper_of(job) is None]
         return await take_up_all(drivers, pids, about_guests, self._house.jobs)
 
-    async def _take_up_images(self, unfinished: list[Job]) -> list[str]:
+    async def _take_up_keepers(self, unfinished: list[Job]) -> list[str]:
         sentences = []
         for job in unfinished:
-            if job.kind.startswith("image-"):
-                sentences.append(await self._images.take_up(job))
+            keeper = self._keeper_of(job)
+            if keeper is not None:
+                sentences.append(await keeper.take_up(job))
         return sentences
+
+    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | None:
+        """Return whose job that is, None where it is a guest's own."""
+        match job.kind.partition("-")[0]:
+            case "image":
+                return self._images
+            case "snapshot":
+                return self._snapshots
+            case "fork":
+                return self._forker
+            case _:
+                return None
 
 
 def _lost_image(record: GuestRecord) -> Image:

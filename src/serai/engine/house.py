@@ -5,9 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serai.disk.images import ImageFolder
+from serai.disk.layers import LayerFolder
+from serai.disk.memory import MemoryFolder
+from serai.engine.bases import Bases
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
+from serai.engine.shelf import Shelf
 from serai.errors import Problem
 from serai.host.cgroup import Cgroups
 from serai.host.supervise import Supervisor
@@ -32,6 +36,10 @@ class House:
     jobs: Jobs
     names: Names
     images: ImageFolder
+    layers: LayerFolder
+    memory: MemoryFolder
+    bases: Bases
+    shelf: Shelf
     cgroups: Cgroups
     supervisor: Supervisor
     new_id: Callable[[], str]

@@ -66,13 +66,18 @@ class LiveJob:
         *changes: Change,
         events: tuple[Event, ...] = (),
         message: str = "",
+        results: tuple[str, ...] = (),
         then: Callable[[], None] = _nothing,
     ) -> None:
         """End the job well: its end and ``changes`` become durable together.
 
         ``then`` is called after that, before anybody who waits for the job is told.
         """
-        self._change(state=JobState.DONE, message=message or self.job.message)
+        self._change(
+            state=JobState.DONE,
+            message=message or self.job.message,
+            results=results or self.job.results,
+        )
         await self._end(changes, events, then)
 
     async def fail(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from serai.disk.volumes import create_root, create_uefi_vars, find_root, grow_root
+from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.running import attach, detach, follow_policy, let_go, open_instance
@@ -73,7 +73,7 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
         if driver.instance is None:
             await job.enter("start")
             driver.enter(GuestState.STARTING)
-            await _start(driver)
+            await start_cold(driver)
     except BaseException as error:
         await undo_creation(driver, job, error)
         return
@@ -88,9 +88,11 @@ async def _make_volumes(driver: GuestDriver, job: LiveJob) -> None:
     house, record = driver.house, driver.record
     folder = house.places.guests / record.id
     await asyncio.to_thread(_make_folder, driver)
-    await asyncio.to_thread(
-        create_root, folder, driver.image, house.images.folder(driver.image), record.spec.disk
+    volumes = await asyncio.to_thread(
+        create_volumes, folder, driver.image, house.images.folder(driver.image), record.spec.disk
     )
+    if volumes:
+        await house.journal.commit(driver.revise(volumes=volumes))
     if record.spec.firmware is Firmware.UEFI:
         await asyncio.to_thread(create_uefi_vars, folder, house.capabilities.uefi_vars)
 
@@ -147,7 +149,7 @@ async def _start_or_report(driver: GuestDriver) -> None:
     if driver.instance is not None:
         return
     try:
-        await _start(driver)
+        await start_cold(driver)
     except BaseException as error:
         if not driver.house.closing.is_set():
             driver.revise(
@@ -158,7 +160,8 @@ async def _start_or_report(driver: GuestDriver) -> None:
         raise
 
 
-async def _start(driver: GuestDriver) -> None:
+async def start_cold(driver: GuestDriver) -> None:
+    """Start QEMU from the guest's disks; a failure leaves it stopped."""
     try:
         instance = await open_instance(driver)
     except BaseException:
@@ -290,6 +293,15 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
         raise
 
 
+async def remove_guest(driver: GuestDriver) -> None:
+    """Remove all traces of a guest that nobody was promised yet; it must not be at work."""
+    await _end_process(driver)
+    await asyncio.to_thread(_remove_folders, driver)
+    driver.enter(GuestState.DELETING)
+    await driver.house.journal.commit(DropGuest(driver.record.id))
+    driver.leave()
+
+
 def _remove_folders(driver: GuestDriver) -> None:
     places, guest_id = driver.house.places, driver.record.id
     for folder in (places.guests_run / guest_id, places.guests / guest_id):
@@ -334,15 +346,17 @@ async def set_guest(driver: GuestDriver, job: LiveJob) -> None:
 
 
 async def _change_disk(driver: GuestDriver, change: GuestChange) -> None:
+    """Grow the root disk; the record in memory says so, and is stored at the end of the job."""
     if change.disk is msgspec.UNSET or change.disk == driver.view().disk:
         return
+    root, *others = driver.record.volumes
     if driver.instance is not None:
-        await driver.instance.resize_drive("root", change.disk)
-        return
-    house = driver.house
-    folder = house.places.guests / driver.record.id
-    chain = find_root(folder, driver.image, house.images.folder(driver.image))
-    await asyncio.to_thread(grow_root, chain, change.disk)
+        await driver.instance.resize_drive(root.name, change.disk)
+        root = msgspec.structs.replace(root, size=change.disk)
+    else:
+        folder = driver.house.places.guests / driver.record.id
+        root = await asyncio.to_thread(grow_volume, folder, root, change.disk)
+    driver.revise(volumes=(root, *others))
 
 
 async def _change_running(driver: GuestDriver, change: GuestChange) -> None:

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import msgspec
 
-from serai.disk.volumes import find_root
+from serai.disk.volumes import chain_of
 from serai.engine.driver import Beat, GuestDriver, Message, RestartDue
 from serai.engine.jobs import disk_full
 from serai.errors import Code, Conflict, Problem, SeraiError
 from serai.host.process import Confinement
 from serai.host.sockets import bind_unix
 from serai.model.event import EventKind
-from serai.model.guest import AgentState, ExitReason
+from serai.model.guest import AgentState, ExitReason, Volume
 from serai.model.image import Expect
 from serai.model.lifecycle import ON_STATES, GuestState, Happening
-from serai.model.machine import Machine
+from serai.model.machine import LayerFile, Machine
+from serai.plan.layers import chain
 from serai.plan.machine import plan_machine, uid_of
 from serai.qemu.instance import Instance, InstanceEvent, InstanceEventKind, RunState
 
@@ -34,11 +35,15 @@ GUEST_MEMORY_SLACK = 512 << 20
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands beside a running guest, so that the next daemon can adopt it."""
+    """What stands beside a running guest, so that the next daemon can adopt it.
+
+    ``sockets`` is the folder in the guest's run folder where its QEMU listens, "" for that itself.
+    """
 
     boot_id: str
     started_at: float
     machine: Machine
+    sockets: str = ""
 
 
 def running_file(driver: GuestDriver) -> Path:
@@ -54,61 +59,108 @@ def read_running(driver: GuestDriver) -> Running | None:
         return None
 
 
+def write_running(driver: GuestDriver, instance: Instance) -> None:
+    """Say beside the guest what runs and where, for the next daemon."""
+    _write_running(driver, instance.machine, instance.run_dir, instance.started_at)
+
+
+def _write_running(driver: GuestDriver, machine: Machine, run_dir: Path, started_at: float) -> None:
+    path = running_file(driver)
+    beside = Running(
+        boot_id=driver.house.boot_id,
+        started_at=started_at,
+        machine=machine,
+        sockets="" if run_dir == path.parent else run_dir.name,
+    )
+    temporary = path.with_name(".running.json.new")
+    temporary.write_bytes(msgspec.json.encode(beside))
+    temporary.rename(path)
+
+
+def next_run_dir(driver: GuestDriver) -> Path:
+    """Make a run folder for a QEMU that is to go on in the present one's place."""
+    folder = driver.house.places.guests_run / driver.record.id / driver.house.new_id()[:8]
+    folder.mkdir(mode=0o700)
+    return folder
+
+
 def machine_of(driver: GuestDriver) -> Machine:
-    """Describe the machine that this guest's record asks for now."""
+    """Describe the machine that this guest's record asks for now, with memory of its own."""
     house = driver.house
-    folder = house.places.guests / driver.record.id
     image_folder = house.images.folder(driver.image)
-    chain = find_root(folder, driver.image, image_folder)
     return plan_machine(
         driver.record,
         driver.image,
-        (chain,) if chain else (),
+        tuple(_chain(driver, volume, image_folder) for volume in driver.record.volumes),
         capabilities=house.capabilities,
         image_folder=image_folder,
-        guest_folder=folder,
+        guest_folder=house.places.guests / driver.record.id,
+        ram=house.new_id(),
+    )
+
+
+def _chain(driver: GuestDriver, volume: Volume, image_folder: Path) -> tuple[LayerFile, ...]:
+    house = driver.house
+    return chain_of(
+        house.places.guests / driver.record.id,
+        volume,
+        chain(house.shelf.layers, volume.layer),
+        house.layers,
+        driver.image,
+        image_folder,
+    )
+
+
+def confinement_of(driver: GuestDriver, machine: Machine) -> Confinement:
+    """Make the guest's control group and return what its QEMU is confined to."""
+    house, record = driver.house, driver.record
+    return Confinement(
+        uid=uid_of(record, house.capabilities, house.settings.uid_base),
+        setpriv=house.capabilities.setpriv_path,
+        cgroup=house.cgroups.create(record.id, memory=machine.memory + GUEST_MEMORY_SLACK),
     )
 
 
 async def open_instance(driver: GuestDriver) -> Instance:
-    """Start the guest's QEMU. On failure nothing of it is left running."""
+    """Start the guest's QEMU, from its disks. On failure nothing of it is left running."""
     house, record = driver.house, driver.record
     machine = machine_of(driver)
     run_dir = house.places.guests_run / record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    beside = Running(boot_id=house.boot_id, started_at=house.journal.now(), machine=machine)
-    running_file(driver).write_bytes(msgspec.json.encode(beside))
-    cgroup = house.cgroups.create(record.id, memory=machine.memory + GUEST_MEMORY_SLACK)
-    confinement = Confinement(
-        uid=uid_of(record, house.capabilities, house.settings.uid_base),
-        setpriv=house.capabilities.setpriv_path,
-        cgroup=cgroup,
-    )
+    _write_running(driver, machine, run_dir, house.journal.now())
     try:
         return await Instance.start(
             machine,
             capabilities=house.capabilities,
             run_dir=run_dir,
             state_dir=house.places.guests / record.id,
-            confinement=confinement,
+            confinement=confinement_of(driver, machine),
             timeout=house.settings.start_timeout,
         )
     except BaseException:
-        if cgroup is not None:
-            cgroup.remove()
+        house.cgroups.remove(record.id)
         running_file(driver).unlink(missing_ok=True)
         raise
 
 
-def attach(driver: GuestDriver, instance: Instance, *, adopted: bool = False) -> None:
+def attach(
+    driver: GuestDriver,
+    instance: Instance,
+    *,
+    adopted: bool = False,
+    agent: AgentState = AgentState.UNKNOWN,
+) -> None:
     """Make ``instance`` the guest's and begin to watch it.
 
     A new guest's agent is asked when it opens its port; an adopted one's may have it open already.
+    ``agent`` is what is known of it where the guest only changes its QEMU.
     """
     driver.instance = instance
-    driver.agent_state = AgentState.UNKNOWN
+    driver.agent_state = agent
     for event in (driver.powered_off, driver.exited, driver.agent_answered):
         event.clear()
+    if agent is AgentState.ANSWERING:
+        driver.agent_answered.set()
     driver.changed()
     start = driver.house.supervisor.start
     name = driver.name

@@ -1,31 +1,48 @@
-"""What has to be done now and then: logs kept within bounds, old events and jobs let go.
+"""What has to be done now and then: logs kept within bounds, old events and jobs let go, guests
+deleted whose time is over, memory bases that nobody uses closed, layers made one.
 
 Each turn returns a sentence for each thing that it did; an idle turn returns none.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.engine.snapshots import SnapshotKeeper
 from serai.errors import SeraiError
 from serai.host.logs import trim_log
+from serai.model.actions import AnyAction, DeleteGuest
+from serai.model.event import EventKind
+from serai.model.job import Job
+from serai.model.lifecycle import GuestState
 from serai.store.changes import Prune
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 2.0
 PRUNE_EVERY = 300.0
+MERGE_EVERY = 10.0
+
+Submit = Callable[[AnyAction], Awaitable[Job]]
 
 
 class Upkeep:
     """The task that keeps things small. ``drivers`` gives the guests of the moment."""
 
-    def __init__(self, house: House, drivers: Iterable[GuestDriver]) -> None:
+    def __init__(
+        self,
+        house: House,
+        drivers: Iterable[GuestDriver],
+        snapshots: SnapshotKeeper,
+        submit: Submit,
+    ) -> None:
         self._house = house
         self._drivers = drivers
+        self._snapshots = snapshots
+        self._submit = submit
 
     async def run(self) -> None:
         """Look after things until cancelled."""
@@ -34,9 +51,43 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
             for sentence in self.trim_logs():
                 log.info("%s", sentence)
+            await self._expire()
+            self._tidy_bases()
+            if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
+                await self._merge()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
                 await self._prune()
             turns += 1
+
+    async def _expire(self) -> None:
+        """Delete the guests whose time is over."""
+        now = self._house.journal.now()
+        for driver in list(self._drivers):
+            expires_at = driver.record.expires_at
+            if not expires_at or expires_at > now or driver.state is GuestState.DELETING:
+                continue
+            try:
+                await self._submit(DeleteGuest(guest=driver.record.id, force=True))
+            except SeraiError as error:
+                log.warning(
+                    "%s, whose time is over, was not deleted: %s", driver.name, error.message
+                )
+            else:
+                driver.tell(EventKind.GUEST_EXPIRED)
+
+    def _tidy_bases(self) -> None:
+        running = [each.instance.machine for each in self._drivers if each.instance is not None]
+        self._house.bases.tidy({machine.ram for machine in running if machine.ram_private})
+
+    async def _merge(self) -> None:
+        """Make two layers one, a pair a turn, so that no chain grows for ever."""
+        try:
+            sentence = await self._snapshots.merge_one()
+        except SeraiError as error:
+            log.warning("two layers were not made one: %s", error.message)
+        else:
+            if sentence:
+                log.info("%s", sentence)
 
     def trim_logs(self) -> list[str]:
         """Cut each running guest's log that has grown over the limit to its newer half."""

@@ -104,7 +104,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     the reconciler restores; ``last_exit`` tells why the guest is not running. ``volumes`` is what
     its next start opens: it is stored before a running guest writes to a new head. ``snapshot`` is
     the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
-    "" where there is none. At ``expires_at`` the guest is deleted (0: never).
+    "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
+    the job that is making it as a fork, "" once nobody would undo it.
     """
 
     id: str
@@ -123,6 +124,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str = ""
     origin: str = ""
     expires_at: float = 0.0
+    coming: str = ""
 
 
 class AgentState(StrEnum):

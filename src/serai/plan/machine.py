@@ -52,8 +52,9 @@ def plan_machine(
     capabilities: Capabilities,
     image_folder: PurePath,
     guest_folder: PurePath,
+    ram: str = "",
 ) -> Machine:
-    """Complete the description of the guest's machine.
+    """Complete the description of the guest's machine; ``ram`` names the memory that it gets.
 
     ``volumes`` are the guest's writable volumes, the root first. A kernel image is loaded by QEMU
     itself; an installation medium is a drive after the empty root, so that the machine boots from
@@ -79,6 +80,7 @@ def plan_machine(
         uefi_vars=str(guest_folder / UEFI_VARS_NAME) if uefi else "",
         sandbox=capabilities.sandbox,
         devices=capabilities.devices,
+        ram=ram,
     )
 
 

@@ -185,6 +185,7 @@ def fork_record(
     volumes: tuple[Volume, ...],
     origin: str,
     expires_at: float,
+    coming: str,
 ) -> GuestRecord:
     """Return the record of a new guest that is like ``source`` and nobody else's."""
     return msgspec.structs.replace(
@@ -203,6 +204,7 @@ def fork_record(
         snapshot="",
         origin=origin,
         expires_at=expires_at,
+        coming=coming,
     )
 
 

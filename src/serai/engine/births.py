@@ -1,0 +1,126 @@
+"""The birth of a guest from what was frozen: its disks over the same layers, its memory shared.
+
+``be_born`` runs as the first work of a new guest's own task: heads, a QEMU that waits, the state
+loaded into it, and, before anybody may talk to it, the words that make it somebody of its own.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from pathlib import Path
+
+from serai.disk.volumes import make_head
+from serai.engine.driver import GuestDriver
+from serai.engine.freezing import Moment
+from serai.engine.running import (
+    attach,
+    confinement_of,
+    machine_of,
+    next_run_dir,
+    note_agent,
+    write_running,
+)
+from serai.errors import SeraiError
+from serai.model.guest import AgentState
+from serai.model.image import Expect
+from serai.model.lifecycle import Happening
+from serai.model.machine import Machine
+from serai.model.talk import ExecRequest
+from serai.plan.reborn import birth_words
+from serai.qemu.instance import Instance
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT = 30.0
+BIRTH_TIMEOUT = 20.0
+
+
+async def make_heads(driver: GuestDriver) -> None:
+    """Make the files of the guest's volumes: an empty head each. Doing it again changes nothing."""
+    folder = driver.house.places.guests / driver.record.id
+    await asyncio.to_thread(_make_heads, driver, folder)
+
+
+def _make_heads(driver: GuestDriver, folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for volume in driver.record.volumes:
+        make_head(folder, volume)
+
+
+async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
+    """Start a QEMU for the guest that has taken the moment up; its processors are held still.
+
+    On failure nothing of it is left running.
+    """
+    house = driver.house
+    base = await house.bases.find(moment.base)
+    machine = machine_from(driver, moment.machine)
+    run_dir = house.places.guests_run / driver.record.id
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    instance = await Instance.prepare(
+        machine,
+        memory_fd=base.fd,
+        capabilities=house.capabilities,
+        run_dir=run_dir if driver.instance is None else next_run_dir(driver),
+        state_dir=house.places.guests / driver.record.id,
+        confinement=confinement_of(driver, machine),
+        timeout=house.settings.start_timeout,
+    )
+    try:
+        await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
+    except BaseException:
+        await instance.end(0.0)
+        await instance.close()
+        raise
+    return instance
+
+
+def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:
+    """Return the frozen machine as this guest's: its own identity and drives, else the same."""
+    own = machine_of(driver)
+    return dataclasses.replace(
+        frozen,
+        id=own.id,
+        name=own.name,
+        genid=own.genid,
+        nics=own.nics,
+        drives=own.drives,
+        uefi_vars=own.uefi_vars,
+        ram_private=True,
+    )
+
+
+async def be_born(
+    driver: GuestDriver, moment: Moment, *, old_mac: str, keep_identity: bool
+) -> None:
+    """Take the moment up and let the new guest run; it is RUNNING once it knows who it is.
+
+    On failure no process of it is left; its folder and record are the caller's.
+    """
+    instance = await take_up(driver, moment)
+    write_running(driver, instance)
+    answering = driver.image.agent is not Expect.NO
+    attach(driver, instance, agent=AgentState.UNKNOWN)
+    await instance.go_on()
+    if answering and not keep_identity:
+        await _tell_who_it_is(driver, instance, old_mac)
+    driver.happen(Happening.UP)
+
+
+async def _tell_who_it_is(driver: GuestDriver, instance: Instance, old_mac: str) -> None:
+    """Give the guest inside its own name, ids and clock; without an agent it has to do without."""
+    record = driver.record
+    argv, env = birth_words(
+        name=record.spec.name,
+        machine_id=record.id,
+        old_mac=old_mac,
+        mac=record.mac,
+        now=driver.house.journal.now(),
+    )
+    request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
+    try:
+        await instance.agent.execute(request)
+    except SeraiError as error:
+        log.warning("%s was not told who it is: %s", driver.name, error.message)
+        return
+    note_agent(driver, AgentState.ANSWERING)

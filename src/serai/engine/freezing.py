@@ -1,0 +1,334 @@
+"""Freezing a guest: its disks and memory at one moment, while it goes on.
+
+Runs in the guest's own task. What is frozen belongs to nobody yet: a snapshot keeps it, a fork
+takes it up, or it is dropped. How the disks stay whole whatever happens:
+
+    new heads made, old ones linked as layers     nobody knows of them yet
+    the guest's new chain is stored               an empty head over the old one: the same content
+    QEMU writes to the new heads                  the moment
+    the old heads' own names are removed
+
+How the memory is kept depends on where the guest has it. A guest that was booted has it in a file
+that its QEMU maps shared: that file is frozen for good and becomes a *base*, and a second QEMU,
+prepared beforehand, goes on with a private mapping of it in the first one's place. A guest with a
+private mapping just says which pages it has changed (docs/design/0030).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from serai.disk.volumes import drop_head, new_head
+from serai.engine.driver import GuestDriver
+from serai.engine.running import (
+    attach,
+    confinement_of,
+    detach,
+    machine_of,
+    next_run_dir,
+    write_running,
+)
+from serai.errors import Code, Conflict, SeraiError
+from serai.model.guest import GuestRecord, Volume
+from serai.model.lifecycle import GuestState
+from serai.model.machine import Machine
+from serai.model.snapshot import FrozenVolume, Layer
+from serai.qemu.instance import Instance, seal_memory
+from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
+
+FREEZE_TIMEOUT = 30.0
+QUIESCE_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A running guest's memory at one moment: what any number of QEMUs can take up.
+
+    ``base`` names the frozen memory, ``state_fd`` is the stream of devices, ``pages_fd`` the pages
+    that differ from the base (None: none do). ``machine`` is what ran.
+    """
+
+    base: str
+    machine: Machine
+    state_fd: int
+    pages_fd: int | None
+
+    def close(self) -> None:
+        """Let go of the descriptors; the base stays."""
+        os.close(self.state_fd)
+        if self.pages_fd is not None:
+            os.close(self.pages_fd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A guest at one moment: its record, its disks and, if it ran and that was wanted, its memory."""
+
+    record: GuestRecord
+    volumes: tuple[FrozenVolume, ...]
+    layers: tuple[Layer, ...]
+    moment: Moment | None
+
+    def close(self) -> None:
+        """Let go of the memory's descriptors."""
+        if self.moment is not None:
+            self.moment.close()
+
+
+Also = Callable[[tuple[FrozenVolume, ...]], tuple[Change, ...]]
+
+
+def nothing_else(_: tuple[FrozenVolume, ...]) -> tuple[Change, ...]:
+    """Store nothing else together with the new chain."""
+    return ()
+
+
+async def freeze(
+    driver: GuestDriver, *, memory: bool, quiesce: bool, also: Also = nothing_else
+) -> Frozen:
+    """Freeze the guest; ``also`` gives what is to be stored together with its new chain.
+
+    A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
+    the new chain is left; only where QEMU writes to the new heads already, they stay.
+    """
+    record = driver.record
+    heads = await _make_heads(driver)
+    frozen = tuple(
+        FrozenVolume(name=old.name, layer=layer.id, size=old.size)
+        for old, layer in zip(record.volumes, heads.layers, strict=True)
+    )
+    switched = _Switched()
+    try:
+        if heads.volumes or also is not nothing_else:
+            await _store(driver, heads, also(frozen))
+        moment = await _freeze_running(driver, switched, memory=memory, quiesce=quiesce)
+    except BaseException:
+        if not switched.done:
+            await _take_back(driver, record, heads)
+        raise
+    await _drop_old_heads(driver, record)
+    return Frozen(record=record, volumes=frozen, layers=heads.layers, moment=moment)
+
+
+# -- the chain -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    volumes: tuple[Volume, ...]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(slots=True)
+class _Switched:
+    """Whether QEMU writes to the new heads."""
+
+    done: bool = False
+
+
+async def _make_heads(driver: GuestDriver) -> _Heads:
+    """Make the new heads, and layers of the old ones; the files only."""
+    house, folder = driver.house, driver.house.places.guests / driver.record.id
+    volumes, layers = [], []
+    for old in driver.record.volumes:
+        layer_id = house.new_id()
+        await asyncio.to_thread(house.layers.freeze_head, folder / old.head, layer_id)
+        head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
+        volumes.append(msgspec.structs.replace(head, layer=layer_id))
+        layers.append(
+            Layer(
+                id=layer_id,
+                parent=old.layer,
+                image_digest=driver.record.image_digest if not old.layer else "",
+                virtual_size=old.size,
+                size=house.layers.size(layer_id),
+                created_at=house.journal.now(),
+            )
+        )
+    return _Heads(tuple(volumes), tuple(layers))
+
+
+async def _store(driver: GuestDriver, heads: _Heads, more: tuple[Change, ...]) -> None:
+    """Store the new chain, before anything is written to it."""
+    change = driver.revise(volumes=heads.volumes)
+    await driver.house.journal.commit(*map(PutLayer, heads.layers), change, *more)
+    for layer in heads.layers:
+        driver.house.shelf.layers[layer.id] = layer
+
+
+async def _take_back(driver: GuestDriver, before: GuestRecord, heads: _Heads) -> None:
+    """Give the guest its old chain again: nothing was written to the new heads."""
+    driver.revise(volumes=before.volumes)
+    with contextlib.suppress(SeraiError):  # else the longer chain stays, with the same content
+        drops = [DropLayer(layer.id) for layer in heads.layers]
+        await driver.house.journal.commit(PutGuest(driver.record), *drops)
+        await asyncio.to_thread(_remove_heads, driver, heads)
+
+
+def _remove_heads(driver: GuestDriver, heads: _Heads) -> None:
+    folder = driver.house.places.guests / driver.record.id
+    for volume in heads.volumes:
+        drop_head(folder, volume)
+    for layer in heads.layers:
+        driver.house.shelf.layers.pop(layer.id, None)
+        driver.house.layers.delete(layer.id)
+
+
+async def _drop_old_heads(driver: GuestDriver, before: GuestRecord) -> None:
+    """Remove the old heads' own names; as layers they have others."""
+    folder = driver.house.places.guests / driver.record.id
+    for volume in before.volumes:
+        await asyncio.to_thread(drop_head, folder, volume)
+
+
+# -- the moment ------------------------------------------------------------------------------------
+
+
+async def _freeze_running(
+    driver: GuestDriver, switched: _Switched, *, memory: bool, quiesce: bool
+) -> Moment | None:
+    instance = driver.instance
+    if instance is None:
+        switched.done = True
+        return None
+    async with _quiet(driver, instance, quiesce=quiesce):
+        if not memory:
+            await _switch(driver, instance, switched)
+            return None
+        if instance.machine.ram_private:
+            return await _freeze_private(driver, instance, switched)
+        return await _freeze_shared(driver, instance, switched)
+
+
+@asynccontextmanager
+async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> AsyncIterator[None]:
+    """Let no call of the agent cross the moment; with ``quiesce`` its file systems are frozen."""
+    if not quiesce:
+        async with instance.agent.quiet(QUIESCE_TIMEOUT):
+            yield
+        return
+    await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
+    try:
+        async with instance.agent.quiet(QUIESCE_TIMEOUT):
+            yield
+    finally:
+        going_on = driver.instance
+        if going_on is not None:
+            await going_on.agent.thaw(timeout=QUIESCE_TIMEOUT)
+
+
+async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
+    """Have QEMU write to the new heads from now on."""
+    drives = machine_of(driver).drives
+    heads = {
+        drive.name: drive.chain[0]
+        for drive in drives
+        if drive.chain and not drive.chain[0].read_only
+    }
+    if heads:
+        await instance.switch_heads(heads, FREEZE_TIMEOUT)
+    switched.done = True
+    write_running(driver, instance)
+
+
+async def _freeze_private(driver: GuestDriver, instance: Instance, switched: _Switched) -> Moment:
+    """Hold the guest, switch its heads, save what it changed of its memory, let it go on."""
+    base = await driver.house.bases.find(instance.machine.ram, instance)
+    state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
+    pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
+    moment = Moment(base=base.id, machine=instance.machine, state_fd=state_fd, pages_fd=pages_fd)
+    try:
+        async with _held(driver, instance):
+            await _switch(driver, instance, switched)
+            await instance.save_private(state_fd, base.state_fd, pages_fd, FREEZE_TIMEOUT)
+    except BaseException:
+        moment.close()
+        raise
+    return dataclasses.replace(moment, machine=instance.machine)
+
+
+@asynccontextmanager
+async def _held(driver: GuestDriver, instance: Instance) -> AsyncIterator[None]:
+    """Hold the guest's processors; one that ran goes on afterwards, come what may."""
+    if driver.state is not GuestState.RUNNING:
+        yield
+        return
+    await instance.hold()
+    try:
+        yield
+    finally:
+        await instance.go_on()
+
+
+async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:
+    """Make a base of the guest's memory; a second QEMU goes on with the guest."""
+    house = driver.house
+    machine = dataclasses.replace(old.machine, drives=machine_of(driver).drives, ram_private=True)
+    fd = old.memory_fd()
+    state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
+    try:
+        upcoming = await _prepare(driver, machine, fd)
+        try:
+            await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+            await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+            if driver.state is GuestState.RUNNING:
+                await upcoming.go_on()
+        except BaseException:
+            await _stay(driver, old, upcoming)
+            raise
+        switched.done = True
+        await _take_over(driver, old, upcoming)
+        seal_memory(fd)
+    except BaseException:
+        os.close(fd)
+        os.close(state_fd)
+        raise
+    base = house.bases.add(machine.ram, fd, state_fd)
+    return Moment(base=base.id, machine=machine, state_fd=os.dup(state_fd), pages_fd=None)
+
+
+async def _prepare(driver: GuestDriver, machine: Machine, fd: int) -> Instance:
+    house = driver.house
+    return await Instance.prepare(
+        machine,
+        memory_fd=fd,
+        capabilities=house.capabilities,
+        run_dir=next_run_dir(driver),
+        state_dir=house.places.guests / driver.record.id,
+        confinement=confinement_of(driver, machine),
+        timeout=house.settings.start_timeout,
+    )
+
+
+async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
+    """The second QEMU can't take over: the first one goes on."""
+    await upcoming.end(0.0)
+    await upcoming.close()
+    if driver.state is GuestState.RUNNING:
+        await old.go_on()
+
+
+async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
+    """Put the second QEMU in the first one's place, and end that."""
+    agent = driver.agent_state
+    await detach(driver)
+    write_running(driver, upcoming)
+    attach(driver, upcoming, agent=agent)
+    await old.end(0.0)
+    await old.close()
+
+
+def check_can_quiesce(driver: GuestDriver) -> None:
+    """Raise Conflict (``agent-unavailable``) when no agent could freeze the file systems."""
+    if driver.instance is not None and not driver.agent_answered.is_set():
+        raise Conflict(
+            Code.AGENT_UNAVAILABLE,
+            f"the agent of {driver.name} does not answer, so its file systems can't be frozen",
+            hint="Leave --quiesce out: disks and memory are one moment without it.",
+        )

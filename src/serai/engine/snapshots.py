@@ -1,0 +1,441 @@
+"""The keeper of snapshots: the jobs that make, restore, change and delete them.
+
+The moment itself is the guest's task's (``freezing``); what comes before and after is here, so a
+guest is never kept from anything while its memory is being written. A snapshot's record is stored
+together with the guest's new chain, before anything is frozen; it is READY, and its job done, when
+all of it is durable.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import msgspec
+
+from serai.disk.volumes import is_empty_head
+from serai.engine.driver import GuestDriver
+from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
+from serai.engine.house import House
+from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
+from serai.engine.restoring import restore
+from serai.errors import Busy, Code, Conflict, SeraiError
+from serai.model.actions import (
+    Action,
+    ChangeSnapshot,
+    CreateSnapshot,
+    DeleteSnapshot,
+    RestoreSnapshot,
+)
+from serai.model.event import EventKind
+from serai.model.guest import GuestRecord
+from serai.model.job import Job
+from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
+from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
+from serai.plan.admission import refusal
+from serai.plan.layers import mergeable, tops_of, unneeded
+from serai.plan.snapshot import check_memory_fits, pick_name
+from serai.store.changes import Change, DropLayer, DropSnapshot, PutLayer, PutSnapshot
+from serai.units import check_snapshot_name
+
+log = logging.getLogger(__name__)
+
+CREATE_PHASES = ("freeze", "store")
+RESTORE_PHASES = ("prepare", "swap", "start")
+DELETE_PHASES = ("delete",)
+CHANGE_PHASES = ("change",)
+WAITING_LIMIT = 1024
+STORES_AT_ONCE = 2
+
+Work = Callable[[LiveJob], Coroutine[Any, Any, None]]
+
+
+class SnapshotKeeper:
+    """All that is done with snapshots. ``guests`` gives the records of all guests, ``find`` one by name."""
+
+    def __init__(
+        self,
+        house: House,
+        guests: Callable[[], Iterable[GuestRecord]],
+        find: Callable[[str], GuestDriver | None],
+    ) -> None:
+        self._house = house
+        self._guests = guests
+        self._find = find
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._names_coming: set[tuple[str, str]] = set()
+        self._storing = asyncio.Semaphore(STORES_AT_ONCE)
+
+    # -- showing -----------------------------------------------------------------------------------
+
+    def all(self, guest: GuestRecord) -> list[Snapshot]:
+        """Return a guest's snapshots as a tree: each after its parent."""
+        return self._house.shelf.show(guest, self._guests())
+
+    def one(self, guest: GuestRecord, name_or_id: str) -> Snapshot:
+        """Return one; NotFound (``snapshot-not-found``)."""
+        found = self._house.shelf.find(guest, name_or_id)
+        return next(each for each in self.all(guest) if each.id == found.id)
+
+    def check_usable(self, driver: GuestDriver, name_or_id: str) -> SnapshotRecord:
+        """Return a snapshot that can be used now; else say why not, before anything starts."""
+        snapshot = self._house.shelf.find(driver.record, name_or_id)
+        if snapshot.state is not SnapshotState.READY:
+            raise Conflict(
+                Code.SNAPSHOT_STATE,
+                f"the snapshot {snapshot.name} of {driver.name} is {snapshot.state}",
+                hint="Wait until it is ready: serai job list"
+                if snapshot.state is SnapshotState.CREATING
+                else "See what is wrong with it: serai check",
+            )
+        if snapshot.memory is not None:
+            what = f"the snapshot {snapshot.name} of {driver.name}"
+            check_memory_fits(snapshot.memory, what, self._house.capabilities)
+        return snapshot
+
+    # -- doing -------------------------------------------------------------------------------------
+
+    async def create(self, driver: GuestDriver, action: CreateSnapshot, key: str) -> Job:
+        """Make a snapshot, as a job."""
+        shelf, guest = self._house.shelf, driver.record
+        _check_admitted(driver, Verb.SNAPSHOT)
+        if action.quiesce:
+            check_can_quiesce(driver)
+        coming = {name for guest_id, name in self._names_coming if guest_id == guest.id}
+        name = check_snapshot_name(action.name or pick_name(shelf.names(guest.id) | coming))
+        shelf.check_free(guest, name)
+        if name in coming:
+            raise Conflict(Code.SNAPSHOT_EXISTS, f"a snapshot {name} is on its way already")
+        self._names_coming.add((guest.id, name))
+
+        async def work(job: LiveJob) -> None:
+            try:
+                await self._create(job, driver, action, name)
+            finally:
+                self._names_coming.discard((guest.id, name))
+
+        try:
+            return await self._begin(action, driver.name, CREATE_PHASES, work, key)
+        except BaseException:
+            self._names_coming.discard((guest.id, name))
+            raise
+
+    async def restore(self, driver: GuestDriver, action: RestoreSnapshot, key: str) -> Job:
+        """Put a guest back, as a job."""
+        _check_admitted(driver, Verb.RESTORE)
+        snapshot = self.check_usable(driver, action.snapshot)
+        if not action.force:
+            self._check_nothing_unsaved(driver)
+
+        async def work(job: LiveJob) -> None:
+            await self._restore(job, driver, snapshot)
+
+        return await self._begin(action, driver.name, RESTORE_PHASES, work, key)
+
+    async def change(self, driver: GuestDriver, action: ChangeSnapshot, key: str) -> Job:
+        """Give a snapshot another name or note."""
+        shelf = self._house.shelf
+        snapshot = shelf.find(driver.record, action.snapshot)
+        name = snapshot.name if action.name is msgspec.UNSET else check_snapshot_name(action.name)
+        if name != snapshot.name:
+            shelf.check_free(driver.record, name)
+        note = snapshot.note if action.note is msgspec.UNSET else action.note
+
+        async def work(job: LiveJob) -> None:
+            now = shelf.snapshots.get(snapshot.id, snapshot)
+            changed = msgspec.structs.replace(now, name=name, note=note)
+            event = self._event(EventKind.SNAPSHOT_CHANGED, driver, changed)
+            await job.finish(PutSnapshot(changed), events=(event,), then=lambda: shelf.put(changed))
+
+        return await self._begin(action, driver.name, CHANGE_PHASES, work, key)
+
+    async def delete(self, driver: GuestDriver, action: DeleteSnapshot, key: str) -> Job:
+        """Delete a snapshot; what others stand on stays."""
+        snapshot = self._house.shelf.find(driver.record, action.snapshot)
+        if snapshot.state is SnapshotState.CREATING:
+            raise Conflict(
+                Code.SNAPSHOT_STATE,
+                f"the snapshot {snapshot.name} is being made",
+                hint="Cancel its job: serai job list",
+            )
+
+        async def work(job: LiveJob) -> None:
+            event = self._event(EventKind.SNAPSHOT_DELETED, driver, snapshot)
+            await job.finish(
+                *self._forget(snapshot),
+                events=(event,),
+                then=lambda: self._house.shelf.drop(snapshot),
+            )
+            await self._delete_memory(snapshot)
+            await self.collect()
+
+        return await self._begin(action, driver.name, DELETE_PHASES, work, key)
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job; False when it is none of these that is on its way."""
+        task = self._under_way.get(job_id)
+        return task is not None and task.cancel()
+
+    async def forget_guest(self, guest: GuestRecord) -> None:
+        """Delete all snapshots of a guest that is gone; forks keep what they stand on."""
+        snapshots = self._house.shelf.of(guest.id)
+        if snapshots:
+            await self._house.journal.commit(*(DropSnapshot(each.id) for each in snapshots))
+        for snapshot in snapshots:
+            self._house.shelf.drop(snapshot)
+            await self._delete_memory(snapshot)
+        await self.collect()
+
+    # -- the jobs ----------------------------------------------------------------------------------
+
+    async def _begin(
+        self, action: Action, subject: str, phases: tuple[str, ...], work: Work, key: str
+    ) -> Job:
+        if len(self._under_way) >= WAITING_LIMIT:
+            raise Busy(Code.QUEUE_FULL, "too many snapshots are on their way")
+        job = await self._house.jobs.open(action, subject, phases, key=key)
+        run = self._carry_out(job, work)
+        self._under_way[job.id] = self._house.supervisor.start(
+            run, name=f"{subject}: {job.job.kind}"
+        )
+        return job.job
+
+    async def _carry_out(self, job: LiveJob, work: Work) -> None:
+        try:
+            await work(job)
+        except asyncio.CancelledError as error:
+            if not self._house.closing.is_set():
+                await job.fail(error_of(error))
+        except Exception as error:  # the one place where a failed snapshot becomes an answer
+            await job.fail(error_of(error))
+        finally:
+            self._under_way.pop(job.id, None)
+
+    async def _create(
+        self, job: LiveJob, driver: GuestDriver, action: CreateSnapshot, name: str
+    ) -> None:
+        await job.enter("freeze")
+        snapshot = SnapshotRecord(
+            id=self._house.new_id(),
+            name=name,
+            guest_id=driver.record.id,
+            guest=driver.record,
+            created_at=self._house.journal.now(),
+            note=action.note,
+            schedule=action.schedule,
+            quiesced=action.quiesce,
+        )
+        try:
+            frozen = await driver.do(Verb.SNAPSHOT, lambda: self._freeze(driver, action, snapshot))
+            try:
+                await job.enter("store")
+                await self._store(job, driver, snapshot.id, frozen)
+            finally:
+                frozen.close()
+        except BaseException:
+            await self._drop_unfinished(snapshot.id)
+            raise
+
+    async def _freeze(
+        self, driver: GuestDriver, action: CreateSnapshot, snapshot: SnapshotRecord
+    ) -> Frozen:
+        """In the guest's task: store that the snapshot is coming, freeze, stand the guest on it."""
+        shelf = self._house.shelf
+
+        def also(volumes: tuple[FrozenVolume, ...]) -> tuple[Change, ...]:
+            coming = msgspec.structs.replace(
+                snapshot, guest=driver.record, parent=driver.record.snapshot, volumes=volumes
+            )
+            shelf.put(coming)
+            return (PutSnapshot(coming),)
+
+        return await freeze(driver, memory=action.memory, quiesce=action.quiesce, also=also)
+
+    async def _store(
+        self, job: LiveJob, driver: GuestDriver, snapshot_id: str, frozen: Frozen
+    ) -> None:
+        """Make the memory durable, then the snapshot READY."""
+        shelf = self._house.shelf
+        memory = None
+        if frozen.moment is not None:
+            async with self._storing:
+                memory = await self._store_memory(job, snapshot_id, frozen.moment)
+        ready = msgspec.structs.replace(
+            shelf.snapshots[snapshot_id], state=SnapshotState.READY, memory=memory
+        )
+        event = self._event(EventKind.SNAPSHOT_CREATED, driver, ready)
+        stands = driver.revise(snapshot=ready.id)
+        await job.finish(
+            PutSnapshot(ready),
+            stands,
+            events=(event,),
+            results=(ready.id,),
+            message=ready.name,
+            then=lambda: shelf.put(ready),
+        )
+
+    async def _store_memory(self, job: LiveJob, snapshot_id: str, moment: Moment) -> FrozenMemory:
+        house = self._house
+        base = await house.bases.find(moment.base)
+        if base.id not in house.shelf.bases:
+            stored = await house.memory.store_base(
+                base.id, base.fd, moment.machine.memory, base.state_fd, job.progress
+            )
+            house.shelf.bases[base.id] = stored
+        own = await house.memory.store(snapshot_id, base.id, moment.pages_fd, moment.state_fd)
+        return FrozenMemory(
+            id=snapshot_id,
+            base=base.id,
+            machine=moment.machine,
+            qemu_version=house.capabilities.qemu_version,
+            accel=house.capabilities.accel,
+            size=moment.machine.memory,
+            stored=own,
+        )
+
+    async def _drop_unfinished(self, snapshot_id: str) -> None:
+        """Forget a snapshot that did not become ready; the guest's chain keeps its layer for now."""
+        snapshot = self._house.shelf.snapshots.get(snapshot_id)
+        if snapshot is None or snapshot.state is not SnapshotState.CREATING:
+            return
+        self._house.shelf.drop(snapshot)
+        try:
+            await self._house.journal.commit(DropSnapshot(snapshot_id))
+            await asyncio.to_thread(self._house.memory.delete, snapshot_id)
+            await self.collect()
+        except SeraiError as error:
+            log.warning("an unfinished snapshot was not removed: %s", error.message)
+
+    # -- restoring ---------------------------------------------------------------------------------
+
+    async def load(self, snapshot: SnapshotRecord) -> Frozen:
+        """Return a stored snapshot as it was when it was frozen; all of it is verified.
+
+        Raises HostFailure (``snapshot-corrupt``) that names what is not as it was stored.
+        """
+        shelf, memory = self._house.shelf, snapshot.memory
+        moment = None
+        if memory is not None:
+            await self._house.bases.find(memory.base)
+            pages_fd, state_fd = await self._house.memory.load(memory.id)
+            moment = Moment(
+                base=memory.base, machine=memory.machine, state_fd=state_fd, pages_fd=pages_fd
+            )
+        layers = tuple(shelf.layers[each.layer] for each in snapshot.volumes if each.layer)
+        return Frozen(record=snapshot.guest, volumes=snapshot.volumes, layers=layers, moment=moment)
+
+    async def _restore(self, job: LiveJob, driver: GuestDriver, snapshot: SnapshotRecord) -> None:
+        await job.enter("prepare")
+        loaded = await self.load(snapshot)
+        try:
+            await driver.do(Verb.RESTORE, lambda: restore(driver, job, snapshot, loaded))
+        finally:
+            loaded.close()
+
+    def _check_nothing_unsaved(self, driver: GuestDriver) -> None:
+        if driver.state in ON_STATES or not self._stands_untouched(driver):
+            raise Conflict(
+                Code.UNSAVED_WORK,
+                f"what {driver.name} did since its last snapshot would be lost",
+                hint="Make a snapshot of it first, or restore with --force.",
+            )
+
+    def _stands_untouched(self, driver: GuestDriver) -> bool:
+        """Tell whether nothing was written since the last snapshot, or since it was made."""
+        folder = self._house.places.guests / driver.record.id
+        return all(is_empty_head(folder, volume) for volume in driver.record.volumes)
+
+    # -- collecting --------------------------------------------------------------------------------
+
+    async def collect(self) -> list[str]:
+        """Delete the layers that nothing stands on; return a sentence for each."""
+        shelf = self._house.shelf
+        tops = tops_of(self._guests(), shelf.snapshots.values())
+        gone = unneeded(shelf.layers, tops)
+        if not gone:
+            return []
+        await self._house.journal.commit(*map(DropLayer, sorted(gone)))
+        for layer in gone:
+            del shelf.layers[layer]
+            await asyncio.to_thread(self._house.layers.delete, layer)
+        return [f"the layer {layer} was not needed any more" for layer in sorted(gone)]
+
+    async def merge_one(self) -> str:
+        """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
+        shelf = self._house.shelf
+        pairs = mergeable(shelf.layers, tops_of(self._guests(), shelf.snapshots.values()))
+        if not pairs:
+            return ""
+        child, parent = (shelf.layers[each] for each in pairs[0])
+        await self._house.layers.merge(child.id, parent.id)
+        merged = msgspec.structs.replace(
+            child,
+            parent=parent.parent,
+            image_digest=parent.image_digest,
+            size=self._house.layers.size(child.id),
+            digest="",
+        )
+        await self._house.journal.commit(PutLayer(merged), DropLayer(parent.id))
+        shelf.layers[child.id] = merged
+        del shelf.layers[parent.id]
+        await asyncio.to_thread(self._house.layers.delete, parent.id)
+        return f"the layers {child.id} and {parent.id} are one now"
+
+    def _forget(self, snapshot: SnapshotRecord) -> tuple[Change, ...]:
+        """Return the changes that take a snapshot out: its children move up to its parent."""
+        shelf = self._house.shelf
+        children = [each for each in shelf.of(snapshot.guest_id) if each.parent == snapshot.id]
+        moved = [msgspec.structs.replace(each, parent=snapshot.parent) for each in children]
+        for each in moved:
+            shelf.put(each)
+        return (*map(PutSnapshot, moved), DropSnapshot(snapshot.id))
+
+    async def _delete_memory(self, snapshot: SnapshotRecord) -> None:
+        memory = snapshot.memory
+        if memory is None:
+            return
+        await asyncio.to_thread(self._house.memory.delete, memory.id)
+        used = {each.memory.base for each in self._house.shelf.snapshots.values() if each.memory}
+        if memory.base not in used:
+            self._house.shelf.bases.pop(memory.base, None)
+            await asyncio.to_thread(self._house.memory.delete_base, memory.base)
+
+    # -- at the daemon's start ---------------------------------------------------------------------
+
+    async def take_up(self, job: Job) -> str:
+        """End a job that an earlier daemon left; return a sentence that says how."""
+        live = self._house.jobs.resume(job, decode_action(job))
+        driver = self._find(job.subject)
+        if isinstance(live.action, RestoreSnapshot) and driver and job.phase in ("swap", "start"):
+            snapshot = self._house.shelf.find(driver.record, live.action.snapshot)
+            work = self._carry_out(live, lambda job: self._restore(job, driver, snapshot))
+            self._under_way[job.id] = self._house.supervisor.start(work, name=job.subject)
+            return f"{job.subject}: {job.kind} goes on"
+        await live.fail(interrupted(live))
+        return f"{job.subject}: {job.kind} was undone"
+
+    async def tidy(self) -> list[str]:
+        """Drop snapshots that did not become ready or lost their guest, and files of nobody."""
+        shelf, known = self._house.shelf, {guest.id for guest in self._guests()}
+        for snapshot in list(shelf.snapshots.values()):
+            if snapshot.guest_id not in known:
+                await self.forget_guest(snapshot.guest)
+        for snapshot in list(shelf.snapshots.values()):
+            if snapshot.state is SnapshotState.CREATING:
+                await self._drop_unfinished(snapshot.id)
+        sentences = await self.collect()
+        await asyncio.to_thread(self._house.layers.sweep, set(shelf.layers))
+        memories = {each.memory.id for each in shelf.snapshots.values() if each.memory}
+        await asyncio.to_thread(self._house.memory.sweep, memories, set(shelf.bases))
+        return sentences
+
+    def _event(self, kind: EventKind, driver: GuestDriver, snapshot: SnapshotRecord) -> Any:
+        return self._house.journal.event(
+            kind, driver.name, driver.record.id, snapshot=snapshot.name
+        )
+
+
+def _check_admitted(driver: GuestDriver, verb: Verb) -> None:
+    move = admit(driver.state, verb)
+    if isinstance(move, Deny):
+        raise refusal(driver.name, driver.state, verb, move.reason)
