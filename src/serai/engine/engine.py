@@ -27,8 +27,9 @@ from serai.engine.procedures import (
     launch,
     start_by_policy,
 )
+from serai.engine.publishing import Publisher
 from serai.engine.running import react
-from serai.engine.snapshots import SnapshotKeeper
+from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
 from serai.errors import Code, Conflict, NotFound, error_from_problem
 from serai.host.process import find_processes
@@ -44,6 +45,7 @@ from serai.model.actions import (
     ForkGuest,
     ImportImage,
     LaunchGuest,
+    PublishImage,
     RenameGuest,
     RestoreSnapshot,
     StartGuest,
@@ -78,8 +80,8 @@ class Engine:
         self._bus = bus
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
-        self._images = ImageKeeper(house, (), self._digests_in_use)
         self._snapshots = SnapshotKeeper(house, self._records, self._by_name)
+        self._images = self._image_keeper(())
         self._forker = Forker(house, self._snapshots, self._adopt)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -166,8 +168,17 @@ class Engine:
                 raise
             return known
 
+    def _image_keeper(self, images: Iterable[Image]) -> ImageKeeper:
+        async def forget_snapshot(name: str) -> None:
+            await self._snapshots.forget_owner(owner_of_image(name))
+
+        return ImageKeeper(self._house, images, self._digests_in_use, forget_snapshot)
+
     async def _take(self, action: AnyAction, key: str) -> Job:
         match action:
+            case LaunchGuest(spec=spec) if (image := self._images.find(spec.image)).snapshot:
+                self._check_host()
+                return await self._forker.launch(image, action, key)
             case LaunchGuest() | CreateGuest():
                 return await self._create(action, key)
             case BuildImage():
@@ -187,6 +198,9 @@ class Engine:
             case ForkGuest():
                 self._check_host()
                 return await self._forker.fork(self._find(action.guest), action, key)
+            case PublishImage():
+                publisher = Publisher(self._house, self._snapshots, self._images)
+                return await publisher.publish(self._find(action.guest), action, key)
             case _:
                 driver = self._find(action.guest)
                 self._check_before(driver, action)
@@ -358,7 +372,7 @@ class Engine:
     def _forget(self, driver: GuestDriver) -> None:
         self._drivers.pop(driver.record.id, None)
         self._free_names(driver)
-        forget = self._snapshots.forget_guest(driver.record)
+        forget = self._snapshots.forget_owner(driver.record.id)
         self._house.supervisor.start(forget, name=f"{driver.name}: snapshots")
 
     def _free_names(self, driver: GuestDriver) -> None:
@@ -377,11 +391,6 @@ class Engine:
         used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
         return used | {each.image_digest for each in house.shelf.layers.values()}
 
-    @property
-    def drivers(self) -> Iterable[GuestDriver]:
-        """All guests' drivers: a live view."""
-        return self._drivers.values()
-
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
         return Upkeep(self._house, self._drivers.values(), self._snapshots, self.submit)
@@ -391,7 +400,7 @@ class Engine:
     async def take_up(self) -> list[str]:
         """Find everything as an earlier daemon left it, and go on; return what was done."""
         store = self._house.journal.store
-        self._images = ImageKeeper(self._house, await store.images(), self._digests_in_use)
+        self._images = self._image_keeper(await store.images())
         unfinished = await store.unfinished_jobs()
         self._house.shelf.fill(await store.layers(), await store.snapshots())
         for record in await store.guests():
@@ -403,7 +412,8 @@ class Engine:
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._take_up_keepers(unfinished)
-        sentences += await self._snapshots.tidy()
+        published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
+        sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
         return sentences
 
@@ -434,8 +444,10 @@ class Engine:
     def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
-            case "image":
+            case "image" if job.kind != "image-publish":
                 return self._images
+            case "image":
+                return self._snapshots
             case "snapshot":
                 return self._snapshots
             case "fork":

@@ -1,24 +1,28 @@
-"""Forking: one frozen guest, any number of new ones.
+"""Forking: one frozen guest, any number of new ones; a launch of a published image is one too.
 
-The fork's job is its own; the source's task is asked only for the moment. New guests are made in
-turn, a few at a time, and each in its own task. If one fails, all that this job made are gone.
+A fork's job is its own; the source's task is asked only for the moment. New guests are made a few
+at a time, each in its own task. If one fails, all that this job made are gone.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+
+import msgspec
 
 from serai.engine.births import be_born, make_heads
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen, Moment, freeze
+from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
 from serai.engine.procedures import remove_guest, start_cold
-from serai.engine.snapshots import SnapshotKeeper
+from serai.engine.snapshots import SnapshotKeeper, check_admitted
+from serai.errors import SeraiError
 from serai.host.tools import available_memory
-from serai.model.actions import ForkGuest
+from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
-from serai.model.guest import GuestRecord
+from serai.model.guest import GuestRecord, GuestSpec
+from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.plan.snapshot import check_fork_room, fork_names, fork_record, volumes_over
@@ -26,6 +30,7 @@ from serai.store.changes import PutGuest
 
 PHASES = ("freeze", "start")
 BIRTHS_AT_ONCE = 4
+TOLD_NAMES = 20
 
 Adopt = Callable[[GuestRecord], GuestDriver]
 
@@ -36,6 +41,22 @@ class Source:
 
     frozen: Frozen
     origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be made: a guest for each name, from what ``find`` gives."""
+
+    names: list[str]
+    source: str
+    find: Callable[[], Awaitable[Source]]
+    spec: Callable[[GuestSpec], GuestSpec]
+    ttl: float
+    keep_identity: bool
+
+
+def _same(spec: GuestSpec) -> GuestSpec:
+    return spec
 
 
 class Forker:
@@ -50,25 +71,74 @@ class Forker:
 
     async def fork(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
         """Take a fork on; raises what refuses it, with nothing changed."""
-        house = self._house
-        names = fork_names(action.name or house.names.pick(len(source.name)), action.count)
-        check_fork_room(action.count, available_memory())
+        names = fork_names(action.name or self._pick(), action.count)
         if action.snapshot:
             self._snapshots.check_usable(source, action.snapshot)
-        ids = self._claim(names)
-        try:
-            job = await house.jobs.open(action, source.name, PHASES, key=key)
-        except BaseException:
-            self._release(ids)
-            raise
-        run = self._carry_out(job, source, action, ids)
-        self._under_way[job.id] = house.supervisor.start(run, name=f"fork of {source.name}")
-        return job.job
+        else:
+            check_admitted(source, Verb.SNAPSHOT)
+
+        async def find() -> Source:
+            if action.snapshot:
+                snapshot = self._snapshots.check_usable(source, action.snapshot)
+                return Source(frozen=await self._snapshots.load(snapshot), origin=snapshot.id)
+            frozen = await source.do(
+                Verb.SNAPSHOT, lambda: freeze(source, memory=True, quiesce=False)
+            )
+            return Source(frozen=frozen, origin="")
+
+        wish = Wish(
+            names=names,
+            source=source.name,
+            find=find,
+            spec=_same,
+            ttl=action.ttl,
+            keep_identity=action.keep_identity,
+        )
+        return await self._begin(action, wish, key)
+
+    async def launch(self, image: Image, action: LaunchGuest, key: str) -> Job:
+        """Take the launch of a published image on: it is a fork of its snapshot."""
+        snapshot = self._snapshots.published(image)
+        asked = action.spec
+
+        async def find() -> Source:
+            return Source(frozen=await self._snapshots.load(snapshot), origin=snapshot.id)
+
+        def spec(frozen: GuestSpec) -> GuestSpec:
+            return msgspec.structs.replace(
+                frozen, image=image.name, labels=asked.labels, restart=asked.restart
+            )
+
+        wish = Wish(
+            names=fork_names(asked.name or self._pick(), 1),
+            source=image.name,
+            find=find,
+            spec=spec,
+            ttl=action.ttl,
+            keep_identity=False,
+        )
+        return await self._begin(action, wish, key)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a fork; False when it is not one that is on its way."""
         task = self._under_way.get(job_id)
         return task is not None and task.cancel()
+
+    def _pick(self) -> str:
+        return self._house.names.pick(int(self._house.new_id()[:8], 16))
+
+    async def _begin(self, action: Action, wish: Wish, key: str) -> Job:
+        house = self._house
+        check_fork_room(len(wish.names), available_memory())
+        ids = self._claim(wish.names)
+        try:
+            job = await house.jobs.open(action, wish.source, PHASES, key=key)
+        except BaseException:
+            self._release(ids)
+            raise
+        run = self._carry_out(job, wish, ids)
+        self._under_way[job.id] = house.supervisor.start(run, name=f"fork of {wish.source}")
+        return job.job
 
     def _claim(self, names: list[str]) -> dict[str, str]:
         ids: dict[str, str] = {}
@@ -86,22 +156,22 @@ class Forker:
         for name, guest_id in ids.items():
             self._house.names.release(name, guest_id)
 
-    async def _carry_out(
-        self, job: LiveJob, source: GuestDriver, action: ForkGuest, ids: dict[str, str]
-    ) -> None:
+    async def _carry_out(self, job: LiveJob, wish: Wish, ids: dict[str, str]) -> None:
         made: list[GuestDriver] = []
         try:
-            found = await self._source(job, source, action)
+            await job.enter("freeze")
+            found = await wish.find()
             try:
                 await job.enter("start")
-                made += await self._make(job, found, source, action, ids)
-                await self._let_live(job, found, source, action, made)
+                made += await self._make(job, found, wish, ids)
+                await self._let_live(job, found.frozen, wish, made)
             finally:
                 found.frozen.close()
-            results = tuple(each.record.id for each in made)
-            message = ", ".join(each.name for each in made[:20])
-            changes = [each.revise(coming="") for each in made]
-            await job.finish(*changes, message=message, results=results)
+            await job.finish(
+                *(each.revise(coming="") for each in made),
+                message=", ".join(each.name for each in made[:TOLD_NAMES]),
+                results=tuple(each.record.id for each in made),
+            )
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():
                 await self._undo(job, made, ids, error)
@@ -110,29 +180,14 @@ class Forker:
         finally:
             self._under_way.pop(job.id, None)
 
-    async def _source(self, job: LiveJob, source: GuestDriver, action: ForkGuest) -> Source:
-        await job.enter("freeze")
-        if action.snapshot:
-            snapshot = self._snapshots.check_usable(source, action.snapshot)
-            return Source(frozen=await self._snapshots.load(snapshot), origin=snapshot.id)
-        frozen = await source.do(Verb.SNAPSHOT, lambda: freeze(source, memory=True, quiesce=False))
-        return Source(frozen=frozen, origin="")
-
     async def _make(
-        self,
-        job: LiveJob,
-        found: Source,
-        source: GuestDriver,
-        action: ForkGuest,
-        ids: dict[str, str],
+        self, job: LiveJob, found: Source, wish: Wish, ids: dict[str, str]
     ) -> list[GuestDriver]:
         """Store the new guests, all together; they are in the house from then on."""
         house, now = self._house, self._house.journal.now()
-        records = [
-            self._record(job, found, guest_id, name, action, now) for name, guest_id in ids.items()
-        ]
+        records = [self._record(job, found, wish, *each, now) for each in ids.items()]
         events = tuple(
-            house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=source.name)
+            house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=wish.source)
             for each in records
         )
         try:
@@ -144,65 +199,42 @@ class Forker:
         return [self._adopt(record) for record in records]
 
     def _record(
-        self,
-        job: LiveJob,
-        found: Source,
-        guest_id: str,
-        name: str,
-        action: ForkGuest,
-        now: float,
+        self, job: LiveJob, found: Source, wish: Wish, name: str, guest_id: str, now: float
     ) -> GuestRecord:
-        house = self._house
+        house, frozen = self._house, found.frozen
         random = house.new_id()
-        heads = {each.name: f"{each.name}.qcow2" for each in found.frozen.volumes}
+        heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
+        source = msgspec.structs.replace(frozen.record, spec=wish.spec(frozen.record.spec))
         return fork_record(
-            found.frozen.record,
+            source,
             guest_id=guest_id,
             number=house.names.claim_number(),
             name=name,
             mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=house.new_id(),
             now=now,
-            volumes=volumes_over(found.frozen.volumes, heads),
+            volumes=volumes_over(frozen.volumes, heads),
             origin=found.origin,
-            expires_at=now + action.ttl if action.ttl else 0.0,
+            expires_at=now + wish.ttl if wish.ttl else 0.0,
             coming=job.id,
         )
 
     async def _let_live(
-        self,
-        job: LiveJob,
-        found: Source,
-        source: GuestDriver,
-        action: ForkGuest,
-        made: list[GuestDriver],
+        self, job: LiveJob, frozen: Frozen, wish: Wish, made: list[GuestDriver]
     ) -> None:
+        """Bring all to life, a few at a time; the first failure ends the others."""
         done = 0
 
         async def one(child: GuestDriver) -> None:
             nonlocal done
             async with self._slots:
-                await self._let_one_live(child, found, action)
+                await child.do_first(lambda: _live(child, frozen, wish))
             done += 1
-            job.progress(done, len(made), f"{done} of {len(made)} forks of {source.name}")
+            job.progress(done, len(made), f"{done} of {len(made)} run")
 
         async with asyncio.TaskGroup() as group:
             for child in made:
                 group.create_task(one(child))
-
-    async def _let_one_live(self, child: GuestDriver, found: Source, action: ForkGuest) -> None:
-        moment, frozen = found.frozen.moment, found.frozen
-
-        async def live() -> None:
-            await make_heads(child)
-            child.happen(Happening.CREATED)
-            child.enter(GuestState.STARTING)
-            if moment is None:
-                await start_cold(child)
-            else:
-                await _be_born(child, moment, frozen, keep_identity=action.keep_identity)
-
-        await child.do_first(live)
 
     async def _undo(
         self, job: LiveJob, made: list[GuestDriver], ids: dict[str, str], error: BaseException
@@ -222,19 +254,31 @@ class Forker:
         return f"{job.subject}: {job.kind} was undone"
 
 
-async def remove_unfinished(drivers: Iterable[GuestDriver]) -> list[str]:
-    """Remove the guests of forks that an earlier daemon did not finish; a sentence for each."""
-    unfinished = [each for each in drivers if each.record.coming]
-    for driver in unfinished:
-        await remove_guest(driver)
-    return [f"{each.name}: the fork was undone" for each in unfinished]
-
-
-async def _be_born(
-    child: GuestDriver, moment: Moment, frozen: Frozen, *, keep_identity: bool
-) -> None:
+async def _live(child: GuestDriver, frozen: Frozen, wish: Wish) -> None:
+    """Bring a new guest to life, in its own task."""
+    await make_heads(child)
+    child.happen(Happening.CREATED)
+    child.enter(GuestState.STARTING)
+    if frozen.moment is None:
+        await start_cold(child)
+        return
     try:
-        await be_born(child, moment, old_mac=frozen.record.mac, keep_identity=keep_identity)
+        await be_born(
+            child, frozen.moment, old_mac=frozen.record.mac, keep_identity=wish.keep_identity
+        )
     except BaseException:
         child.happen(Happening.START_FAILED)
         raise
+
+
+async def remove_unfinished(drivers: Iterable[GuestDriver]) -> list[str]:
+    """Remove the guests of forks that an earlier daemon did not finish; a sentence for each."""
+    sentences = []
+    for driver in [each for each in drivers if each.record.coming]:
+        try:
+            await remove_guest(driver)
+        except SeraiError as error:
+            sentences.append(f"{driver.name}: an unfinished fork stays: {error.message}")
+        else:
+            sentences.append(f"{driver.name}: the fork was undone")
+    return sentences

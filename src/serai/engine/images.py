@@ -37,12 +37,18 @@ Work = Callable[[LiveJob, Path], Awaitable[NewImage]]
 
 
 class ImageKeeper:
-    """All images by name. ``in_use`` tells the digests that guests are built on."""
+    """All images by name. ``in_use`` tells the digests that guests are built on; a published image
+    that is deleted has its snapshot forgotten by ``forget_snapshot``."""
 
     def __init__(
-        self, house: House, images: Iterable[Image], in_use: Callable[[], set[str]]
+        self,
+        house: House,
+        images: Iterable[Image],
+        in_use: Callable[[], set[str]],
+        forget_snapshot: Callable[[str], Awaitable[None]],
     ) -> None:
         self._house = house
+        self._forget_snapshot = forget_snapshot
         self._images = {image.name: image for image in images}
         self._in_use = in_use
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -63,6 +69,14 @@ class ImageKeeper:
                 hint=_how_to_get(name),
             )
         return image
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is an image of that name, or one is on its way."""
+        return name in self._images or name in self._names_coming
+
+    def keep(self, image: Image) -> None:
+        """Keep an image that was stored just now."""
+        self._images[image.name] = image
 
     def by_digest(self, digest: str) -> Image | None:
         """Return the image of this content, under whatever name it has or had."""
@@ -112,7 +126,7 @@ class ImageKeeper:
         """Delete an image that no guest is built on."""
         image = self.find(action.image)
         shared = any(i.digest == image.digest for i in self._images.values() if i is not image)
-        if image.digest in self._in_use() and not shared:
+        if image.digest in self._in_use() and not shared and not image.snapshot:
             raise Conflict(
                 Code.IMAGE_IN_USE,
                 f"guests are built on the image {image.name}",
@@ -120,10 +134,12 @@ class ImageKeeper:
             )
         job = await self._house.jobs.open(action, image.name, DELETE_PHASES, key=key)
         del self._images[image.name]
-        if not shared:
+        if not shared and image.digest not in self._in_use():
             await asyncio.to_thread(self._house.images.delete, image)
         event = self._house.journal.event(EventKind.IMAGE_DELETED, image.name, image.digest)
         await job.finish(DropImage(image.name), events=(event,))
+        if image.snapshot:
+            await self._forget_snapshot(image.name)
         return job.job
 
     def cancel(self, job_id: str) -> bool:

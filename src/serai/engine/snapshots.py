@@ -19,7 +19,7 @@ from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
 from serai.engine.restoring import restore
-from serai.errors import Busy, Code, Conflict, SeraiError
+from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.actions import (
     Action,
     ChangeSnapshot,
@@ -29,6 +29,7 @@ from serai.model.actions import (
 )
 from serai.model.event import EventKind
 from serai.model.guest import GuestRecord
+from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
@@ -98,7 +99,7 @@ class SnapshotKeeper:
     async def create(self, driver: GuestDriver, action: CreateSnapshot, key: str) -> Job:
         """Make a snapshot, as a job."""
         shelf, guest = self._house.shelf, driver.record
-        _check_admitted(driver, Verb.SNAPSHOT)
+        check_admitted(driver, Verb.SNAPSHOT)
         if action.quiesce:
             check_can_quiesce(driver)
         coming = {name for guest_id, name in self._names_coming if guest_id == guest.id}
@@ -115,14 +116,14 @@ class SnapshotKeeper:
                 self._names_coming.discard((guest.id, name))
 
         try:
-            return await self._begin(action, driver.name, CREATE_PHASES, work, key)
+            return await self.begin(action, driver.name, CREATE_PHASES, work, key)
         except BaseException:
             self._names_coming.discard((guest.id, name))
             raise
 
     async def restore(self, driver: GuestDriver, action: RestoreSnapshot, key: str) -> Job:
         """Put a guest back, as a job."""
-        _check_admitted(driver, Verb.RESTORE)
+        check_admitted(driver, Verb.RESTORE)
         snapshot = self.check_usable(driver, action.snapshot)
         if not action.force:
             self._check_nothing_unsaved(driver)
@@ -130,7 +131,7 @@ class SnapshotKeeper:
         async def work(job: LiveJob) -> None:
             await self._restore(job, driver, snapshot)
 
-        return await self._begin(action, driver.name, RESTORE_PHASES, work, key)
+        return await self.begin(action, driver.name, RESTORE_PHASES, work, key)
 
     async def change(self, driver: GuestDriver, action: ChangeSnapshot, key: str) -> Job:
         """Give a snapshot another name or note."""
@@ -147,7 +148,7 @@ class SnapshotKeeper:
             event = self._event(EventKind.SNAPSHOT_CHANGED, driver, changed)
             await job.finish(PutSnapshot(changed), events=(event,), then=lambda: shelf.put(changed))
 
-        return await self._begin(action, driver.name, CHANGE_PHASES, work, key)
+        return await self.begin(action, driver.name, CHANGE_PHASES, work, key)
 
     async def delete(self, driver: GuestDriver, action: DeleteSnapshot, key: str) -> Job:
         """Delete a snapshot; what others stand on stays."""
@@ -169,16 +170,28 @@ class SnapshotKeeper:
             await self._delete_memory(snapshot)
             await self.collect()
 
-        return await self._begin(action, driver.name, DELETE_PHASES, work, key)
+        return await self.begin(action, driver.name, DELETE_PHASES, work, key)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; False when it is none of these that is on its way."""
         task = self._under_way.get(job_id)
         return task is not None and task.cancel()
 
-    async def forget_guest(self, guest: GuestRecord) -> None:
-        """Delete all snapshots of a guest that is gone; forks keep what they stand on."""
-        snapshots = self._house.shelf.of(guest.id)
+    def published(self, image: Image) -> SnapshotRecord:
+        """Return the snapshot of a published image; Conflict when it can't be taken up here."""
+        snapshot = self._house.shelf.snapshots.get(image.snapshot)
+        if snapshot is None:
+            raise HostFailure(
+                Code.SNAPSHOT_CORRUPT, f"the snapshot of the image {image.name} is gone"
+            )
+        if snapshot.memory is not None:
+            what = f"the image {image.name}"
+            check_memory_fits(snapshot.memory, what, self._house.capabilities)
+        return snapshot
+
+    async def forget_owner(self, owner: str) -> None:
+        """Delete all snapshots of a guest, or image, that is gone; forks keep what they stand on."""
+        snapshots = self._house.shelf.of(owner)
         if snapshots:
             await self._house.journal.commit(*(DropSnapshot(each.id) for each in snapshots))
         for snapshot in snapshots:
@@ -188,9 +201,10 @@ class SnapshotKeeper:
 
     # -- the jobs ----------------------------------------------------------------------------------
 
-    async def _begin(
+    async def begin(
         self, action: Action, subject: str, phases: tuple[str, ...], work: Work, key: str
     ) -> Job:
+        """Do ``work`` as a job of its own; what it raises ends the job."""
         if len(self._under_way) >= WAITING_LIMIT:
             raise Busy(Code.QUEUE_FULL, "too many snapshots are on their way")
         job = await self._house.jobs.open(action, subject, phases, key=key)
@@ -214,11 +228,29 @@ class SnapshotKeeper:
     async def _create(
         self, job: LiveJob, driver: GuestDriver, action: CreateSnapshot, name: str
     ) -> None:
+        ready = await self.freeze_for(job, driver, action, driver.record.id, name)
+        event = self._event(EventKind.SNAPSHOT_CREATED, driver, ready)
+        await job.finish(
+            PutSnapshot(ready),
+            driver.revise(snapshot=ready.id),
+            events=(event,),
+            results=(ready.id,),
+            message=ready.name,
+            then=lambda: self._house.shelf.put(ready),
+        )
+
+    async def freeze_for(
+        self, job: LiveJob, driver: GuestDriver, action: CreateSnapshot, owner: str, name: str
+    ) -> SnapshotRecord:
+        """Freeze a guest and make all of it durable; return the snapshot, READY but not stored yet.
+
+        On failure nothing of it is left.
+        """
         await job.enter("freeze")
         snapshot = SnapshotRecord(
             id=self._house.new_id(),
             name=name,
-            guest_id=driver.record.id,
+            guest_id=owner,
             guest=driver.record,
             created_at=self._house.journal.now(),
             note=action.note,
@@ -229,12 +261,15 @@ class SnapshotKeeper:
             frozen = await driver.do(Verb.SNAPSHOT, lambda: self._freeze(driver, action, snapshot))
             try:
                 await job.enter("store")
-                await self._store(job, driver, snapshot.id, frozen)
+                memory = await self._store(job, snapshot.id, frozen.moment)
             finally:
                 frozen.close()
         except BaseException:
             await self._drop_unfinished(snapshot.id)
             raise
+        return msgspec.structs.replace(
+            self._house.shelf.snapshots[snapshot.id], state=SnapshotState.READY, memory=memory
+        )
 
     async def _freeze(
         self, driver: GuestDriver, action: CreateSnapshot, snapshot: SnapshotRecord
@@ -244,7 +279,10 @@ class SnapshotKeeper:
 
         def also(volumes: tuple[FrozenVolume, ...]) -> tuple[Change, ...]:
             coming = msgspec.structs.replace(
-                snapshot, guest=driver.record, parent=driver.record.snapshot, volumes=volumes
+                snapshot,
+                guest=driver.record,
+                parent=driver.record.snapshot if snapshot.guest_id == driver.record.id else "",
+                volumes=volumes,
             )
             shelf.put(coming)
             return (PutSnapshot(coming),)
@@ -252,27 +290,12 @@ class SnapshotKeeper:
         return await freeze(driver, memory=action.memory, quiesce=action.quiesce, also=also)
 
     async def _store(
-        self, job: LiveJob, driver: GuestDriver, snapshot_id: str, frozen: Frozen
-    ) -> None:
-        """Make the memory durable, then the snapshot READY."""
-        shelf = self._house.shelf
-        memory = None
-        if frozen.moment is not None:
-            async with self._storing:
-                memory = await self._store_memory(job, snapshot_id, frozen.moment)
-        ready = msgspec.structs.replace(
-            shelf.snapshots[snapshot_id], state=SnapshotState.READY, memory=memory
-        )
-        event = self._event(EventKind.SNAPSHOT_CREATED, driver, ready)
-        stands = driver.revise(snapshot=ready.id)
-        await job.finish(
-            PutSnapshot(ready),
-            stands,
-            events=(event,),
-            results=(ready.id,),
-            message=ready.name,
-            then=lambda: shelf.put(ready),
-        )
+        self, job: LiveJob, snapshot_id: str, moment: Moment | None
+    ) -> FrozenMemory | None:
+        if moment is None:
+            return None
+        async with self._storing:
+            return await self._store_memory(job, snapshot_id, moment)
 
     async def _store_memory(self, job: LiveJob, snapshot_id: str, moment: Moment) -> FrozenMemory:
         house = self._house
@@ -394,9 +417,10 @@ class SnapshotKeeper:
         memory = snapshot.memory
         if memory is None:
             return
-        await asyncio.to_thread(self._house.memory.delete, memory.id)
-        used = {each.memory.base for each in self._house.shelf.snapshots.values() if each.memory}
-        if memory.base not in used:
+        others = [each.memory for each in self._house.shelf.snapshots.values() if each.memory]
+        if memory.id not in {each.id for each in others}:
+            await asyncio.to_thread(self._house.memory.delete, memory.id)
+        if memory.base not in {each.base for each in others}:
             self._house.shelf.bases.pop(memory.base, None)
             await asyncio.to_thread(self._house.memory.delete_base, memory.base)
 
@@ -414,12 +438,13 @@ class SnapshotKeeper:
         await live.fail(interrupted(live))
         return f"{job.subject}: {job.kind} was undone"
 
-    async def tidy(self) -> list[str]:
+    async def tidy(self, published: Iterable[str]) -> list[str]:
         """Drop snapshots that did not become ready or lost their guest, and files of nobody."""
-        shelf, known = self._house.shelf, {guest.id for guest in self._guests()}
+        shelf = self._house.shelf
+        known = {guest.id for guest in self._guests()} | set(published)
         for snapshot in list(shelf.snapshots.values()):
             if snapshot.guest_id not in known:
-                await self.forget_guest(snapshot.guest)
+                await self.forget_owner(snapshot.guest_id)
         for snapshot in list(shelf.snapshots.values()):
             if snapshot.state is SnapshotState.CREATING:
                 await self._drop_unfinished(snapshot.id)
@@ -435,7 +460,13 @@ class SnapshotKeeper:
         )
 
 
-def _check_admitted(driver: GuestDriver, verb: Verb) -> None:
+def owner_of_image(name: str) -> str:
+    """Return what stands for a guest's id in the snapshot of a published image."""
+    return f"image:{name}"
+
+
+def check_admitted(driver: GuestDriver, verb: Verb) -> None:
+    """Raise the refusal when the guest's state does not allow ``verb``."""
     move = admit(driver.state, verb)
     if isinstance(move, Deny):
         raise refusal(driver.name, driver.state, verb, move.reason)

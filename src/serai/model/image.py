@@ -42,6 +42,9 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     ``digest`` names the whole content; the files live in a folder named by it. ``size`` is what
     the files take, ``virtual_size`` what a guest sees as its root disk (0 without one).
+    ``snapshot`` is the id of the snapshot that a published image is: then the files are those of the
+    image that its guest was made from. ``warm``: that snapshot has memory, and guests of the image run
+    from where it was frozen.
     """
 
     name: str
@@ -60,3 +63,5 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     min_memory: int = 0
     source: str = ""
     details: dict[str, str] = {}
+    snapshot: str = ""
+    warm: bool = False
