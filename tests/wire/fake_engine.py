@@ -9,19 +9,26 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+from fake_shelf import FakeShelf
 
 from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
 from serai.model.actions import (
     AnyAction,
     BuildImage,
+    ChangeSnapshot,
     CreateGuest,
+    CreateSnapshot,
     DeleteGuest,
     DeleteImage,
+    DeleteSnapshot,
+    ForkGuest,
     GuestAction,
     ImportImage,
     LaunchGuest,
     PauseGuest,
+    PublishImage,
     RenameGuest,
+    RestoreSnapshot,
     ResumeGuest,
     SetGuest,
     StopGuest,
@@ -33,13 +40,16 @@ from serai.model.image import Expect, Image, ImageFile, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import GuestState
 from serai.model.node import Capabilities, DaemonStatus
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
-from serai.units import check_guest_name, check_labels, shorten
+from serai.plan.snapshot import fork_names
+from serai.units import check_guest_name, check_image_name, check_labels, shorten
 
 NOW = 1_700_000_000.5
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 WATCH_LIMIT = 100
 ENDLESS = 50_000
+OF_SNAPSHOT = CreateSnapshot | ChangeSnapshot | DeleteSnapshot | RestoreSnapshot
 
 
 def make_guest(name: str, number: int, **changes: object) -> Guest:
@@ -80,6 +90,7 @@ class FakeEngine:
         self.all_guests: dict[str, Guest] = {}
         self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
         self.all_jobs: dict[str, Job] = {}
+        self.shelf = FakeShelf()
         self.all_events: list[Event] = []
         self.actions: list[AnyAction] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -90,6 +101,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.ended = asyncio.Event()
         self._news = asyncio.Condition()
+        self._numbers = 1 << 20
 
     def fail_next(self, method: str, error: Exception) -> None:
         """Let the next call of ``method`` raise ``error``."""
@@ -129,6 +141,14 @@ class FakeEngine:
                 return guest
         raise NotFound(Code.GUEST_NOT_FOUND, f"there is no guest {shorten(name_or_id)}")
 
+    def snapshots(self, guest: str) -> list[Snapshot]:
+        self._check("snapshots")
+        return self.shelf.tree(self.guest(guest))
+
+    def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
+        self._check("snapshot")
+        return self.shelf.find(self.guest(guest), name_or_id)
+
     def images(self) -> list[Image]:
         return list(self.all_images.values())
 
@@ -157,7 +177,7 @@ class FakeEngine:
         self._check("submit")
         if key and (job := self._find_by_key(key, action)):
             return job
-        subject = self._apply(action)
+        subject, *results = self._apply(action)
         self.actions.append(action)
         job = Job(
             id=f"{len(self.all_jobs):06d}",
@@ -168,6 +188,7 @@ class FakeEngine:
             updated_at=NOW,
             action=msgspec.json.encode(action).decode(),
             key=key,
+            results=tuple(results),
         )
         self.all_jobs[job.id] = job
         await self.tell(EventKind.JOB_CHANGED, subject)
@@ -181,22 +202,58 @@ class FakeEngine:
                 return job
         return None
 
-    def _apply(self, action: AnyAction) -> str:
+    def _apply(self, action: AnyAction) -> list[str]:
+        """Do it; return its subject and the ids of what it made."""
         if isinstance(action, LaunchGuest | CreateGuest):
-            return self._create(action.spec, isinstance(action, LaunchGuest))
+            ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
+            return [self._create(action.spec, isinstance(action, LaunchGuest), ttl)]
+        if isinstance(action, OF_SNAPSHOT):
+            guest = self.guest(action.guest)
+            return [guest.name, *self.shelf.apply(guest, action)]
+        if isinstance(action, ForkGuest):
+            return self._fork(self.guest(action.guest), action)
+        if isinstance(action, PublishImage):
+            return [self._publish(self.guest(action.guest), action)]
         if isinstance(action, GuestAction):
-            return self._change(self.guest(action.guest), action)
+            return [self._change(self.guest(action.guest), action)]
         if isinstance(action, BuildImage):
             if action.recipe not in ("tiny", "debian"):
                 raise Invalid(Code.VALUE_INVALID, f"{shorten(action.recipe)} is no recipe")
-            return action.name or action.recipe
+            return [action.name or action.recipe]
         if isinstance(action, ImportImage):
-            return action.name or "imported"
+            return [action.name or "imported"]
         assert isinstance(action, DeleteImage)
         self.image(action.image)
+        return [action.image]
+
+    def _fork(self, source: Guest, action: ForkGuest) -> list[str]:
+        origin = self.shelf.find(source, action.snapshot).id if action.snapshot else ""
+        names = fork_names(action.name or f"fork-{len(self.all_guests)}", action.count)
+        for name in names:
+            if name in self.all_guests:
+                raise Conflict(Code.GUEST_EXISTS, f"there is a guest {name} already")
+        for name in names:
+            self.all_guests[name] = msgspec.structs.replace(
+                source, name=name, id=f"{self._next_number():032x}", origin=origin, version=1,
+                expires_at=NOW + action.ttl if action.ttl else 0.0,
+            )  # fmt: skip
+        if origin:
+            self.shelf.count_forks(origin, len(names))
+        return [source.name, *(self.all_guests[name].id for name in names)]
+
+    def _publish(self, guest: Guest, action: PublishImage) -> str:
+        if action.snapshot:
+            self.shelf.find(guest, action.snapshot)
+        if check_image_name(action.image) in self.all_images and not action.replace:
+            raise Conflict(Code.IMAGE_EXISTS, f"there is an image {action.image} already")
+        self.all_images[action.image] = self._make_image(action.image)
         return action.image
 
-    def _create(self, spec: GuestSpec, start: bool) -> str:
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    def _create(self, spec: GuestSpec, start: bool, ttl: float) -> str:
         name = check_guest_name(spec.name or f"guest-{len(self.all_guests)}")
         self.image(spec.image)
         if name in self.all_guests:
@@ -206,7 +263,7 @@ class FakeEngine:
         state = GuestState.RUNNING if start else GuestState.STOPPED
         self.all_guests[name] = make_guest(
             name, len(self.all_guests), state=state, cpus=spec.cpus, memory=spec.memory,
-            labels=check_labels(spec.labels),
+            labels=check_labels(spec.labels), expires_at=NOW + ttl if ttl else 0.0,
         )  # fmt: skip
         return name
 

@@ -16,6 +16,7 @@ from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest
 from serai.units import MIB
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 MAX_WAIT = 3600.0
 MAX_PAGE = 10_000
+MAX_TTL = 10 * 365 * 86400
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,15 +152,20 @@ class NoBody(Body, frozen=True):
     """Nothing, or an empty object."""
 
 
+Ttl = Annotated[float, Meta(ge=0, le=MAX_TTL)]
+
+
 class LaunchBody(GuestSpec, frozen=True, kw_only=True):
     """A guest to be: its specification, and what to do at once.
 
     Sizes are bytes. ``disk`` 0 means the image's own size. Without ``start`` it is only defined;
-    with ``wait_agent`` the job lasts until the agent in the guest answers, where it has one.
+    with ``wait_agent`` the job lasts until the agent in the guest answers, where it has one. It is
+    deleted ``ttl`` seconds after it was started (0: never).
     """
 
     start: bool = True
     wait_agent: bool = True
+    ttl: Ttl = 0.0
 
 
 class StopBody(Body, frozen=True):
@@ -172,6 +179,62 @@ class RenameBody(Body, frozen=True):
     """The new name."""
 
     name: str
+
+
+class SnapshotBody(Body, frozen=True):
+    """A snapshot to be. Without a name it gets one.
+
+    With ``memory`` that of a guest which runs is in it. ``quiesce`` has the agent hold the file
+    systems for the moment; it fails where no agent answers.
+    """
+
+    name: str = ""
+    memory: bool = True
+    quiesce: bool = False
+    note: str = ""
+
+
+class SnapshotChange(Body, frozen=True):
+    """What to change of a snapshot; what is not named stays as it is."""
+
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class RestoreBody(Body, frozen=True):
+    """How to restore: with ``force`` also where work that is in no snapshot is lost."""
+
+    force: bool = False
+
+
+class ForkBody(Body, frozen=True):
+    """The forks to be: ``count`` of them, of the guest as it is now or of its ``snapshot``.
+
+    One is called ``name``, several ``name-1``, ``name-2``, …; without a name they get one. Each is born
+    again with an id, MAC address, host name, machine id and random numbers of its own; with
+    ``keep_identity`` it keeps what the guest inside knows of itself. With ``wait_agent`` the job
+    lasts until the agents answer. They are deleted after ``ttl`` seconds (0: never).
+    """
+
+    snapshot: str = ""
+    name: str = ""
+    count: int = 1
+    keep_identity: bool = False
+    ttl: Ttl = 0.0
+    wait_agent: bool = True
+
+
+class PublishBody(Body, frozen=True):
+    """The image to be: of the guest as it is now, or of its ``snapshot``.
+
+    With ``memory`` that of a guest which runs, or of a snapshot that has it, is in the image.
+    ``replace`` gives an existing name to the new image.
+    """
+
+    image: str
+    snapshot: str = ""
+    memory: bool = True
+    replace: bool = False
 
 
 class BuildBody(Body, frozen=True):
@@ -211,6 +274,10 @@ class GuestPage(Page[Guest], frozen=True):
     """A page of guests."""
 
 
+class SnapshotPage(Page[Snapshot], frozen=True):
+    """A page of snapshots."""
+
+
 class ImagePage(Page[Image], frozen=True):
     """A page of images."""
 
@@ -228,6 +295,11 @@ EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
     GuestChange: {"memory": 1024 * MIB},
     StopBody: {"timeout": 20},
     RenameBody: {"name": "web2"},
+    SnapshotBody: {"name": "ready", "note": "before the update"},
+    SnapshotChange: {"name": "steady"},
+    RestoreBody: {"force": True},
+    ForkBody: {"name": "test", "count": 10, "ttl": 3600},
+    PublishBody: {"image": "web-ready", "snapshot": "ready"},
     ExecRequest: {"argv": ["uname", "-a"], "timeout": 10},
     BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},
     ImportBody: {"source": "https://example.org/disk.qcow2", "name": "mine"},

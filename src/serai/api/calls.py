@@ -46,11 +46,16 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Q, B]):
-    """One request on its way, decoded. ``subject`` is the guest, image or job in its path."""
+    """One request on its way, decoded.
+
+    ``subject`` is the guest, image or job in its path, ``part`` what of it is meant, such as a
+    snapshot ("": all of it).
+    """
 
     room: Room
     request: HttpRequest
     subject: str
+    part: str
     query: Q
     body: B
 
@@ -147,9 +152,9 @@ def _build_answer(
     async def answer(room: Room, request: HttpRequest) -> ASGIApp:
         scope = request.scope
         untrusted_body = b"" if is_raw else await read_body(request)
-        subject = next(iter(scope["path_params"].values()), "")
+        subject, part, *_ = (*scope["path_params"].values(), "", "")
         parameters = decode_query(scope["query_string"])
-        call = Call(room, request, subject, parameters, decode_body(untrusted_body))
+        call = Call(room, request, subject, part, parameters, decode_body(untrusted_body))
         return await handle(call)
 
     return answer
@@ -162,9 +167,11 @@ def split_docs(text: str) -> tuple[str, str]:
 
 
 def tag_of(path: str) -> str:
-    """Return the group of a path: ``guests`` for ``/v1/guests/{guest}``."""
+    """Return the group of a path: ``guests`` for ``/v1/guests/{guest}``, ``snapshots`` for its."""
     parts = path.removeprefix("/v1/").split("/")
-    return parts[0] if path.startswith("/v1/") and "." not in path else "description"
+    if not path.startswith("/v1/") or "." in path:
+        return "description"
+    return parts[2] if parts[2:3] == ["snapshots"] else parts[0]
 
 
 def socket_route(

@@ -80,7 +80,16 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
     """
     body = call.body
     spec = msgspec.convert(body, GuestSpec, from_attributes=True)
-    return LaunchGuest(spec=spec, wait=body.wait_agent) if body.start else CreateGuest(spec=spec)
+    if not body.start:
+        if body.ttl:
+            raise Invalid(
+                Code.VALUE_INVALID,
+                "a guest that is only defined has no time to live",
+                hint="Leave `ttl` out, or start it.",
+                details={"path": "$.ttl"},
+            )
+        return CreateGuest(spec=spec)
+    return LaunchGuest(spec=spec, wait=body.wait_agent, ttl=body.ttl)
 
 
 def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:

@@ -20,7 +20,16 @@ class Named(Protocol):
         """The name, unique in its list."""
 
 
+class Identified(Protocol):
+    """What has an id."""
+
+    @property
+    def id(self) -> str:
+        """The id, unique everywhere."""
+
+
 N = TypeVar("N", bound=Named)
+S = TypeVar("S", bound=Identified)
 
 
 def write_cursor(key: str) -> str:
@@ -58,3 +67,22 @@ def page_by_name(everything: list[N], limit: int, cursor: str) -> Page[N]:
     after = read_cursor(cursor)
     rest = sorted((each for each in everything if each.name > after), key=attrgetter("name"))
     return cut_page(rest[: limit + 1], limit, lambda each: each.name)
+
+
+def page_in_order(everything: list[S], limit: int, cursor: str) -> Page[S]:
+    """Return one page of ``everything`` in the order that it has.
+
+    Raises Invalid (``value-invalid``) when what the last page ended with is gone.
+    """
+    begin = 0
+    if after := read_cursor(cursor):
+        places = (place for place, each in enumerate(everything, 1) if each.id == after)
+        begin = next(places, -1)
+    if begin < 0:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            "what the last page ended with is gone",
+            hint="Begin the list anew, without a cursor.",
+            details={"path": "$.cursor"},
+        )
+    return cut_page(everything[begin : begin + limit + 1], limit, lambda each: each.id)

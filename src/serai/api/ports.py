@@ -15,6 +15,7 @@ from serai.model.guest import Guest
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
 
@@ -26,6 +27,12 @@ class EngineLike(Protocol):
 
     def guest(self, name_or_id: str) -> Guest:
         """Return one guest; NotFound (``guest-not-found``)."""
+
+    def snapshots(self, guest: str) -> list[Snapshot]:
+        """Return a guest's snapshots as a tree: each after its parent; NotFound."""
+
+    def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
+        """Return one snapshot of a guest; NotFound (``snapshot-not-found``), also for a foreign one."""
 
     def images(self) -> list[Image]:
         """Return all images, in any order."""

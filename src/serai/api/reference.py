@@ -9,9 +9,11 @@ from typing import Any
 
 from serai.api.calls import Document
 
-SAMPLES = {"{guest}": "web1", "{image}": "tiny", "{job}": "JOB"}
+SAMPLES = {"{guest}": "web1", "{image}": "tiny", "{job}": "JOB", "{snapshot}": "ready"}
 QUERIES = {
     "launch-guest": "?wait=60",
+    "create-snapshot": "?wait=60",
+    "fork-guest": "?wait=60",
     "pull-file": "?path=/etc/hostname",
     "push-file": "?path=/tmp/file",
     "show-log": "?tail=4096",

@@ -17,6 +17,7 @@ from serai.api.bodies import (
     EventPage,
     EventsQuery,
     ExportQuery,
+    ForkBody,
     GuestPage,
     GuestsQuery,
     ImagePage,
@@ -26,9 +27,14 @@ from serai.api.bodies import (
     LaunchBody,
     LogQuery,
     PageQuery,
+    PublishBody,
     PullQuery,
     PushQuery,
     RenameBody,
+    RestoreBody,
+    SnapshotBody,
+    SnapshotChange,
+    SnapshotPage,
     StopBody,
     WaitQuery,
 )
@@ -65,15 +71,27 @@ from serai.api.inside import (
     take_screenshot,
 )
 from serai.api.jobs import action, cancel_job, list_jobs, show_job
+from serai.api.snapshots import (
+    change_snapshot,
+    create_snapshot,
+    delete_snapshot,
+    fork_guest,
+    list_snapshots,
+    publish_image,
+    restore_snapshot,
+    show_snapshot,
+)
 from serai.api.system import show_docs, show_front, show_openapi, show_system
 from serai.errors import Code
 from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
+SNAPSHOTS, SNAPSHOT = f"{GUEST}/snapshots", f"{GUEST}/snapshots/{{snapshot}}"
 IMAGES, IMAGE = "/v1/images", "/v1/images/{image}"
 JOBS, JOB = "/v1/jobs", "/v1/jobs/{job}"
 
@@ -82,8 +100,10 @@ _NO_GUEST = (_C.GUEST_NOT_FOUND,)
 _OF_STATE = (_C.GUEST_NOT_FOUND, _C.GUEST_STATE)
 _OF_AGENT = (*_OF_STATE, _C.AGENT_UNAVAILABLE, _C.AGENT_TIMEOUT, _C.AGENT_PROTOCOL)
 _OF_MONITOR = (*_OF_STATE, _C.QMP_FAILED, _C.QMP_LOST)
-_OF_START = (*_OF_STATE, _C.GUEST_START_FAILED, _C.MEMORY_SHORT, _C.DISK_FULL)
+_OF_START = (*_OF_STATE, _C.GUEST_START_FAILED, _C.SNAPSHOT_CORRUPT, _C.MEMORY_SHORT, _C.DISK_FULL)
 _OF_SPEC = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID)
+_NO_SNAPSHOT = (_C.GUEST_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND)
+_OF_SNAPSHOT = (_C.SNAPSHOT_NOT_FOUND, _C.SNAPSHOT_STATE, _C.SNAPSHOT_CORRUPT, _C.SNAPSHOT_UNFIT)
 
 COMMON_PROBLEMS: tuple[Code, ...] = (
     _C.BODY_INVALID,
@@ -101,6 +121,7 @@ COMMON_PROBLEMS: tuple[Code, ...] = (
 
 PATH_PARAMETERS: Mapping[str, str] = {
     "guest": "The name or id of a guest.",
+    "snapshot": "The name or id of a snapshot of that guest.",
     "image": "The name of an image.",
     "job": "The id of a job.",
 }
@@ -131,7 +152,8 @@ ROUTES: tuple[Route, ...] = (
     route("GET", GUESTS, list_guests, query=GuestsQuery, replies=_gives("A page of guests.", GuestPage)),
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
-                     _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING)),
+                     _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
+                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -143,6 +165,23 @@ ROUTES: tuple[Route, ...] = (
     action("POST", f"{GUEST}/resume", resume_guest, problems=_OF_MONITOR),
     action("POST", f"{GUEST}/rename", rename_guest, body=RenameBody,
            problems=(*_OF_STATE, _C.NAME_INVALID, _C.GUEST_EXISTS)),
+    action("POST", f"{GUEST}/fork", fork_guest, body=ForkBody,
+           problems=(*_OF_MONITOR, *_OF_SPEC, *_OF_SNAPSHOT, _C.GUEST_EXISTS, _C.GUEST_START_FAILED, _C.AGENT_TIMEOUT,
+                     _C.MEMORY_SHORT, _C.DISK_FULL)),
+    action("POST", f"{GUEST}/publish", publish_image, body=PublishBody,
+           problems=(*_OF_MONITOR, *_OF_SNAPSHOT, _C.NAME_INVALID, _C.IMAGE_EXISTS, _C.TOOL_FAILED, _C.TOOL_MISSING,
+                     _C.DISK_FULL)),
+
+    route("GET", SNAPSHOTS, list_snapshots, query=PageQuery, replies=_gives("A page of snapshots.", SnapshotPage),
+          problems=_NO_GUEST),
+    action("POST", SNAPSHOTS, create_snapshot, body=SnapshotBody,
+           problems=(*_OF_AGENT, *_OF_MONITOR, _C.NAME_INVALID, _C.SNAPSHOT_EXISTS, _C.MEMORY_SHORT, _C.DISK_FULL)),
+    route("GET", SNAPSHOT, show_snapshot, replies=_gives("The snapshot.", Snapshot), problems=_NO_SNAPSHOT),
+    action("PATCH", SNAPSHOT, change_snapshot, body=SnapshotChange,
+           problems=(*_NO_SNAPSHOT, _C.NAME_INVALID, _C.VALUE_INVALID, _C.SNAPSHOT_EXISTS)),
+    action("DELETE", SNAPSHOT, delete_snapshot, problems=(*_NO_SNAPSHOT, _C.SNAPSHOT_STATE)),
+    action("POST", f"{SNAPSHOT}/restore", restore_snapshot, body=RestoreBody,
+           problems=(*_OF_START, *_OF_SNAPSHOT, _C.UNSAVED_WORK)),
 
     route("POST", f"{GUEST}/exec", run_command, body=ExecRequest, problems=(*_OF_AGENT, _C.EXEC_FAILED),
           replies=_gives("What became of it.", ExecResult)),
