@@ -1,0 +1,182 @@
+"""Snapshots as a tree, their sizes, names of forks, and what is refused beforehand."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serai.errors import Busy, Code, Conflict, Invalid
+from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec, Volume
+from serai.model.machine import Machine
+from serai.model.node import Capabilities
+from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, SnapshotRecord
+from serai.plan.snapshot import (
+    MOST_FORKS,
+    ROOM_PER_FORK,
+    Sizes,
+    check_fork_room,
+    check_memory_fits,
+    fork_names,
+    fork_record,
+    in_tree_order,
+    pick_name,
+)
+
+GUEST = GuestRecord(
+    id="g",
+    number=1,
+    version=7,
+    created_at=1.0,
+    spec=GuestSpec(image="tiny", name="web1"),
+    image_digest="sha256:x",
+    machine_type="q35",
+    mac="52:54:00:00:00:01",
+    genid="gen",
+    snapshot="s1",
+)
+MACHINE = Machine(
+    id="g",
+    name="web1",
+    machine_type="q35",
+    accel=Accel.TCG,
+    cpus=1,
+    max_cpus=2,
+    memory=1 << 28,
+    firmware=Firmware.BIOS,
+    genid="gen",
+    drives=(),
+    nics=(),
+)
+MEMORY = FrozenMemory(
+    id="m",
+    base="b",
+    machine=MACHINE,
+    qemu_version="7.2.22",
+    accel=Accel.TCG,
+    size=1 << 28,
+    stored=5,
+)
+HOST = Capabilities(
+    qemu_path="q", qemu_version="7.2.22", machine_type="q35", accel=Accel.TCG, accel_reason=""
+)
+
+
+def snapshot(name: str, parent: str = "", at: float = 0.0, **more: object) -> SnapshotRecord:
+    made = SnapshotRecord(
+        id=name, name=name, guest_id="g", guest=GUEST, created_at=at, parent=parent
+    )
+    return msgspec.structs.replace(made, **more)
+
+
+def test_a_tree_is_told_parents_first_and_old_before_new() -> None:
+    shuffled = [
+        snapshot("c", "a", 3.0),
+        snapshot("b", "a", 2.0),
+        snapshot("d", "b", 4.0),
+        snapshot("a", "", 1.0),
+        snapshot("e", "gone", 0.5),
+    ]
+    told = [(depth, each.name) for depth, each in in_tree_order(shuffled)]
+    assert told == [(0, "e"), (0, "a"), (1, "b"), (2, "d"), (1, "c")]
+
+
+@given(st.lists(st.integers(0, 20), max_size=20))
+def test_every_snapshot_is_told_once_whatever_the_parents(parents: list[int]) -> None:
+    made = [
+        snapshot(f"s{n}", f"s{parent}" if parent < n else "") for n, parent in enumerate(parents)
+    ]
+    assert sorted(each.name for _, each in in_tree_order(made)) == sorted(
+        each.name for each in made
+    )
+
+
+def test_a_picked_name_is_free() -> None:
+    assert pick_name(set()) == "snap-1"
+    assert pick_name({"snap-2", "other"}) == "snap-3"
+    assert pick_name({"snap-3", "a", "b"}) == "snap-4"
+
+
+def test_own_is_what_would_be_free_and_shared_is_the_rest() -> None:
+    layers = {
+        name: Layer(id=name, parent=parent, virtual_size=1, size=size, created_at=0.0)
+        for name, parent, size in (("base", "", 100), ("mid", "base", 20), ("top", "mid", 3))
+    }
+    first = snapshot("first", volumes=(FrozenVolume(name="root", layer="base", size=1),))
+    second = snapshot(
+        "second", volumes=(FrozenVolume(name="root", layer="top", size=1),), memory=MEMORY
+    )
+    sizes = Sizes(layers, [], [first, second], {"b": 1000})
+    assert (sizes.own(first), sizes.shared(first)) == (0, 100)
+    assert (sizes.own(second), sizes.shared(second)) == (20 + 3 + 5 + 1000, 100)
+    on_top = msgspec.structs.replace(
+        GUEST, volumes=(Volume(name="root", head="h", layer="top", size=1),)
+    )
+    sizes = Sizes(layers, [on_top], [first, second, snapshot("third", memory=MEMORY)], {"b": 1000})
+    assert (sizes.own(second), sizes.shared(second)) == (5, 123 + 1000)
+
+
+# -- forks -----------------------------------------------------------------------------------------
+
+
+def test_names_of_forks() -> None:
+    assert fork_names("web", 1) == ["web"]
+    assert fork_names("web", 3) == ["web-1", "web-2", "web-3"]
+    assert len(set(fork_names("w" * 58, MOST_FORKS))) == MOST_FORKS
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("web", 0), ("web", -1), ("web", 1001), ("w" * 63, 2), ("-", 1), ("", 1)]
+)
+def test_names_that_can_not_be(name: str, count: int) -> None:
+    with pytest.raises(Invalid):
+        fork_names(name, count)
+
+
+def test_too_many_forks_are_refused_with_the_arithmetic() -> None:
+    check_fork_room(10, 10 * ROOM_PER_FORK)
+    with pytest.raises(Busy, match=r"10 forks need 480 MiB .* 479 MiB are free") as caught:
+        check_fork_room(10, 479 << 20)
+    assert caught.value.code is Code.MEMORY_SHORT
+
+
+def test_a_fork_is_like_its_source_and_nobody_else() -> None:
+    made = fork_record(
+        GUEST,
+        guest_id="f",
+        number=2,
+        name="web2",
+        mac="52:54:00:00:00:02",
+        genid="other",
+        now=9.0,
+        volumes=(),
+        origin="s1",
+        expires_at=99.0,
+        coming="job",
+    )
+    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes"}
+    for field in GuestRecord.__struct_fields__:
+        if field not in same:
+            assert getattr(made, field) != getattr(GUEST, field), field
+    assert made.spec == msgspec.structs.replace(GUEST.spec, name="web2")
+
+
+# -- fit -------------------------------------------------------------------------------------------
+
+
+def test_memory_fits_where_it_was_made() -> None:
+    check_memory_fits(MEMORY, "it", HOST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"qemu_version": "8.0.0"}, "ran under QEMU 7.2.22, and here is 8.0.0"),
+        ({"accel": Accel.KVM}, "ran under tcg, and here guests run under kvm"),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused_with_the_reason(
+    changes: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(Conflict, match=reason) as caught:
+        check_memory_fits(MEMORY, "it", msgspec.structs.replace(HOST, **changes))
+    assert caught.value.code is Code.SNAPSHOT_UNFIT
