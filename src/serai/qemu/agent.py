@@ -92,6 +92,13 @@ class Agent:
     def __init__(self, path: Path) -> None:
         self.wire = AgentWire(path)
 
+    def quiet(self, timeout: float) -> contextlib.AbstractAsyncContextManager[None]:
+        """Let no call be under way, and none begin, as long as the block lasts.
+
+        Raises Busy (``agent-timeout``) when one does not end within ``timeout`` seconds.
+        """
+        return self.wire.quiet(timeout)
+
     async def ping(self, *, timeout: float) -> None:
         """Find out whether it answers."""
         await self.wire.call("guest-ping", NOTHING, timeout=timeout)

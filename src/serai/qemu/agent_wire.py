@@ -14,7 +14,8 @@ looks (qemu-ga's channel_event_cb).
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -163,6 +164,39 @@ class AgentWire:
     def is_prepared(self) -> bool:
         """Tell whether it is connected and no agent has read anything yet."""
         return self._writer is not None and self._port is Port.CLOSED
+
+    @asynccontextmanager
+    async def quiet(self, timeout: float) -> AsyncIterator[None]:
+        """Let no call be under way, and none begin, as long as the block lasts.
+
+        Raises Busy (``agent-timeout``) when one does not end within ``timeout`` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._lock.acquire()
+        except TimeoutError as error:
+            raise Busy(
+                Code.AGENT_TIMEOUT,
+                f"a call of the guest's agent has not ended within {timeout:g} s",
+                hint="The guest may be busy, paused or hung.",
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def take_over(self, other: "AgentWire") -> None:
+        """Go on with the connection of ``other``, which has none afterwards.
+
+        For the same agent behind another QEMU, within ``quiet``: whoever waits for his turn gets it
+        there.
+        """
+        self.disconnect()
+        self._path, self._sync = other._path, other._sync
+        self._reader, other._reader = other._reader, None
+        self._writer, other._writer = other._writer, None
+        self._buffer, other._buffer = other._buffer, bytearray()
+        self.set_port(other.port)
 
     def set_port(self, port: Port) -> None:
         """Take note of what QEMU says of the port."""

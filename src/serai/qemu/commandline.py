@@ -2,7 +2,7 @@
 
 One small function a device. Descriptors are named as ``resources`` opened them: ``memory``, ``qmp``,
 ``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, and ``DRIVE/LAYER`` for the
-files of a drive's chain (``root/0`` is the writable head). What QEMU opens as a file is given as an
+files of a drive's chain (``root/0`` is the writable head, ``root/0:read-only`` the same once more). What QEMU opens as a file is given as an
 fdset with the descriptor's own number (docs/design/0010). PCI places are fixed here, so that a
 machine looks the same to its guest at every start; 0x10 and up are ports kept free for later.
 Small devices that a QEMU was built without are left out; the machine says which it has.
@@ -16,6 +16,8 @@ from serai.qemu.options import Option, Value
 
 Fds = Mapping[str, int]
 
+READ_ONLY = ":read-only"
+"""Ends the name of a second descriptor of a file, with which QEMU makes it read-only later."""
 AGENT_PORT = "org.qemu.guest_agent.0"
 TCG_BUFFER_MIB = 256
 SPARE_PORTS = 2
@@ -86,10 +88,16 @@ def _base(machine: Machine) -> list[Option]:
         Option("no-user-config"),
         Option("display", first="none"),
         Option("vnc", first="none"),
-        Option("action", {"shutdown": "pause", "panic": "pause", "reboot": "reset"}),
+        Option("action", {"shutdown": "pause", "panic": "pause", "reboot": _on_reset(machine)}),
         Option("msg", {"timestamp": True}),
         *([Option("sandbox", sandbox, first="on")] if machine.sandbox else []),
+        *([Option("S"), Option("incoming", first="defer")] if machine.ram_private else []),
     ]
+
+
+def _on_reset(machine: Machine) -> str:
+    """One that takes up a state has only the beginning of its kernel: it can't boot that again."""
+    return "shutdown" if machine.ram_private and machine.kernel else "reset"
 
 
 def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
@@ -98,6 +106,8 @@ def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
         "vmport": False,
         "dump-guest-core": False,
         "usb": False,
+        # the description after a stream of devices is for people; nobody reads it here
+        "suppress-vmdesc": True,
     }
     if machine.firmware is Firmware.UEFI:
         keys |= {"pflash0": "uefi-code", "pflash1": "uefi-vars"}
@@ -106,7 +116,7 @@ def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
         "id": "memory",
         "mem-path": f"/proc/self/fd/{fds['memory']}",
         "size": machine.memory,
-        "share": True,
+        "share": not machine.ram_private,
     }
     cpus = {"cpus": machine.cpus, "maxcpus": machine.max_cpus}
     return [
@@ -131,7 +141,7 @@ def _accel(accel: Accel) -> list[Option]:
 
 def _fdsets(fds: Fds) -> list[Option]:
     return [
-        Option("add-fd", {"fd": fd, "set": fd, "opaque": name})
+        Option("add-fd", {"fd": fd, "set": fds[name.removesuffix(READ_ONLY)], "opaque": name})
         for name, fd in fds.items()
         if in_fdset(name)
     ]
@@ -247,8 +257,8 @@ def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
 
 def _attached(drive: Drive) -> dict[str, Value]:
     values: dict[str, Value] = {
-        "drive": drive.name,
-        "id": f"{drive.name}-device",
+        "drive": node_name(drive, 0),
+        "id": device_name(drive.name),
         "bootindex": drive.boot_index,
     }
     return values | ({"serial": drive.serial} if drive.serial else {})
@@ -257,20 +267,41 @@ def _attached(drive: Drive) -> dict[str, Value]:
 def _chain(drive: Drive, fds: Fds, index: int) -> dict[str, Value]:
     """Describe a layer and, inside it, the one below; the last has no backing, whatever it says."""
     layer: LayerFile = drive.chain[index]
-    file = _file(f"{drive.name}/{index}", fds) | {"discard": "unmap", "aio": "threads"}
+    node = block_node(layer, node_name(drive, index), fds[f"{drive.name}/{index}"])
+    if index + 1 < len(drive.chain):
+        node["backing"] = _chain(drive, fds, index + 1)
+    return node
+
+
+def block_node(layer: LayerFile, name: str, fdset: int) -> dict[str, Value]:
+    """Describe one layer alone, to be opened from an fdset."""
+    file: Value = {
+        "driver": "file",
+        "filename": f"/dev/fdset/{fdset}",
+        "discard": "unmap",
+        "aio": "threads",
+    }
     node: dict[str, Value] = {
         "driver": str(layer.format),
-        "node-name": drive.name if index == 0 else f"{drive.name}-{index}",
+        "node-name": name,
         "read-only": layer.read_only,
         "file": file,
     }
     if not layer.read_only:
         node |= {"discard": "unmap", "detect-zeroes": "unmap"}
-    if index + 1 < len(drive.chain):
-        node["backing"] = _chain(drive, fds, index + 1)
-    elif str(layer.format) == "qcow2":
+    if str(layer.format) == "qcow2":
         node["backing"] = None
     return node
+
+
+def node_name(drive: Drive, index: int) -> str:
+    """Return what a layer of a drive's chain is called in QEMU."""
+    return drive.chain[index].node or (drive.name if index == 0 else f"{drive.name}-{index}")
+
+
+def device_name(drive: str) -> str:
+    """Return what the device of a drive is called in QEMU."""
+    return f"{drive}-device"
 
 
 def _nic(nic: Nic, place: int) -> list[Option]:

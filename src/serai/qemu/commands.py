@@ -28,6 +28,7 @@ class RunState(StrEnum):
     IO_ERROR = "io-error"
     POWERED_OFF = "powered-off"
     PANICKED = "panicked"
+    WAITING = "waiting"  # prepared: there is no guest in it yet
     OTHER = "other"
 
 
@@ -36,6 +37,10 @@ RUN_STATES: Mapping[str, RunState] = {
     "paused": RunState.PAUSED,
     "prelaunch": RunState.PAUSED,
     "suspended": RunState.RUNNING,
+    "finish-migrate": RunState.PAUSED,
+    "postmigrate": RunState.PAUSED,
+    "save-vm": RunState.PAUSED,
+    "inmigrate": RunState.WAITING,
     "io-error": RunState.IO_ERROR,
     "shutdown": RunState.POWERED_OFF,
     "guest-panicked": RunState.PANICKED,
@@ -61,6 +66,11 @@ class _Balloon(msgspec.Struct):
 class _Chardev(msgspec.Struct, rename="kebab"):
     label: str
     frontend_open: bool
+
+
+class _Migration(msgspec.Struct, rename="kebab"):
+    status: str = ""
+    error_desc: str = ""
 
 
 class CpuSlot(msgspec.Struct, rename="kebab"):
@@ -158,9 +168,12 @@ async def plug_cpu(monitor: Monitor, slot: CpuSlot, timeout: float = TIMEOUT) ->
     await _ask(monitor, "device_add", _Nothing, timeout, arguments)
 
 
-async def add_fd(monitor: Monitor, fd: int, timeout: float = TIMEOUT) -> int:
-    """Give QEMU a descriptor; return the number of the fdset that holds it."""
-    return (await _ask(monitor, "add-fd", _Fd, timeout, fd=fd)).fdset_id
+async def add_fd(
+    monitor: Monitor, fd: int, timeout: float = TIMEOUT, *, fdset: int | None = None
+) -> int:
+    """Give QEMU a descriptor, in a new fdset or that one; return the number of the fdset."""
+    arguments = None if fdset is None else {"fdset-id": fdset}
+    return (await _ask(monitor, "add-fd", _Fd, timeout, arguments, fd=fd)).fdset_id
 
 
 async def remove_fdset(monitor: Monitor, fdset: int, timeout: float = TIMEOUT) -> None:
@@ -185,3 +198,72 @@ async def add_vnc_client(monitor: Monitor, fd: int, timeout: float = TIMEOUT) ->
         with contextlib.suppress(SeraiError):  # the first error tells more
             await _ask(monitor, "closefd", _Nothing, timeout, {"fdname": name})
         raise
+
+
+# -- the state of the machine ----------------------------------------------------------------------
+
+
+async def set_up_migration(monitor: Monitor, timeout: float = TIMEOUT) -> None:
+    """Have memory that is in a shared file left out of streams, and the end of one told."""
+    capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+    arguments = {"capabilities": capabilities}
+    await _ask(monitor, "migrate-set-capabilities", _Nothing, timeout, arguments)
+
+
+async def give_fd(monitor: Monitor, name: str, fd: int, timeout: float = TIMEOUT) -> None:
+    """Give QEMU a descriptor under a name; what takes it up takes it away."""
+    await _ask(monitor, "getfd", _Nothing, timeout, {"fdname": name}, fd=fd)
+
+
+async def save_stream(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Begin to write the machine into a given descriptor; an event tells the end."""
+    await _ask(monitor, "migrate", _Nothing, timeout, {"uri": f"fd:{name}"})
+
+
+async def load_stream(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Begin to read the machine from a given descriptor; an event, or QEMU's end, tells the end."""
+    await _ask(monitor, "migrate-incoming", _Nothing, timeout, {"uri": f"fd:{name}"})
+
+
+async def cancel_stream(monitor: Monitor, timeout: float = TIMEOUT) -> None:
+    """Give up writing the machine; nothing happens when nothing is written."""
+    await _ask(monitor, "migrate_cancel", _Nothing, timeout)
+
+
+async def why_stream_failed(monitor: Monitor, timeout: float = TIMEOUT) -> str:
+    """Return why writing the machine failed, in QEMU's words; may be empty."""
+    return (await _ask(monitor, "query-migrate", _Migration, timeout)).error_desc
+
+
+async def save_devices(monitor: Monitor, fdset: int, timeout: float = TIMEOUT) -> None:
+    """Write the state of all devices, and no memory at all, into an fdset."""
+    arguments = {"filename": f"/dev/fdset/{fdset}", "live": False}
+    await _ask(monitor, "xen-save-devices-state", _Nothing, timeout, arguments)
+
+
+# -- block nodes -----------------------------------------------------------------------------------
+
+
+async def add_node(monitor: Monitor, node: Mapping[str, object], timeout: float = TIMEOUT) -> None:
+    """Open a block node."""
+    await _ask(monitor, "blockdev-add", _Nothing, timeout, node)
+
+
+async def remove_node(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Close a block node that nobody uses."""
+    await _ask(monitor, "blockdev-del", _Nothing, timeout, {"node-name": name})
+
+
+async def put_over(monitor: Monitor, overlays: Mapping[str, str], timeout: float = TIMEOUT) -> None:
+    """Put a node over each of those named: all at one moment, or none."""
+    actions = [
+        {"type": "blockdev-snapshot", "data": {"node": below, "overlay": above}}
+        for below, above in overlays.items()
+    ]
+    await _ask(monitor, "transaction", _Nothing, timeout, {"actions": actions})
+
+
+async def node_of_device(monitor: Monitor, device: str, timeout: float = TIMEOUT) -> str:
+    """Return the name of the node that a disk device reads and writes."""
+    arguments = {"path": f"/machine/peripheral/{device}", "property": "drive"}
+    return await _ask(monitor, "qom-get", str, timeout, arguments)

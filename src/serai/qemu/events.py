@@ -12,12 +12,18 @@ import msgspec
 
 AGENT_PORT_ID = "agent-port"
 EVENTS_LIMIT = 64
+STREAM_DONE = "completed"
+STREAM_ENDS = (STREAM_DONE, "failed", "cancelled")
+RESET_REASON = "guest-reset"
 
 
 class InstanceEventKind(StrEnum):
     """What may happen to a QEMU and its guest."""
 
     POWERED_OFF = "powered-off"  # the guest shut itself down; QEMU waits
+    RESTART_WANTED = (
+        "restart-wanted"  # the guest reset itself, but this QEMU can't boot it; it waits
+    )
     RESET = "reset"
     PANICKED = "panicked"
     STOPPED = "stopped"
@@ -63,6 +69,14 @@ class EventQueue:
 
 
 # -- the wire's words ----------------------------------------------------------------------------
+
+
+class _MigrationData(msgspec.Struct):
+    status: str
+
+
+class _Migration(msgspec.Struct, tag_field="event", tag="MIGRATION"):
+    data: _MigrationData
 
 
 class _ShutdownData(msgspec.Struct):
@@ -129,8 +143,21 @@ def decode_event(untrusted: Mapping[str, object]) -> InstanceEvent | None:
     return _meaning(told)
 
 
+def decode_stream_end(untrusted: Mapping[str, object]) -> str | None:
+    """Return how writing or reading a machine's state ended, if this event tells it."""
+    if untrusted.get("event") != "MIGRATION":
+        return None
+    try:
+        status = msgspec.convert(untrusted, _Migration).data.status
+    except (msgspec.ValidationError, RecursionError):
+        return None
+    return status if status in STREAM_ENDS else None
+
+
 def _meaning(told: _Told) -> InstanceEvent | None:
     match told:
+        case _Shutdown(data=data) if data.guest and data.reason == RESET_REASON:
+            return InstanceEvent(InstanceEventKind.RESTART_WANTED, data.reason)
         case _Shutdown(data=data) if data.guest and data.reason != "guest-panic":
             return InstanceEvent(InstanceEventKind.POWERED_OFF, data.reason)
         case _Reset(data=data):

@@ -4,21 +4,44 @@ How it begins and ends is in ``life``. Not for: deciding anything about the gues
 """
 
 import asyncio
+import contextlib
+import os
 import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
+from serai.errors import Code, HostFailure, SeraiError
+from serai.host.pages import write_all
 from serai.host.sockets import connect_unix
-from serai.qemu import commands
+from serai.host.supervise import Supervisor
+from serai.host.threads import in_own_thread
+from serai.model.machine import LayerFile
+from serai.qemu import commands, heads
+from serai.qemu.commandline import node_name
 from serai.qemu.commands import TIMEOUT, RunState
-from serai.qemu.events import InstanceEvent, InstanceEventKind
-from serai.qemu.life import Life
+from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
+from serai.qemu.life import EARLY_END, Life
+from serai.qemu.memory import close_to_new_writers, open_ram, open_ram_file, ram_name, seal_memory
+from serai.qemu.qmp import Monitor
 from serai.qemu.resources import memory_name, socket_path
 from serai.qemu.screen import take_picture
+from serai.qemu.state import STATE_LIMIT, splice
+from serai.qemu.words import gist
 
-__all__ = ["Instance", "InstanceEvent", "InstanceEventKind", "RunState", "memory_name"]
+__all__ = [
+    "Instance",
+    "InstanceEvent",
+    "InstanceEventKind",
+    "RunState",
+    "memory_name",
+    "seal_memory",
+]
+
+STATE = "state"
 
 
 class Instance(Life):
-    """One running QEMU. Make it with ``start`` or ``adopt``."""
+    """One running QEMU. Make it with ``start``, ``prepare`` or ``adopt``."""
 
     async def status(self, timeout: float = TIMEOUT) -> RunState:
         """Return what the guest is doing; Interrupted (``qmp-lost``) when QEMU does not say."""
@@ -38,7 +61,9 @@ class Instance(Life):
 
     async def resize_drive(self, name: str, size: int, timeout: float = TIMEOUT) -> None:
         """Grow a drive to ``size`` bytes."""
-        await commands.resize_block(await self._connected(timeout), name, size, timeout)
+        (drive,) = (drive for drive in self.machine.drives if drive.name == name)
+        node = node_name(drive, 0)
+        await commands.resize_block(await self._connected(timeout), node, size, timeout)
 
     async def set_balloon(self, size: int, timeout: float = TIMEOUT) -> None:
         """Ask the guest to live with ``size`` bytes of memory; ``memory`` says how far it is."""
@@ -59,6 +84,142 @@ class Instance(Life):
         for slot in empty[: max(0, count - (len(slots) - len(empty)))]:
             await commands.plug_cpu(monitor, slot, timeout)
 
+    # -- disks -------------------------------------------------------------------------------------
+
+    async def switch_heads(self, new: Mapping[str, LayerFile], timeout: float = TIMEOUT) -> None:
+        """Put a new, empty head over each drive named; ``machine`` says so afterwards.
+
+        All at one moment, or none. The guest may run. Each head's ``node`` must be new in this
+        machine, of 31 characters at most. On failure (HostFailure ``qmp-failed``,
+        ``snapshot-unfit``) all is as before; after Interrupted (``qmp-lost``) ``active_nodes``
+        tells.
+        """
+        monitor = await self._connected(timeout)
+        self.machine = await heads.switch_heads(monitor, self.machine, new, timeout)
+
+    async def active_nodes(self, timeout: float = TIMEOUT) -> dict[str, str]:
+        """Return, for each drive, the name of the node that it reads and writes now."""
+        return await heads.active_nodes(await self._connected(timeout), self.machine, timeout)
+
+    # -- freezing and taking up --------------------------------------------------------------------
+
+    @property
+    def _ram_name(self) -> str:
+        return ram_name(self.machine.ram or self.machine.id)
+
+    def memory_fd(self) -> int:
+        """Return a new descriptor of its memory file; the caller closes it.
+
+        Of a guest that has its memory privately it is the base. Raises HostFailure
+        (``permission``, ``snapshot-unfit``).
+        """
+        return open_ram_file(
+            self.process.pid,
+            self._ram_name,
+            self.machine.memory,
+            private=self.machine.ram_private,
+        )
+
+    async def freeze_shared(self, state_fd: int, timeout: float) -> None:
+        """Hold the guest and write its devices into ``state_fd``; its memory is frozen as it is.
+
+        For a guest that was booted. The file's former content is gone; its offset is not used.
+        Afterwards nobody else can get to write to its memory; ``seal_memory`` shuts this QEMU out
+        too, once it has ended. On failure (HostFailure ``snapshot-unfit``, ``qmp-failed``,
+        ``timeout``) the guest is held. In either case ``go_on`` lets it go on.
+        """
+        assert not self.machine.ram_private
+        monitor = await self._connected(timeout)
+        memory_fd = self.memory_fd()
+        try:
+            await commands.set_up_migration(monitor, timeout)
+            await _give(monitor, state_fd, os.O_WRONLY, timeout)
+            await self.hold(timeout)
+            async with self._stream_over(monitor, timeout) as end:
+                await commands.save_stream(monitor, STATE, timeout)
+            await _check_saved(monitor, end, timeout)
+            close_to_new_writers(memory_fd)
+        finally:
+            os.close(memory_fd)
+
+    async def take_state(self, state_fd: int, pages_fd: int | None, timeout: float) -> None:
+        """Take a guest up: its changed pages, then its devices. It is held; ``go_on`` lets it run.
+
+        For one that ``prepare`` made, once. Any number may read the same descriptors at once. On
+        failure (HostFailure ``snapshot-corrupt``, ``snapshot-unfit`` with QEMU's words,
+        ``permission``, ``timeout``) it is of no more use.
+        """
+        assert self.machine.ram_private
+        monitor = await self._connected(timeout)
+        if pages_fd is not None:
+            with open_ram(self.process.pid, self._ram_name, self.machine.memory) as ram:
+                await in_own_thread(ram.load, pages_fd)
+        await _give(monitor, state_fd, os.O_RDONLY, timeout)
+        async with self._stream_over(monitor, timeout) as end:
+            await commands.load_stream(monitor, STATE, timeout)
+        if end != [STREAM_DONE]:
+            raise await self._not_taken_up()
+
+    async def save_private(
+        self, state_fd: int, base_state_fd: int, pages_fd: int, timeout: float
+    ) -> int:
+        """Write a held guest's state and changed pages; return how many pages.
+
+        For a guest that has its memory privately. ``base_state_fd`` is what ``freeze_shared`` wrote
+        for its base; ``state_fd`` gets what ``take_state`` takes, ``pages_fd`` a page set
+        (``host.pages``). The guest stays held and is not changed. Raises HostFailure
+        (``snapshot-unfit``, ``qmp-failed``, ``permission``, ``disk-full``).
+        """
+        assert self.machine.ram_private
+        monitor = await self._connected(timeout)
+        with open_ram(self.process.pid, self._ram_name, self.machine.memory) as ram:
+            try:
+                async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
+                    saving = in_own_thread(lambda: ram.save(ram.changed(), pages_fd))
+                    pages = group.create_task(saving)
+                    devices = await _save_devices(monitor, timeout)
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        await in_own_thread(_write_spliced, base_state_fd, devices, state_fd)
+        return pages.result()
+
+    @asynccontextmanager
+    async def _stream_over(self, monitor: Monitor, timeout: float) -> AsyncIterator[list[str]]:
+        """Wait after the block until a stream has ended; how is in the list, if QEMU told it.
+
+        Raises HostFailure (``timeout``).
+        """
+        told: list[str] = []
+        async with Supervisor() as tasks:
+            self._stream_end = asyncio.get_running_loop().create_future()
+            try:
+                yield told
+                lost = tasks.start(monitor.wait_lost(), name="lost")
+                ways: set[asyncio.Future[str] | asyncio.Task[None]] = {self._stream_end, lost}
+                done, _ = await asyncio.wait(
+                    ways, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._stream_end.done():
+                    told.append(self._stream_end.result())
+            finally:
+                self._stream_end = None
+        if not done:
+            raise HostFailure(
+                Code.TIMEOUT, f"the state of the guest's devices took more than {timeout:g} s"
+            )
+
+    async def _not_taken_up(self) -> HostFailure:
+        """Return the error for a state that QEMU refused; it ends then, and says why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EARLY_END):
+                await self.process.wait()
+        words = self.last_words()
+        return HostFailure(
+            Code.SNAPSHOT_UNFIT,
+            ": ".join(["QEMU can't take the guest's state up", *gist(words)]),
+            details={"stderr": words},
+        )
+
     # -- looking -----------------------------------------------------------------------------------
 
     async def screenshot(self, timeout: float = TIMEOUT) -> bytes:
@@ -75,4 +236,58 @@ class Instance(Life):
 
     async def open_console(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to the serial console; one at a time is served, others wait."""
-        return await connect_unix(socket_path(self._run_dir, "console"))
+        return await connect_unix(socket_path(self.run_dir, "console"))
+
+
+async def _give(monitor: Monitor, fd: int, flags: int, timeout: float) -> None:
+    """Give QEMU a file to write or read from its beginning, apart from how far others are."""
+    if flags == os.O_WRONLY:
+        os.ftruncate(fd, 0)
+    own = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+    try:
+        await commands.give_fd(monitor, STATE, own, timeout)
+    finally:
+        os.close(own)
+
+
+async def _check_saved(monitor: Monitor, end: list[str], timeout: float) -> None:
+    if end != [STREAM_DONE]:
+        why = ""
+        with contextlib.suppress(SeraiError):
+            why = await commands.why_stream_failed(monitor, timeout)
+        raise HostFailure(
+            Code.SNAPSHOT_UNFIT,
+            ": ".join(["QEMU did not write the guest's state", *([why] if why else [])]),
+        )
+
+
+async def _save_devices(monitor: Monitor, timeout: float) -> bytes:
+    """Return the state of all devices as QEMU writes it."""
+    fd = os.memfd_create("devices", os.MFD_CLOEXEC)
+    try:
+        # QEMU takes from an fdset only a descriptor with the very access mode that it wants
+        write_only = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            fdset = await commands.add_fd(monitor, write_only, timeout)
+        finally:
+            os.close(write_only)
+        try:
+            await commands.save_devices(monitor, fdset, timeout)
+        finally:
+            with contextlib.suppress(SeraiError):
+                await commands.remove_fdset(monitor, fdset, timeout)
+        return _read_whole(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_spliced(base_fd: int, devices: bytes, state_fd: int) -> None:
+    os.ftruncate(state_fd, 0)
+    write_all(state_fd, splice(_read_whole(base_fd), devices), 0)
+
+
+def _read_whole(fd: int) -> bytes:
+    size = os.fstat(fd).st_size
+    if size > STATE_LIMIT:
+        raise HostFailure(Code.SNAPSHOT_UNFIT, "the state of the devices is too large")
+    return os.pread(fd, size, 0)

@@ -7,6 +7,7 @@ listen before it is started, so that connecting never races. What happens to it 
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Mapping
@@ -23,7 +24,13 @@ from serai.qemu import commands
 from serai.qemu.agent import Agent
 from serai.qemu.agent_wire import Port
 from serai.qemu.commandline import build_argv
-from serai.qemu.events import EventQueue, InstanceEvent, InstanceEventKind, decode_event
+from serai.qemu.events import (
+    EventQueue,
+    InstanceEvent,
+    InstanceEventKind,
+    decode_event,
+    decode_stream_end,
+)
 from serai.qemu.qmp import Monitor
 from serai.qemu.resources import open_resources, remove_sockets, socket_path
 from serai.qemu.words import gist, open_words, read_last_words
@@ -42,12 +49,13 @@ class Life:
         self.process = process
         self.started_at = started_at
         self.agent = Agent(socket_path(run_dir, "agent"))
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._state_dir = state_dir
         self._monitor: Monitor | None = None
         self._connecting = asyncio.Lock()
         self._events = EventQueue()
         self._bell = asyncio.Event()
+        self._stream_end: asyncio.Future[str] | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._tasks = Supervisor()
 
@@ -66,10 +74,51 @@ class Life:
     ) -> Self:
         """Start QEMU and wait until its monitor answers; the guest runs by then.
 
-        On failure nothing is left, and HostFailure (``guest-start-failed``, ``disk-full``) tells
+        Its memory is a new file called ``machine.ram`` (``machine.id`` if that is empty). On
+        failure nothing is left, and HostFailure (``guest-start-failed``, ``disk-full``) tells
         QEMU's last words, or which file could not be opened.
         """
-        process = await _open_and_spawn(machine, capabilities, run_dir, state_dir, confinement)
+        paths = run_dir, state_dir
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None)
+        return await cls._begin(machine, process, *paths, timeout)
+
+    @classmethod
+    async def prepare(
+        cls,
+        machine: Machine,
+        *,
+        memory_fd: int,
+        capabilities: Capabilities,
+        run_dir: Path,
+        state_dir: Path,
+        confinement: Confinement,
+        timeout: float,
+    ) -> Self:
+        """Start a QEMU that waits for a state to take up (``Instance.take_state``).
+
+        It maps ``memory_fd`` privately, the file that is called ``machine.ram``; its agent's
+        wire is connected. Nothing of the guest runs. Disks are opened, but neither read nor
+        locked before the state is there, so another QEMU may still write to them. Fails as
+        ``start`` does.
+        """
+        machine = dataclasses.replace(machine, ram_private=True)
+        paths = run_dir, state_dir
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, memory_fd)
+        instance = await cls._begin(machine, process, *paths, timeout)
+        try:
+            await commands.set_up_migration(await instance._connected(timeout), timeout)
+            if instance._preparing is not None:
+                await instance._preparing
+        except BaseException:
+            await asyncio.shield(instance._give_up())
+            raise
+        return instance
+
+    @classmethod
+    async def _begin(
+        cls, machine: Machine, process: Process, run_dir: Path, state_dir: Path, timeout: float
+    ) -> Self:
+        """Wait for the first answer of a QEMU that was just started."""
         instance = cls(machine, process, time.time(), run_dir, state_dir)
         instance.agent.wire.set_port(Port.CLOSED)
         instance._prepare_agent()
@@ -162,7 +211,7 @@ class Life:
         await self._tasks.__aexit__(None, None, None)
         self.agent.wire.disconnect()
         if self.process.has_ended:
-            remove_sockets(self._run_dir)
+            remove_sockets(self.run_dir)
         self.process.close()
 
     # -- events ------------------------------------------------------------------------------------
@@ -179,6 +228,9 @@ class Life:
         self._bell.set()
 
     def _on_qmp_event(self, untrusted: Mapping[str, object]) -> None:
+        end = decode_stream_end(untrusted)
+        if end is not None and self._stream_end is not None and not self._stream_end.done():
+            self._stream_end.set_result(end)
         event = decode_event(untrusted)
         if event is not None:
             self._follow_agent(event.kind)
@@ -197,7 +249,11 @@ class Life:
                     wire.disconnect()
                     self._prepare_agent()
                 wire.set_port(Port.CLOSED)
-            case InstanceEventKind.POWERED_OFF | InstanceEventKind.PANICKED:
+            case (
+                InstanceEventKind.POWERED_OFF
+                | InstanceEventKind.RESTART_WANTED
+                | InstanceEventKind.PANICKED
+            ):
                 wire.disconnect()
 
     def _prepare_agent(self) -> None:
@@ -228,6 +284,15 @@ class Life:
         except TimeoutError:
             self._tell(InstanceEvent(InstanceEventKind.LOST))
 
+    def take_agent(self, old: "Life") -> None:
+        """Go on with the conversation that ``old`` had with the agent of the same guest.
+
+        Within ``old.agent.quiet``: whoever waits for his turn there gets it here, and what he does
+        in several steps goes on. ``old`` has an agent that is not connected afterwards.
+        """
+        old.agent.wire.take_over(self.agent.wire)
+        self.agent, old.agent = old.agent, Agent(socket_path(old.run_dir, "agent"))
+
     # -- the monitor -------------------------------------------------------------------------------
 
     async def _connected(self, timeout: float) -> Monitor:
@@ -242,7 +307,7 @@ class Life:
             return self._monitor
 
     async def _connect(self, timeout: float) -> Monitor:
-        path = socket_path(self._run_dir, "qmp")
+        path = socket_path(self.run_dir, "qmp")
         monitor = await Monitor.connect(path, self._on_qmp_event, timeout=timeout)
         self._monitor = monitor
         self._tasks.start(self._watch_monitor(monitor), name="monitor")
@@ -255,11 +320,12 @@ async def _open_and_spawn(
     run_dir: Path,
     state_dir: Path,
     confinement: Confinement,
+    memory_fd: int | None,
 ) -> Process:
     """Open all that QEMU needs and start it; our copies of the descriptors are closed again."""
     try:
         with ExitStack() as stack:
-            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid)
+            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid, memory_fd)
             words = open_words(stack, state_dir)
             argv = build_argv(machine, fds, capabilities.qemu_path)
             return await spawn(

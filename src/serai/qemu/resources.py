@@ -14,20 +14,31 @@ from pathlib import Path
 from serai.errors import Code, HostFailure
 from serai.host.sockets import bind_unix
 from serai.model.machine import Machine
+from serai.qemu.commandline import READ_ONLY
+from serai.qemu.memory import ram_name
 
 SOCKETS = ("qmp", "agent", "console")
 PRIVATE = 0o600
+PUBLIC = 0o444
+KERNEL_KEPT, INITRD_KEPT = 64 << 10, 16
+"""What QEMU needs of the files that it holds and never runs when it takes up a state."""
 
 
 def open_resources(
-    stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path, uid: int | None
+    stack: ExitStack,
+    machine: Machine,
+    run_dir: Path,
+    state_dir: Path,
+    uid: int | None,
+    memory_fd: int | None = None,
 ) -> dict[str, int]:
     """Open all that the machine needs, each under its name; leaving ``stack`` closes our copies.
 
-    Raises HostFailure (``guest-start-failed``, ``disk-full``) with what could not be opened.
+    ``memory_fd`` is its memory, for one that takes up a state; it stays the caller's. Raises HostFailure (``guest-start-failed``, ``disk-full``) with what could not be opened.
     """
     try:
-        return _open_all(stack, machine, run_dir, state_dir, uid)
+        memory = _open_memory(stack, machine, uid) if memory_fd is None else memory_fd
+        return {"memory": memory, **_open_all(stack, machine, run_dir, state_dir)}
     except OSError as error:
         raise HostFailure(
             Code.DISK_FULL if error.errno == errno.ENOSPC else Code.GUEST_START_FAILED,
@@ -35,17 +46,18 @@ def open_resources(
         ) from error
 
 
-def _open_all(
-    stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path, uid: int | None
-) -> dict[str, int]:
-    fds = {"memory": _open_memory(machine, uid)}
-    stack.callback(os.close, fds["memory"])
+def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path) -> dict[str, int]:
+    # its name is what tells a guest's QEMU; it is empty, and nobody reads it
+    fds = {"badge": _new_memfd(stack, memory_name(machine.id))}
     for name in SOCKETS:
         listener = stack.enter_context(bind_unix(socket_path(run_dir, name), mode=PRIVATE))
         fds[name] = listener.fileno()
     for name, path, flags in _files(machine, state_dir):
         fds[name] = os.open(path, flags | os.O_CLOEXEC, PRIVATE)
         stack.callback(os.close, fds[name])
+    for name, kernel_path, kept in _boot_files(machine):
+        open_one = _open_beginning if machine.ram_private else _open_whole
+        fds[name] = open_one(stack, kernel_path, kept)
     return fds
 
 
@@ -61,7 +73,7 @@ def socket_path(run_dir: Path, name: str) -> Path:
 
 
 def memory_name(guest_id: str) -> str:
-    """Return the name of a guest's memory file: what tells its QEMU from a lookalike."""
+    """Return the name of a guest's badge, a memfd that tells its QEMU from a lookalike."""
     return f"serai-{guest_id}"
 
 
@@ -72,17 +84,43 @@ def _files(machine: Machine, state_dir: Path) -> Iterator[tuple[str, Path, int]]
         for index, layer in enumerate(drive.chain):
             flags = os.O_RDONLY if layer.read_only else os.O_RDWR
             yield f"{drive.name}/{index}", Path(layer.path), flags
-    if machine.kernel:
-        yield "kernel", Path(machine.kernel), os.O_RDONLY
-    if machine.initrd:
-        yield "initrd", Path(machine.initrd), os.O_RDONLY
+            if not layer.read_only:
+                yield f"{drive.name}/{index}{READ_ONLY}", Path(layer.path), os.O_RDONLY
     if machine.uefi_vars:
         yield "uefi-vars", Path(machine.uefi_vars), os.O_RDWR
 
 
-def _open_memory(machine: Machine, uid: int | None) -> int:
+def _boot_files(machine: Machine) -> Iterator[tuple[str, str, int]]:
+    if machine.kernel:
+        yield "kernel", machine.kernel, KERNEL_KEPT
+    if machine.initrd:
+        yield "initrd", machine.initrd, INITRD_KEPT
+
+
+def _open_whole(stack: ExitStack, path: str, _: int) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _open_beginning(stack: ExitStack, path: str, size: int) -> int:
+    """Open a copy of a file's beginning."""
+    fd = _new_memfd(stack, "beginning")
+    with open(path, "rb") as file:
+        os.write(fd, file.read(size))
+    os.fchmod(fd, PUBLIC)
+    return fd
+
+
+def _new_memfd(stack: ExitStack, name: str) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _open_memory(stack: ExitStack, machine: Machine, uid: int | None) -> int:
     """Make the guest's memory: a sparse file without a name, the guest's own."""
-    fd = os.memfd_create(memory_name(machine.id), os.MFD_CLOEXEC)
+    fd = _new_memfd(stack, ram_name(machine.ram or machine.id))
     os.ftruncate(fd, machine.memory)
     os.fchmod(fd, PRIVATE)
     if uid is not None:

@@ -1,0 +1,90 @@
+"""New heads under a running guest: an empty layer over each of its disks, all at one moment."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from serai.errors import Code, HostFailure, Interrupted, SeraiError
+from serai.model.machine import Drive, LayerFile, Machine
+from serai.qemu import commands
+from serai.qemu.commandline import block_node, device_name, node_name
+from serai.qemu.qmp import Monitor
+
+
+async def switch_heads(
+    monitor: Monitor, machine: Machine, heads: Mapping[str, LayerFile], timeout: float
+) -> Machine:
+    """Put the new heads over the drives named, and return what the machine is then.
+
+    All at one moment, or none. On failure the machine is as before: raises HostFailure
+    (``qmp-failed``, or ``snapshot-unfit`` with the file that can't be opened). After Interrupted
+    (``qmp-lost``) either may be so; ``active_nodes`` tells.
+    """
+    drives = {drive.name: drive for drive in machine.drives if drive.name in heads}
+    assert drives.keys() == heads.keys()
+    opened: list[str] = []
+    try:
+        for head in heads.values():
+            await _open_head(monitor, head, timeout)
+            opened.append(head.node)
+        over = {node_name(drive, 0): heads[name].node for name, drive in drives.items()}
+        await commands.put_over(monitor, over, timeout)
+    except Interrupted:
+        raise
+    except BaseException:
+        for node in opened:
+            with contextlib.suppress(SeraiError):
+                await commands.remove_node(monitor, node, timeout)
+        raise
+    return dataclasses.replace(
+        machine, drives=tuple(_with_head(drive, heads.get(drive.name)) for drive in machine.drives)
+    )
+
+
+def _with_head(drive: Drive, head: LayerFile | None) -> Drive:
+    if head is None:
+        return drive
+    # the old head keeps the name that it has in QEMU
+    old = dataclasses.replace(drive.chain[0], node=node_name(drive, 0), read_only=True)
+    rest = tuple(
+        dataclasses.replace(layer, node=node_name(drive, index))
+        for index, layer in enumerate(drive.chain[1:], 1)
+    )
+    return dataclasses.replace(drive, chain=(head, old, *rest))
+
+
+async def _open_head(monitor: Monitor, head: LayerFile, timeout: float) -> None:
+    """Open a head in QEMU, twice: when it is one no longer, QEMU opens it read-only."""
+    with ExitStack() as stack:
+        writable, readable = _open_file(stack, head.path)
+        fdset = await commands.add_fd(monitor, writable, timeout)
+        try:
+            await commands.add_fd(monitor, readable, timeout, fdset=fdset)
+            await commands.add_node(monitor, block_node(head, head.node, fdset), timeout)
+        except HostFailure:
+            with contextlib.suppress(SeraiError):
+                await commands.remove_fdset(monitor, fdset, timeout)
+            raise
+
+
+def _open_file(stack: ExitStack, path: str) -> list[int]:
+    try:
+        fds = []
+        for flags in (os.O_RDWR, os.O_RDONLY):
+            fds.append(os.open(path, flags | os.O_CLOEXEC))
+            stack.callback(os.close, fds[-1])
+        return fds
+    except OSError as error:
+        raise HostFailure(
+            Code.SNAPSHOT_UNFIT, f"the new head {path} can't be opened: {error.strerror}"
+        ) from error
+
+
+async def active_nodes(monitor: Monitor, machine: Machine, timeout: float) -> dict[str, str]:
+    """Return, for each drive of the machine, the node that it reads and writes now."""
+    return {
+        drive.name: await commands.node_of_device(monitor, device_name(drive.name), timeout)
+        for drive in machine.drives
+    }

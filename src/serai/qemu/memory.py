@@ -1,0 +1,279 @@
+"""A guest's memory from outside: what its QEMU maps, read and written through ``/proc/PID``.
+
+The memory is a memfd that the daemon made (docs/design/0004). A guest that was booted maps it
+shared; one that was forked, or frozen once, maps it privately: what it writes are pages of its own,
+which nobody else sees, and ``/proc/PID/pagemap`` tells which (proc_pid_pagemap(5)). A file that
+others map privately is a *base*: sealed, so that it never changes again.
+
+QEMU is not trusted here: what ``/proc`` says of it is checked, and a base is told from a lookalike
+by its owner, which is us. Looking into another process needs ptrace's permission (ptrace(2));
+docs/design/0031 says what that means for a daemon without root.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import struct
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from serai.errors import Code, HostFailure
+from serai.host.pages import PAGE, Run, numbers_of, pages_offset, read_numbers, runs_of, write_all
+from serai.host.pages import write_numbers as begin_page_set
+
+BUFFER = 4 << 20
+MAPS_LIMIT = 8 << 20
+BASE_MODE = 0o666
+FIRST_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10
+"""With F_SEAL_FUTURE_WRITE (linux/fcntl.h), which Python 3.11 does not name."""
+
+PAGEMAP_SCAN = 0xC0606610
+SCAN_ARGUMENTS = struct.Struct("=12Q")
+IS_FILE, IS_PRESENT, IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+REGIONS = 4096
+ENTRIES_AT_ONCE = 1 << 17
+
+OWN_PAGE = bytes((top & 0xA0) == 0x80 or (top & 0x40) != 0 for top in range(256))
+"""By the top byte of an entry of pagemap: in memory and not the file's, or swapped out."""
+OWN_PAGES = re.compile(rb"\x01+")
+
+
+def ram_name(ram: str) -> str:
+    """Return the name of the memory file ``ram``."""
+    return f"serai-ram-{ram}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """The memory of a running guest as its QEMU has it; ``open_ram`` gives one."""
+
+    mem: int
+    pagemap: int
+    start: int
+    pages: int
+
+    # -- what was changed --------------------------------------------------------------------------
+
+    def changed(self) -> list[Run]:
+        """Return the pages of a private mapping that differ from the base, or may."""
+        try:
+            return list(self._scan())
+        except OSError as error:
+            if error.errno not in (errno.ENOTTY, errno.EINVAL):
+                raise
+        return list(self._read_pagemap())  # a kernel before 6.7
+
+    def _scan(self) -> Iterator[Run]:
+        regions = array("Q", bytes(REGIONS * 24))
+        found, at, end = REGIONS, self.start, self.start + self.pages * PAGE
+        while found == REGIONS:
+            # in memory or swapped out, and not a page of the file; ``walk_end`` is not to be
+            # believed: Linux 6.18 leaves an earlier one there
+            arguments = bytearray(self._scan_arguments(at, end, regions))
+            found = fcntl.ioctl(self.pagemap, PAGEMAP_SCAN, arguments)
+            for index in range(0, 3 * found, 3):
+                yield self._run(regions[index], regions[index + 1])
+            at = regions[3 * found - 2] if found else end
+
+    @staticmethod
+    def _scan_arguments(begin: int, end: int, regions: "array[int]") -> bytes:
+        vector = regions.buffer_info()[0]
+        wanted = IS_PRESENT | IS_SWAPPED
+        return SCAN_ARGUMENTS.pack(
+            SCAN_ARGUMENTS.size, 0, begin, end, 0, vector, REGIONS, 0,
+            IS_FILE, IS_FILE, wanted, wanted,
+        )  # fmt: skip
+
+    def _run(self, begin: int, end: int) -> Run:
+        return (begin - self.start) // PAGE, (end - begin) // PAGE
+
+    def _read_pagemap(self) -> Iterator[Run]:
+        for first in range(0, self.pages, ENTRIES_AT_ONCE):
+            count = min(ENTRIES_AT_ONCE, self.pages - first)
+            entries = os.pread(self.pagemap, 8 * count, (self.start // PAGE + first) * 8)
+            if len(entries) != 8 * count:
+                raise _gone()
+            for found in OWN_PAGES.finditer(entries[7::8].translate(OWN_PAGE)):
+                yield first + found.start(), found.end() - found.start()
+
+    # -- pages out and in --------------------------------------------------------------------------
+
+    def save(self, runs: list[Run], fd: int) -> int:
+        """Write these pages to ``fd`` as a page set; return how many there are."""
+        numbers = numbers_of(runs)
+        offset = begin_page_set(fd, numbers)
+        buffer = memoryview(bytearray(min(BUFFER, len(numbers) * PAGE)))
+        filled = 0
+        for at, size in _pieces(runs):
+            while size:
+                part = min(size, len(buffer) - filled)
+                self._read(at, buffer[filled : filled + part])
+                at, size, filled = at + part, size - part, filled + part
+                if filled == len(buffer):
+                    write_all(fd, buffer, offset)
+                    offset, filled = offset + filled, 0
+        write_all(fd, buffer[:filled], offset)
+        return len(numbers)
+
+    def _read(self, at: int, into: memoryview) -> None:
+        while into:
+            count = os.preadv(self.mem, [into], self.start + at)
+            if count <= 0:
+                raise _gone()
+            at, into = at + count, into[count:]
+
+    def load(self, fd: int) -> int:
+        """Write the pages of a page set into the memory; return how many there were.
+
+        Raises HostFailure (``snapshot-corrupt``) when the set is damaged; nothing is written then.
+        """
+        numbers = read_numbers(fd, pages=self.pages)
+        offset = pages_offset(len(numbers))
+        buffer = memoryview(bytearray(min(BUFFER, len(numbers) * PAGE)))
+        for at, size in _pieces(runs_of(numbers)):
+            while size:
+                part = buffer[: min(size, len(buffer))]
+                count = os.preadv(fd, [part], offset)
+                if count <= 0:
+                    raise _gone()
+                self._write(at, part[:count])
+                at, size, offset = at + count, size - count, offset + count
+        return len(numbers)
+
+    def _write(self, at: int, data: memoryview) -> None:
+        while data:
+            count = os.pwrite(self.mem, data, self.start + at)
+            if count <= 0:
+                raise _gone()
+            at, data = at + count, data[count:]
+
+
+def _pieces(runs: list[Run]) -> Iterator[tuple[int, int]]:
+    """Give runs of pages as places and sizes in bytes."""
+    return ((first * PAGE, count * PAGE) for first, count in runs)
+
+
+@contextmanager
+def open_ram(pid: int, name: str, size: int) -> Iterator[Ram]:
+    """Open the memory of a running QEMU, ``size`` bytes from the memfd ``name``.
+
+    Raises HostFailure: ``permission`` where this host does not let us, ``snapshot-unfit`` when
+    QEMU has not mapped it as it should. What is done with it may raise OSError; it is wrapped too.
+    """
+    with _looking(pid), contextlib.ExitStack() as stack:
+        mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, mem)
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, pagemap)
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            start = find_mapping(file.read(MAPS_LIMIT), name, size)
+        yield Ram(mem, pagemap, start, size // PAGE)
+
+
+def find_mapping(untrusted_maps: bytes, name: str, size: int) -> int:
+    """Return where a memfd is mapped, whole and privately, by the text of ``/proc/PID/maps``."""
+    pattern = rb"([0-9a-f]+)-([0-9a-f]+) rw-p ([0-9a-f]+) \S+ \d+ +/memfd:%b \(deleted\)"
+    found = re.findall(rb"(?m)^" + pattern % re.escape(name.encode()) + rb"$", untrusted_maps)
+    pieces = [tuple(int(word, 16) for word in words) for words in found]
+    if not pieces:
+        raise _unfit("it is not mapped privately")
+    start, end = pieces[0][0], pieces[0][0]
+    for begin, piece_end, offset in pieces:
+        if begin != end or offset != begin - start:
+            raise _unfit("it is mapped in pieces")
+        end = piece_end
+    if end - start != size:
+        raise _unfit("it has another size")
+    return start
+
+
+# -- the file behind it ----------------------------------------------------------------------------
+
+
+def open_ram_file(pid: int, name: str, size: int, *, private: bool) -> int:
+    """Return a new descriptor of a running QEMU's memory file; one that is ``private`` is a base.
+
+    Raises HostFailure: ``permission``, or ``snapshot-unfit`` when QEMU has no such file.
+    """
+    wanted = f"/memfd:{name} (deleted)"
+    with _looking(pid):
+        for each in os.listdir(f"/proc/{pid}/fd"):
+            path = f"/proc/{pid}/fd/{each}"
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(path) == wanted:
+                    return _checked(os.open(path, os.O_RDWR | os.O_CLOEXEC), size, private)
+    raise _unfit("QEMU has no such file")
+
+
+def _checked(fd: int, size: int, private: bool) -> int:
+    facts = os.fstat(fd)
+    is_base = facts.st_uid == os.geteuid() and is_sealed(fd)
+    if facts.st_size != size or (private and not is_base):
+        os.close(fd)
+        raise _unfit("QEMU's file is not the one that it was given")
+    return fd
+
+
+def is_sealed(fd: int) -> bool:
+    """Tell whether a memory file never changes again."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE)
+
+
+def close_to_new_writers(fd: int) -> None:
+    """Let a memory file be written by nobody but who has it mapped shared already.
+
+    It becomes ours, and anybody who is given it may open and map it privately. Doing it again
+    changes nothing. From now on holes can't be punched into it either.
+    """
+    os.fchown(fd, os.geteuid(), os.getegid())
+    os.fchmod(fd, BASE_MODE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FIRST_SEALS)
+
+
+def seal_memory(fd: int) -> None:
+    """Seal a memory file for good: it is a base. Nobody may have it mapped shared any more.
+
+    Doing it again changes nothing. Raises HostFailure (``snapshot-unfit``) when somebody still has.
+    """
+    if is_sealed(fd):
+        return
+    close_to_new_writers(fd)
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+    except OSError as error:
+        raise _unfit("somebody can still write to it") from error
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _looking(pid: int) -> Iterator[None]:
+    """Turn what the kernel says about looking into a process into our errors."""
+    try:
+        yield
+    except PermissionError as error:
+        raise HostFailure(
+            Code.PERMISSION,
+            f"this host does not let serai look into the memory of process {pid}",
+            hint="Run the daemon as root, or: sysctl kernel.yama.ptrace_scope=0",
+        ) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise _gone() from error
+    except OSError as error:
+        code = Code.DISK_FULL if error.errno == errno.ENOSPC else Code.SNAPSHOT_UNFIT
+        raise HostFailure(
+            code, f"the guest's memory can't be read or written: {error.strerror}"
+        ) from error
+
+
+def _gone() -> HostFailure:
+    return HostFailure(Code.SNAPSHOT_UNFIT, "QEMU ended while its memory was read or written")
+
+
+def _unfit(why: str) -> HostFailure:
+    return HostFailure(Code.SNAPSHOT_UNFIT, f"the guest's memory can't be frozen: {why}")
