@@ -16,12 +16,13 @@ LAZY = {
     "connect": "serai.client.inn",
     "Inn": "serai.client.inn",
     "Guest": "serai.client.inn",
+    "Snapshot": "serai.client.inn",
     "Result": "serai.client.words",
     "SeraiError": "serai.errors",
 }
 MODULES = ("aio", "errors")
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "aio", "connect", "errors"]
+__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]
 
 
 def __getattr__(name: str) -> object:

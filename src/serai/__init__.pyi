@@ -2,8 +2,9 @@ from serai import aio as aio
 from serai import errors as errors
 from serai.client.inn import Guest as Guest
 from serai.client.inn import Inn as Inn
+from serai.client.inn import Snapshot as Snapshot
 from serai.client.inn import connect as connect
 from serai.client.words import Result as Result
 from serai.errors import SeraiError as SeraiError
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "aio", "connect", "errors"]
+__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]

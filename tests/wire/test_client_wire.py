@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from serai.client import calls
-from serai.client.asynchronous import AsyncConnection
+from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import Connection
 from serai.client.calls import Call
 from serai.errors import Bug, Code, Conflict, Interrupted, NotFound, SeraiError

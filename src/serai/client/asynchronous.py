@@ -3,154 +3,64 @@
 The twin of ``inn``: the same calls, results and errors, over ``httpx``.
 """
 
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import httpx
+from typing import Any, Self, Unpack, overload
 
 from serai.client import calls, copying
-from serai.client.blocking import PATH_LIMIT, PROGRESS_EVERY, OnProgress
-from serai.client.calls import LONG_POLL, Call, problem_in, show_job, waiting
+from serai.client.async_connection import AsyncConnection
+from serai.client.blocking import OnProgress
+from serai.client.calls import Call
 from serai.client.files import pack_folder, read_pieces
 from serai.client.words import (
+    Duration,
     EventReader,
+    ForkOptions,
+    Held,
     Result,
     Size,
     change_of,
+    fork_words,
     request_of,
     result_of,
+    seconds_of,
     spec_of,
+    tell_of_cleaning,
 )
-from serai.errors import Code, NotFound, SeraiError
+from serai.errors import SeraiError
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot as SnapshotView
 from serai.settings import current_places
-
-T = TypeVar("T")
-
-
-class AsyncConnection:
-    """Sends calls to the daemon whose socket is at ``path``."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._folder = -1
-        transport = httpx.AsyncHTTPTransport(uds=self._address())
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost")
-
-    def _address(self) -> str:
-        """Return an address that fits for the socket; of a long path the folder is kept open."""
-        if len(os.fsencode(self.path)) <= PATH_LIMIT:
-            return str(self.path)
-        try:
-            self._folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise calls.unreachable(self.path) from error
-        return f"/proc/self/fd/{self._folder}/{self.path.name}"
-
-    async def close(self) -> None:
-        """Drop all connections."""
-        await self._http.aclose()
-        if self._folder >= 0:
-            os.close(self._folder)
-            self._folder = -1
-
-    def _request(self, call: Call[Any], content: Any) -> httpx.Request:
-        return self._http.build_request(
-            call.method,
-            call.target,
-            content=content,
-            headers={"Content-Type": call.content_type, **call.headers},
-            timeout=call.timeout,
-        )
-
-    async def _send(self, call: Call[Any], content: Any, *, stream: bool) -> httpx.Response:
-        try:
-            response = await self._http.send(self._request(call, content), stream=stream)
-            if response.status_code >= 400:
-                raise problem_in(response.status_code, await response.aread())
-        except httpx.ConnectError as error:
-            denied = isinstance(_root_of(error), PermissionError)
-            raise (calls.not_allowed if denied else calls.unreachable)(self.path) from error
-        except httpx.TimeoutException as error:
-            raise calls.too_late(call) from error
-        except httpx.HTTPError as error:
-            raise calls.lost(call) from error
-        return response
-
-    async def ask(self, call: Call[T]) -> T:
-        """Send a call and return its answer; raises the problem that it was answered with."""
-        return call.decode((await self._send(call, call.body, stream=False)).content)
-
-    async def stream(self, call: Call[bytes]) -> AsyncIterator[bytes]:
-        """Send a call and give its answer in pieces; Interrupted when it is cut off."""
-        response = await self._send(call, call.body, stream=True)
-        try:
-            async for chunk in response.aiter_bytes():
-                yield chunk
-        except httpx.HTTPError as error:
-            raise calls.cut(call) from error
-        finally:
-            await response.aclose()
-
-    async def send(self, call: Call[None], chunks: AsyncIterator[bytes]) -> None:
-        """Send a call with a body of any length."""
-        await self._send(call, chunks, stream=False)
-
-    async def finish(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """Send a call that makes a job and wait for its end; raises the problem that ended it.
-
-        ``on_progress`` is called with the job at once and then at least four times a second.
-        """
-        seconds = LONG_POLL if on_progress is None else PROGRESS_EVERY
-        job = await self.ask(call if on_progress else waiting(call, seconds))
-        while not job.is_final:
-            if on_progress is not None:
-                on_progress(job)
-            job = await self._ask_again(job, seconds)
-        return calls.outcome(job)
-
-    async def _ask_again(self, job: Job, seconds: float) -> Job:
-        try:
-            return await self.ask(waiting(show_job(job.id), seconds))
-        except SeraiError as error:
-            if error.code is Code.DAEMON_UNREACHABLE:
-                raise calls.lost_job(job) from error
-            raise
-
-
-def _root_of(error: BaseException) -> BaseException:
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
+from serai.units import split_source
 
 
 class AsyncGuest:
     """One guest; see ``serai.client.inn.Guest``."""
 
-    def __init__(self, connection: AsyncConnection, info: GuestView) -> None:
+    def __init__(self, connection: AsyncConnection, info: GuestView, held: Held = None) -> None:
         self._connection = connection
+        self._held = held
         self.info = info
 
     def __repr__(self) -> str:
         return f"<AsyncGuest {self.info.name} {self.info.state}>"
 
     async def __aenter__(self) -> Self:
+        self._held = []
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        try:
-            await self.delete(force=True)
-        except NotFound:
-            pass  # gone already: just what is wanted
+        ids = [*(self._held or ()), self.id]
+        self._held = None
+        deleting = (calls.delete_guest(each, force=True) for each in ids)
+        tell_of_cleaning(await self._connection.finish_all(deleting), error)
 
     @property
     def id(self) -> str:
@@ -215,6 +125,51 @@ class AsyncGuest:
     async def delete(self, *, force: bool = False) -> None:
         """Delete it and its volumes; with ``force`` even if it runs."""
         await self._connection.finish(calls.delete_guest(self.id, force=force))
+
+    async def snapshot(
+        self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
+    ) -> "AsyncSnapshot":
+        """Freeze it at this moment, its memory too if it runs, and let it go on."""
+        call = calls.create_snapshot(self.id, name=name, memory=memory, quiesce=quiesce, note=note)
+        [made] = (await self._connection.make(call)).results
+        info = await self._connection.ask(calls.show_snapshot(self.id, made))
+        return AsyncSnapshot(self._connection, info, self._held)
+
+    async def snapshots(self) -> "list[AsyncSnapshot]":
+        """Return its snapshots, each after the one that it was made on."""
+        found: list[AsyncSnapshot] = []
+        cursor = ""
+        while True:
+            page = await self._connection.ask(calls.list_snapshots(self.id, cursor))
+            found += [AsyncSnapshot(self._connection, info, self._held) for info in page.items]
+            cursor = page.next
+            if not cursor:
+                return found
+
+    async def restore(self, snapshot: "AsyncSnapshot | str", *, force: bool = False) -> Self:
+        """Put it back to a snapshot; with ``force`` also if work that is in none is lost."""
+        name = snapshot if isinstance(snapshot, str) else snapshot.id
+        return await self._do(calls.restore_snapshot(self.id, name, force=force))
+
+    @overload
+    async def fork(self, **how: Unpack[ForkOptions]) -> "AsyncGuest": ...
+
+    @overload
+    async def fork(self, count: int, **how: Unpack[ForkOptions]) -> "list[AsyncGuest]": ...
+
+    async def fork(
+        self, count: int | None = None, **how: Unpack[ForkOptions]
+    ) -> "AsyncGuest | list[AsyncGuest]":
+        """Make new guests of it as it is now: one, or with ``count`` a list; see the twin."""
+        call = calls.fork_guest(self.id, count=1 if count is None else count, **fork_words(**how))
+        forks = await _made(self._connection, call, self._held)
+        return forks[0] if count is None else forks
+
+    async def publish(self, image: str, *, memory: bool = True, replace: bool = False) -> Image:
+        """Make an image of it as it is now; with its memory a warm one, if it runs."""
+        call = calls.publish_image(self.id, image, memory=memory, replace=replace)
+        await self._connection.make(call)
+        return await self._connection.ask(calls.show_image(image))
 
     async def run(
         self,
@@ -316,6 +271,92 @@ class AsyncGuest:
         return (await self._connection.ask(calls.show_vnc(self.id))).socket
 
 
+async def _made(connection: AsyncConnection, call: Call[Job], held: Held) -> list[AsyncGuest]:
+    """Return the forks that a call makes; those of a guest that is held go with it."""
+    ids = (await connection.make(call)).results
+    if held is not None:
+        held += ids
+    infos = [await connection.ask(calls.show_guest(each)) for each in ids]
+    return [AsyncGuest(connection, info, held) for info in infos]
+
+
+class AsyncSnapshot:
+    """One snapshot of a guest; see ``serai.client.inn.Snapshot``."""
+
+    def __init__(self, connection: AsyncConnection, info: SnapshotView, held: Held = None) -> None:
+        self._connection = connection
+        self._held = held
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"<AsyncSnapshot {self.info.guest}@{self.info.name} {self.info.state}>"
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in its guest."""
+        return self.info.name
+
+    async def refresh(self) -> Self:
+        """Ask how it is."""
+        self.info = await self._connection.ask(calls.show_snapshot(self.info.guest_id, self.id))
+        return self
+
+    async def rename(self, name: str) -> Self:
+        """Give it another name."""
+        call = calls.change_snapshot(self.info.guest_id, self.id, name=name)
+        await self._connection.finish(call)
+        return await self.refresh()
+
+    async def annotate(self, note: str) -> Self:
+        """Give it another note."""
+        call = calls.change_snapshot(self.info.guest_id, self.id, note=note)
+        await self._connection.finish(call)
+        return await self.refresh()
+
+    async def restore(self, *, force: bool = False) -> AsyncGuest:
+        """Put its guest back to it and return that; see ``AsyncGuest.restore``."""
+        guest = self.info.guest_id
+        await self._connection.finish(calls.restore_snapshot(guest, self.id, force=force))
+        info = await self._connection.ask(calls.show_guest(guest))
+        return AsyncGuest(self._connection, info, self._held)
+
+    async def delete(self) -> None:
+        """Delete it; what others stand on stays."""
+        await self._connection.finish(calls.delete_snapshot(self.info.guest_id, self.id))
+
+    @overload
+    async def fork(self, **how: Unpack[ForkOptions]) -> "AsyncGuest": ...
+
+    @overload
+    async def fork(self, count: int, **how: Unpack[ForkOptions]) -> "list[AsyncGuest]": ...
+
+    async def fork(
+        self, count: int | None = None, **how: Unpack[ForkOptions]
+    ) -> "AsyncGuest | list[AsyncGuest]":
+        """Make new guests of it: one, or with ``count`` a list; see the twin."""
+        call = calls.fork_guest(
+            self.info.guest_id,
+            snapshot=self.id,
+            count=1 if count is None else count,
+            **fork_words(**how),
+        )
+        forks = await _made(self._connection, call, self._held)
+        return forks[0] if count is None else forks
+
+    async def publish(self, image: str, *, memory: bool = True, replace: bool = False) -> Image:
+        """Make an image of it; with its memory, if it has one, a warm one."""
+        call = calls.publish_image(
+            self.info.guest_id, image, snapshot=self.id, memory=memory, replace=replace
+        )
+        await self._connection.make(call)
+        return await self._connection.ask(calls.show_image(image))
+
+
 class AsyncInn:
     """A daemon, as the async SDK sees it; see ``serai.client.inn.Inn``."""
 
@@ -352,17 +393,29 @@ class AsyncInn:
             if not cursor:
                 return found
 
+    async def snapshot(self, source: str) -> AsyncSnapshot:
+        """Return a snapshot by ``GUEST@SNAPSHOT``; NotFound."""
+        guest, name = split_source(source)
+        info = await self.connection.ask(calls.show_snapshot(guest, name))
+        return AsyncSnapshot(self.connection, info)
+
     async def launch(
-        self, image: str, *, wait: bool = True, on_progress: OnProgress | None = None, **spec: Any
+        self,
+        image: str,
+        *,
+        wait: bool = True,
+        ttl: Duration = 0.0,
+        on_progress: OnProgress | None = None,
+        **spec: Any,
     ) -> AsyncGuest:
         """Make a guest of an image, start it, and wait until its agent answers."""
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait)
-        return await self.guest((await self.connection.finish(call, on_progress)).subject)
+        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        return await self.guest((await self.connection.make(call, on_progress)).subject)
 
     async def create(self, image: str, **spec: Any) -> AsyncGuest:
         """Make a guest and leave it stopped."""
         call = calls.launch_guest(spec_of(image, **spec), start=False)
-        return await self.guest((await self.connection.finish(call)).subject)
+        return await self.guest((await self.connection.make(call)).subject)
 
     async def images(self) -> list[Image]:
         """Return all images by name."""

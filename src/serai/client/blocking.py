@@ -4,6 +4,7 @@ A connection is kept and used again for short questions; what lasts (a stream, a
 of its own. Not thread-safe: one ``Connection`` a thread.
 """
 
+import contextlib
 import http.client
 import os
 import select
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from serai.client.calls import (
+    CANCEL_LIMIT,
     LONG_POLL,
     Call,
+    cancel_job,
     cut,
+    keyed,
     lost,
     lost_job,
     not_allowed,
@@ -23,10 +27,11 @@ from serai.client.calls import (
     problem_in,
     show_job,
     too_late,
+    undoing,
     unreachable,
     waiting,
 )
-from serai.errors import Code, SeraiError
+from serai.errors import Code, NotFound, SeraiError
 from serai.model.job import Job
 
 T = TypeVar("T")
@@ -36,6 +41,8 @@ OnProgress = Callable[[Job], None]
 CHUNK = 256 << 10
 CONNECT_TIMEOUT = 10.0
 PROGRESS_EVERY = 0.25
+AT_ONCE = 64
+"""How many jobs are begun before the first is waited for, where there are many."""
 PATH_LIMIT = 107
 """What fits into an address of a unix socket (unix(7))."""
 
@@ -183,6 +190,50 @@ class Connection:
                 on_progress(job)
             job = self._ask_again(job, seconds)
         return outcome(job)
+
+    def make(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
+        """As ``finish``; interrupted (ctrl-C, a time limit), nothing of what it makes is left."""
+        call = keyed(call, os.urandom(16).hex())
+        try:
+            return self.finish(call, on_progress)
+        except SeraiError:
+            raise
+        except BaseException:
+            with contextlib.suppress(SeraiError):
+                self._give_up(call)
+            raise
+
+    def _give_up(self, call: Call[Job]) -> None:
+        job = self.ask(call)  # the same job: it has a key
+        with contextlib.suppress(SeraiError):
+            if not job.is_final:
+                self.ask(cancel_job(job.id))
+        for undo in undoing(self.ask(waiting(show_job(job.id), CANCEL_LIMIT))):
+            self.ask(undo)
+
+    def finish_all(self, begun: Iterable[Call[Job]]) -> list[SeraiError]:
+        """Send calls that make jobs, a few at a time, and wait for the ends; return what went wrong.
+
+        What is not there (NotFound) is not wrong: these calls remove things.
+        """
+        errors: list[SeraiError] = []
+        waited = list(begun)
+        for first in range(0, len(waited), AT_ONCE):
+            jobs = [self._begin(call, errors) for call in waited[first : first + AT_ONCE]]
+            for job in jobs:
+                if job is not None:
+                    self._begin(show_job(job.id), errors, end=True)
+        return errors
+
+    def _begin(self, call: Call[Job], errors: list[SeraiError], *, end: bool = False) -> Job | None:
+        try:
+            return self.finish(call) if end else self.ask(call)
+        except NotFound as error:
+            if error.code is Code.DAEMON_UNREACHABLE:
+                errors.append(error)
+        except SeraiError as error:
+            errors.append(error)
+        return None
 
     def _ask_again(self, job: Job, seconds: float) -> Job:
         try:

@@ -27,6 +27,7 @@ from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ BYTES = "application/octet-stream"
 PAGE = 10_000
 """How many guests or images are asked for at a time: the most that the API gives."""
 LONG_POLL = 30.0
+CANCEL_LIMIT = 20.0
+"""For how long the end of a cancelled job is waited for, in seconds."""
 SLACK = 30.0
 """How much longer than the server's own limit a client waits for an answer, in seconds."""
 
@@ -169,6 +172,24 @@ def outcome(job: Job) -> Job:
     return job
 
 
+def keyed(call: Call[Job], key: str) -> Call[Job]:
+    """Let a call, sent again, give the job of the first time."""
+    return replace(call, headers={**call.headers, "Idempotency-Key": key})
+
+
+def undoing(job: Job) -> list[Call[Job]]:
+    """Return what removes all that a finished job has made, where that is guests or snapshots."""
+    if job.state is not JobState.DONE:
+        return []
+    if job.kind in ("launch", "create"):
+        return [delete_guest(job.subject, force=True)]
+    if job.kind == "fork":
+        return [delete_guest(each, force=True) for each in job.results]
+    if job.kind == "snapshot-create":
+        return [delete_snapshot(job.subject, each) for each in job.results]
+    return []
+
+
 def _get(path: str, kind: Any, **query: str | Sequence[str]) -> Call[Any]:
     return Call(method="GET", path=path, kind=kind, query=query)
 
@@ -185,6 +206,10 @@ def _post(path: str, kind: Any, value: object = None, timeout: float | None = 60
 
 def _guest(name: str) -> str:
     return f"/v1/guests/{_segment(name)}"
+
+
+def _snapshot(guest: str, name: str) -> str:
+    return f"{_guest(guest)}/snapshots/{_segment(name)}"
 
 
 def _image(name: str) -> str:
@@ -256,9 +281,11 @@ def show_guest(name: str) -> Call[Guest]:
     return _get(_guest(name), Guest)
 
 
-def launch_guest(spec: GuestSpec, *, start: bool = True, wait_agent: bool = True) -> Call[Job]:
+def launch_guest(
+    spec: GuestSpec, *, start: bool = True, wait_agent: bool = True, ttl: float = 0.0
+) -> Call[Job]:
     """Make a guest of an image and start it."""
-    body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent}
+    body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
     return _post("/v1/guests", Job, body)
 
 
@@ -335,6 +362,72 @@ def show_vnc(name: str) -> Call[VncAddress]:
 def console_path(name: str) -> str:
     """Return the address of the console's WebSocket."""
     return f"{_guest(name)}/console"
+
+
+# -- snapshots and forks ---------------------------------------------------------------------------
+
+
+def list_snapshots(guest: str, cursor: str = "") -> Call[Page[Snapshot]]:
+    """The snapshots of a guest, each after its parent."""
+    return _page(f"{_guest(guest)}/snapshots", Page[Snapshot], cursor)
+
+
+def show_snapshot(guest: str, name: str) -> Call[Snapshot]:
+    """One snapshot of a guest."""
+    return _get(_snapshot(guest, name), Snapshot)
+
+
+def create_snapshot(
+    guest: str, *, name: str = "", memory: bool = True, quiesce: bool = False, note: str = ""
+) -> Call[Job]:
+    """Freeze a guest; it goes on."""
+    body = {"name": name, "memory": memory, "quiesce": quiesce, "note": note}
+    return _post(f"{_guest(guest)}/snapshots", Job, body)
+
+
+def change_snapshot(
+    guest: str, snapshot: str, *, name: str | None = None, note: str | None = None
+) -> Call[Job]:
+    """Give a snapshot another name or note."""
+    given = {key: text for key, text in (("name", name), ("note", note)) if text is not None}
+    path, body = _snapshot(guest, snapshot), msgspec.json.encode(given)
+    return Call(method="PATCH", path=path, kind=Job, body=body)
+
+
+def delete_snapshot(guest: str, name: str) -> Call[Job]:
+    """Delete a snapshot; what others stand on stays."""
+    return Call(method="DELETE", path=_snapshot(guest, name), kind=Job)
+
+
+def restore_snapshot(guest: str, name: str, *, force: bool = False) -> Call[Job]:
+    """Put a guest back to a snapshot."""
+    return _post(f"{_snapshot(guest, name)}/restore", Job, {"force": force})
+
+
+def fork_guest(
+    guest: str,
+    *,
+    snapshot: str = "",
+    name: str = "",
+    count: int = 1,
+    keep_identity: bool = False,
+    ttl: float = 0.0,
+    wait_agent: bool = True,
+) -> Call[Job]:
+    """Make new guests from one as it is, or from its snapshot."""
+    body = {
+        "snapshot": snapshot, "name": name, "count": count,
+        "keep_identity": keep_identity, "ttl": ttl, "wait_agent": wait_agent,
+    }  # fmt: skip
+    return _post(f"{_guest(guest)}/fork", Job, body)
+
+
+def publish_image(
+    guest: str, image: str, *, snapshot: str = "", memory: bool = True, replace: bool = False
+) -> Call[Job]:
+    """Make an image of a guest as it is, or of its snapshot."""
+    body = {"image": image, "snapshot": snapshot, "memory": memory, "replace": replace}
+    return _post(f"{_guest(guest)}/publish", Job, body)
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -7,51 +7,61 @@ classes in ``serai.errors``. The async twin is ``serai.aio``.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack, overload
 
 from serai.client import calls, copying
 from serai.client.blocking import Connection, OnProgress
 from serai.client.words import (
+    Duration,
+    ForkOptions,
+    Held,
     Result,
     Size,
     change_of,
+    fork_words,
     read_events,
     request_of,
     result_of,
+    seconds_of,
     spec_of,
+    tell_of_cleaning,
 )
-from serai.errors import NotFound
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.snapshot import Snapshot as SnapshotView
 from serai.settings import current_places
+from serai.units import split_source
 
 
 class Guest:
     """One guest. ``info`` is how it was when it was last asked; ``refresh`` asks again.
 
-    In a ``with`` block it is deleted at the end, whatever state it is in.
+    In a ``with`` block it is deleted at the end, whatever state it is in, and so are the forks that
+    were made of it there, and theirs.
     """
 
-    def __init__(self, connection: Connection, info: GuestView) -> None:
+    def __init__(self, connection: Connection, info: GuestView, held: Held = None) -> None:
         self._connection = connection
+        self._held = held
         self.info = info
 
     def __repr__(self) -> str:
         return f"<Guest {self.info.name} {self.info.state}>"
 
     def __enter__(self) -> Self:
+        self._held = []
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        try:
-            self.delete(force=True)
-        except NotFound:
-            pass  # gone already: just what is wanted
+        ids = [*(self._held or ()), self.id]
+        self._held = None
+        wrong = self._connection.finish_all(calls.delete_guest(each, force=True) for each in ids)
+        tell_of_cleaning(wrong, error)
 
     @property
     def id(self) -> str:
@@ -118,6 +128,57 @@ class Guest:
         """Delete it and its volumes; with ``force`` even if it runs."""
         self._connection.finish(calls.delete_guest(self.id, force=force))
 
+    def snapshot(
+        self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
+    ) -> "Snapshot":
+        """Freeze it at this moment, its memory too if it runs, and let it go on.
+
+        ``quiesce`` has its agent hold the file systems for the moment.
+        """
+        call = calls.create_snapshot(self.id, name=name, memory=memory, quiesce=quiesce, note=note)
+        [made] = self._connection.make(call).results
+        info = self._connection.ask(calls.show_snapshot(self.id, made))
+        return Snapshot(self._connection, info, self._held)
+
+    def snapshots(self) -> "list[Snapshot]":
+        """Return its snapshots, each after the one that it was made on."""
+        found: list[Snapshot] = []
+        cursor = ""
+        while True:
+            page = self._connection.ask(calls.list_snapshots(self.id, cursor))
+            found += [Snapshot(self._connection, info, self._held) for info in page.items]
+            cursor = page.next
+            if not cursor:
+                return found
+
+    def restore(self, snapshot: "Snapshot | str", *, force: bool = False) -> Self:
+        """Put it back to a snapshot; with ``force`` also if work that is in none is lost."""
+        name = snapshot if isinstance(snapshot, str) else snapshot.id
+        return self._do(calls.restore_snapshot(self.id, name, force=force))
+
+    @overload
+    def fork(self, **how: Unpack[ForkOptions]) -> "Guest": ...
+
+    @overload
+    def fork(self, count: int, **how: Unpack[ForkOptions]) -> "list[Guest]": ...
+
+    def fork(self, count: int | None = None, **how: Unpack[ForkOptions]) -> "Guest | list[Guest]":
+        """Make new guests of it as it is now; they share disk and memory with it, and it goes on.
+
+        Without ``count`` one guest, with it a list of so many: ``name`` or ``name-1``, ``name-2``, ….
+        ``keep_identity`` leaves each what the guest inside knows of itself, ``ttl`` ("2h" or seconds)
+        is when it is deleted by itself, ``wait`` false does not wait for its agent.
+        """
+        call = calls.fork_guest(self.id, count=1 if count is None else count, **fork_words(**how))
+        forks = _made(self._connection, call, self._held)
+        return forks[0] if count is None else forks
+
+    def publish(self, image: str, *, memory: bool = True, replace: bool = False) -> Image:
+        """Make an image of it as it is now; with its memory a warm one, if it runs."""
+        call = calls.publish_image(self.id, image, memory=memory, replace=replace)
+        self._connection.make(call)
+        return self._connection.ask(calls.show_image(image))
+
     def run(
         self,
         command: str | Sequence[str],
@@ -177,6 +238,88 @@ class Guest:
         return self._connection.ask(calls.show_vnc(self.id)).socket
 
 
+def _made(connection: Connection, call: calls.Call[Job], held: Held) -> list[Guest]:
+    """Return the forks that a call makes; those of a guest that is held go with it."""
+    ids = connection.make(call).results
+    if held is not None:
+        held += ids
+    return [Guest(connection, connection.ask(calls.show_guest(each)), held) for each in ids]
+
+
+class Snapshot:
+    """One snapshot of a guest. ``info`` is how it was when it was last asked."""
+
+    def __init__(self, connection: Connection, info: SnapshotView, held: Held = None) -> None:
+        self._connection = connection
+        self._held = held
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.info.guest}@{self.info.name} {self.info.state}>"
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in its guest."""
+        return self.info.name
+
+    def refresh(self) -> Self:
+        """Ask how it is."""
+        self.info = self._connection.ask(calls.show_snapshot(self.info.guest_id, self.id))
+        return self
+
+    def rename(self, name: str) -> Self:
+        """Give it another name."""
+        call = calls.change_snapshot(self.info.guest_id, self.id, name=name)
+        self._connection.finish(call)
+        return self.refresh()
+
+    def annotate(self, note: str) -> Self:
+        """Give it another note."""
+        call = calls.change_snapshot(self.info.guest_id, self.id, note=note)
+        self._connection.finish(call)
+        return self.refresh()
+
+    def restore(self, *, force: bool = False) -> Guest:
+        """Put its guest back to it and return that; see ``Guest.restore``."""
+        guest = self.info.guest_id
+        self._connection.finish(calls.restore_snapshot(guest, self.id, force=force))
+        return Guest(self._connection, self._connection.ask(calls.show_guest(guest)), self._held)
+
+    def delete(self) -> None:
+        """Delete it; what others stand on stays."""
+        self._connection.finish(calls.delete_snapshot(self.info.guest_id, self.id))
+
+    @overload
+    def fork(self, **how: Unpack[ForkOptions]) -> "Guest": ...
+
+    @overload
+    def fork(self, count: int, **how: Unpack[ForkOptions]) -> "list[Guest]": ...
+
+    def fork(self, count: int | None = None, **how: Unpack[ForkOptions]) -> "Guest | list[Guest]":
+        """Make new guests of it; as ``Guest.fork``."""
+        call = calls.fork_guest(
+            self.info.guest_id,
+            snapshot=self.id,
+            count=1 if count is None else count,
+            **fork_words(**how),
+        )
+        forks = _made(self._connection, call, self._held)
+        return forks[0] if count is None else forks
+
+    def publish(self, image: str, *, memory: bool = True, replace: bool = False) -> Image:
+        """Make an image of it; with its memory, if it has one, a warm one."""
+        call = calls.publish_image(
+            self.info.guest_id, image, snapshot=self.id, memory=memory, replace=replace
+        )
+        self._connection.make(call)
+        return self._connection.ask(calls.show_image(image))
+
+
 class Inn:
     """A daemon, as the SDK sees it. Make it with ``serai.connect()``."""
 
@@ -213,20 +356,32 @@ class Inn:
             if not cursor:
                 return found
 
+    def snapshot(self, source: str) -> Snapshot:
+        """Return a snapshot by ``GUEST@SNAPSHOT``; NotFound."""
+        guest, name = split_source(source)
+        return Snapshot(self.connection, self.connection.ask(calls.show_snapshot(guest, name)))
+
     def launch(
-        self, image: str, *, wait: bool = True, on_progress: OnProgress | None = None, **spec: Any
+        self,
+        image: str,
+        *,
+        wait: bool = True,
+        ttl: Duration = 0.0,
+        on_progress: OnProgress | None = None,
+        **spec: Any,
     ) -> Guest:
         """Make a guest of an image, start it, and wait until its agent answers.
 
-        ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels.
+        ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels. After
+        ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself.
         """
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait)
-        return self.guest(self.connection.finish(call, on_progress).subject)
+        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        return self.guest(self.connection.make(call, on_progress).subject)
 
     def create(self, image: str, **spec: Any) -> Guest:
         """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
         call = calls.launch_guest(spec_of(image, **spec), start=False)
-        return self.guest(self.connection.finish(call).subject)
+        return self.guest(self.connection.make(call).subject)
 
     def images(self) -> list[Image]:
         """Return all images by name."""

@@ -3,20 +3,24 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
-from serai.errors import Code, Invalid
+from serai.errors import Code, Invalid, SeraiError
 from serai.model.event import Event
 from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
 from serai.model.talk import ExecRequest, ExecResult
-from serai.units import parse_size, shorten
+from serai.units import parse_duration, parse_size, shorten
 
 E = TypeVar("E", bound=StrEnum)
 
 Size = int | str
 """Bytes, or a text like ``256MiB``."""
+Duration = float | str
+"""Seconds, or a text like ``2h``."""
+Held = list[str] | None
+"""The ids of the forks that go with the guest that a ``with`` block holds; None: none holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,11 @@ class Result:
 def size_of(size: Size) -> int:
     """Return bytes; Invalid (``size-invalid``)."""
     return size if isinstance(size, int) else parse_size(size)
+
+
+def seconds_of(duration: Duration) -> float:
+    """Return seconds; Invalid (``value-invalid``)."""
+    return parse_duration(duration) if isinstance(duration, str) else float(duration)
 
 
 def choice_of(kind: type[E], word: str) -> E:
@@ -118,6 +127,36 @@ def request_of(
 def result_of(answer: ExecResult) -> Result:
     """Return what became of a command."""
     return Result(answer.code, answer.stdout, answer.stderr, answer.truncated)
+
+
+class ForkOptions(TypedDict, total=False):
+    """What may be said of forks: see ``Guest.fork``."""
+
+    name: str
+    keep_identity: bool
+    ttl: Duration
+    wait: bool
+
+
+def fork_words(
+    *, name: str = "", keep_identity: bool = False, ttl: Duration = 0.0, wait: bool = True
+) -> dict[str, Any]:
+    """Return the options of a fork as the API takes them; TypeError for one that is none."""
+    return {
+        "name": name,
+        "keep_identity": keep_identity,
+        "ttl": seconds_of(ttl),
+        "wait_agent": wait,
+    }
+
+
+def tell_of_cleaning(wrong: Sequence[SeraiError], error: BaseException | None) -> None:
+    """Raise what went wrong at the end of a block; if the block failed, tell of it as a note there."""
+    if error is None and wrong:
+        raise wrong[0]
+    for each in wrong:
+        assert error is not None
+        error.add_note(f"and something is left: {each.message}")
 
 
 class EventReader:
