@@ -464,7 +464,7 @@ async def test_a_spawn_that_is_cancelled_leaves_nothing(null: int, tmp_path: Pat
     with pytest.raises(asyncio.CancelledError):
         await task
     os.close(reader)
-    assert has_ended(found[str(tmp_path)])
+    assert has_ended(found[str(tmp_path)][0])
 
 
 # -- processes of others ---------------------------------------------------------------------------
@@ -519,10 +519,10 @@ async def test_find_processes_finds_the_living(tmp_path: Path) -> None:
     one, two = str(tmp_path / "1"), str(tmp_path / "2")
     with stranger(one) as first, stranger(two) as second:
         wanted = {one, two, str(tmp_path / "3")}
-        assert find_processes("-serai-test", wanted) == {one: first.pid, two: second.pid}
+        assert find_processes("-serai-test", wanted) == {one: [first.pid], two: [second.pid]}
         second.kill()
         assert has_ended(second.pid)
-        assert find_processes("-serai-test", wanted) == {one: first.pid}
+        assert find_processes("-serai-test", wanted) == {one: [first.pid]}
 
 
 def _make_with_pid(pid: int) -> "subprocess.Popen[bytes] | None":

@@ -8,10 +8,12 @@ sentences are the log, and the total is in the event that tells of the daemon's 
 import asyncio
 import logging
 from collections.abc import Mapping
+from signal import SIGKILL
 
 import msgspec
 
 from serai.engine.driver import GuestDriver, Procedure
+from serai.engine.freezing import finish_freeze
 from serai.engine.jobs import Jobs, LiveJob, decode_action, interrupted
 from serai.engine.procedures import (
     PROCEDURES,
@@ -28,7 +30,7 @@ from serai.engine.running import (
     running_file,
 )
 from serai.errors import Bug, Code, SeraiError
-from serai.host.process import Process
+from serai.host.process import Process, read_memory
 from serai.model.actions import AnyAction, DeleteGuest, StopGuest
 from serai.model.event import EventKind
 from serai.model.guest import ExitReason, GuestRecord
@@ -39,6 +41,7 @@ from serai.qemu.instance import Instance, RunState, memory_name
 log = logging.getLogger(__name__)
 
 MONITOR_TIMEOUT = 1.0
+KILL_LIMIT = 10.0
 
 VERBS: Mapping[str, Verb] = {
     "start": Verb.START,
@@ -67,18 +70,18 @@ def verb_of(action: AnyAction) -> Verb:
     return VERBS[str(action.__struct_config__.tag)]
 
 
-async def take_up(driver: GuestDriver, pid: int | None, unfinished: list[Job], jobs: Jobs) -> str:
+async def take_up(driver: GuestDriver, pids: list[int], unfinished: list[Job], jobs: Jobs) -> str:
     """Bring one guest to where it should be; never raises for what it finds."""
     try:
-        found = await _find_state(driver, pid)
+        found = await _find_state(driver, pids)
         done = await _take_up_jobs(driver, unfinished, jobs)
     except SeraiError as error:
         return f"{driver.name}: {error.message}"
     return f"{driver.name}: {found}{done}"
 
 
-async def _find_state(driver: GuestDriver, pid: int | None) -> str:
-    process = None if pid is None else _attach(driver, pid)
+async def _find_state(driver: GuestDriver, pids: list[int]) -> str:
+    process = await _tell_apart(driver, pids)
     if process is not None:
         return await _adopt(driver, process)
     if not driver.record.wanted_on:
@@ -86,9 +89,32 @@ async def _find_state(driver: GuestDriver, pid: int | None) -> str:
     return await _missing(driver)
 
 
-def _attach(driver: GuestDriver, pid: int) -> Process | None:
+async def _tell_apart(driver: GuestDriver, pids: list[int]) -> Process | None:
+    """Return the guest's process. A second one that was to go on in its place is ended.
+
+    The badge of each holds the name of its run folder; ``running.json`` says whose folder counts.
+    """
     guest_id = driver.record.id
-    return Process.attach(pid, "-uuid", guest_id, holds=memory_name(guest_id))
+    running = read_running(driver)
+    folder = (running.sockets if running else "") or guest_id
+    found = None
+    for pid in pids:
+        process = Process.attach(pid, "-uuid", guest_id, holds=memory_name(guest_id))
+        if process is None:
+            continue
+        if found is None and (len(pids) == 1 or _folder_of(pid, guest_id) == folder):
+            found = process
+            continue
+        process.signal(SIGKILL)
+        async with asyncio.timeout(KILL_LIMIT):
+            await process.wait()
+        process.close()
+    return found
+
+
+def _folder_of(pid: int, guest_id: str) -> str:
+    untrusted = read_memory(pid, memory_name(guest_id)) or b""
+    return untrusted.decode(errors="replace")
 
 
 async def _adopt(driver: GuestDriver, process: Process) -> str:
@@ -107,7 +133,8 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
     attach(driver, instance, adopted=True)
     driver.tell(EventKind.GUEST_ADOPTED, pid=str(process.pid))
     state = await _seen_state(driver, instance)
-    return f"runs on as process {process.pid} ({state})"
+    more = await finish_freeze(driver, instance)
+    return f"runs on as process {process.pid} ({state}){more}"
 
 
 async def _seen_state(driver: GuestDriver, instance: Instance) -> str:
@@ -181,7 +208,7 @@ async def _take_up_launch(driver: GuestDriver, job: LiveJob, kind: str, phase: s
 
 
 async def take_up_all(
-    drivers: list[GuestDriver], pids: Mapping[str, int], unfinished: list[Job], jobs: Jobs
+    drivers: list[GuestDriver], pids: Mapping[str, list[int]], unfinished: list[Job], jobs: Jobs
 ) -> list[str]:
     """Take up all guests at once; return a sentence for each."""
     by_subject: dict[str, list[Job]] = {}
@@ -189,7 +216,7 @@ async def take_up_all(
         by_subject.setdefault(job.subject, []).append(job)
     sentences = await asyncio.gather(
         *(
-            take_up(driver, pids.get(driver.record.id), by_subject.pop(driver.name, []), jobs)
+            take_up(driver, pids.get(driver.record.id, []), by_subject.pop(driver.name, []), jobs)
             for driver in drivers
         )
     )

@@ -18,9 +18,10 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -36,8 +37,8 @@ from serai.engine.running import (
 )
 from serai.errors import Code, Conflict, SeraiError
 from serai.model.guest import GuestRecord, Volume
-from serai.model.lifecycle import GuestState
-from serai.model.machine import Machine
+from serai.model.lifecycle import GuestState, Happening
+from serai.model.machine import LayerFile, Machine
 from serai.model.snapshot import FrozenVolume, Layer
 from serai.qemu.instance import Instance, seal_memory
 from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
@@ -225,16 +226,20 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
 
 async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
     """Have QEMU write to the new heads from now on."""
-    drives = machine_of(driver).drives
-    heads = {
-        drive.name: drive.chain[0]
-        for drive in drives
-        if drive.chain and not drive.chain[0].read_only
-    }
+    heads = _wanted_heads(driver)
     if heads:
         await instance.switch_heads(heads, FREEZE_TIMEOUT)
     switched.done = True
     write_running(driver, instance)
+
+
+def _wanted_heads(driver: GuestDriver) -> dict[str, LayerFile]:
+    """Return the head of each drive as the guest's record has it."""
+    return {
+        drive.name: drive.chain[0]
+        for drive in machine_of(driver).drives
+        if drive.chain and not drive.chain[0].read_only
+    }
 
 
 async def _freeze_private(driver: GuestDriver, instance: Instance, switched: _Switched) -> Moment:
@@ -259,11 +264,46 @@ async def _held(driver: GuestDriver, instance: Instance) -> AsyncIterator[None]:
     if driver.state is not GuestState.RUNNING:
         yield
         return
-    await instance.hold()
-    try:
-        yield
-    finally:
+    with _marked(driver):
+        await instance.hold()
+        try:
+            yield
+        finally:
+            await instance.go_on()
+
+
+@contextmanager
+def _marked(driver: GuestDriver) -> Iterator[None]:
+    """Leave a mark while we hold a guest that ran, so that the next daemon lets it go on."""
+    mark = _mark(driver)
+    mark.touch()
+    yield
+    mark.unlink(missing_ok=True)
+
+
+def _mark(driver: GuestDriver) -> Path:
+    return driver.house.places.guests_run / driver.record.id / "held"
+
+
+async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
+    """Finish what an earlier daemon had begun with a running guest: its heads, and that it runs.
+
+    Returns what was done, as the end of a sentence.
+    """
+    said = ""
+    heads = _wanted_heads(driver)
+    active = await instance.active_nodes(FREEZE_TIMEOUT) if heads else {}
+    late = {name: head for name, head in heads.items() if active.get(name) != head.node}
+    if late:
+        await instance.switch_heads(late, FREEZE_TIMEOUT)
+        write_running(driver, instance)
+        said += "; its disks were switched to new heads"
+    if _mark(driver).exists():
         await instance.go_on()
+        _mark(driver).unlink()
+        driver.happen(Happening.WENT_ON)
+        said += "; it was held, and goes on"
+    return said
 
 
 async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:
@@ -275,10 +315,12 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     try:
         upcoming = await _prepare(driver, machine, fd)
         try:
-            await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
-            await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
-            if driver.state is GuestState.RUNNING:
-                await upcoming.go_on()
+            with _marked(driver) if driver.state is GuestState.RUNNING else nullcontext():
+                await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+                await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+                write_running(driver, upcoming)
+                if driver.state is GuestState.RUNNING:
+                    await upcoming.go_on()
         except BaseException:
             await _stay(driver, old, upcoming)
             raise
@@ -308,6 +350,7 @@ async def _prepare(driver: GuestDriver, machine: Machine, fd: int) -> Instance:
 
 async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
     """The second QEMU can't take over: the first one goes on."""
+    write_running(driver, old)
     await upcoming.end(0.0)
     await upcoming.close()
     if driver.state is GuestState.RUNNING:
@@ -318,7 +361,6 @@ async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> 
     """Put the second QEMU in the first one's place, and end that."""
     agent = driver.agent_state
     await detach(driver)
-    write_running(driver, upcoming)
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)
     await old.close()

@@ -28,6 +28,7 @@ from serai.host.held import Process as Process
 from serai.host.packages import package_of
 from serai.host.pipes import OnLine, TooMuch, open_reader, read_first, read_last
 from serai.host.procfs import find_processes as find_processes
+from serai.host.procfs import read_memory as read_memory
 
 log = logging.getLogger(__name__)
 

@@ -26,24 +26,41 @@ def holds_memory(pid: int, name: str) -> bool:
 
     Looking into a process of another user needs CAP_SYS_PTRACE, even for root (ptrace(2)).
     """
+    return _find_memory(pid, name) is not None
+
+
+def read_memory(pid: int, name: str, limit: int = 4096) -> bytes | None:
+    """Return the begin of the memfd of this name that a process has open; None if it has none."""
+    path = _find_memory(pid, name)
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError:
+        return None
+
+
+def _find_memory(pid: int, name: str) -> str | None:
     wanted = f"/memfd:{name} (deleted)"
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
+            path = f"/proc/{pid}/fd/{fd}"
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{fd}") == wanted:
-                    return True
-    return False
+                if os.readlink(path) == wanted:
+                    return path
+    return None
 
 
-def find_processes(option: str, values: Collection[str]) -> dict[str, int]:
-    """Return the pid of the process whose argv has ``option`` and the value, for each value found.
+def find_processes(option: str, values: Collection[str]) -> dict[str, list[int]]:
+    """Return the pids of the processes whose argv has ``option`` and the value, for each value found.
 
     One pass over /proc. A process that has ended but was not reaped has no argv, and is not found.
     """
-    found = {}
+    found: dict[str, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             value = option_of(int(name), option)
             if value is not None and value in values:
-                found[value] = int(name)
+                found.setdefault(value, []).append(int(name))
     return found
