@@ -34,10 +34,12 @@ from serai.model.actions import (
     AnyAction,
     BuildImage,
     CreateGuest,
+    DeleteGuest,
     DeleteImage,
     ImportImage,
     LaunchGuest,
     RenameGuest,
+    SetGuest,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -54,6 +56,9 @@ from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
 
+WHOLE = (DeleteGuest, RenameGuest, SetGuest)
+"""Done in full or not at all, and quick: what can't be cancelled."""
+
 VM_SCRIPT = Script(
     procedures=PROCEDURES, phases=PHASES, start_by_policy=start_by_policy, react=react
 )
@@ -69,6 +74,7 @@ class Engine:
         self._bus = bus
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
+        self._creating: set[GuestDriver] = set()
         self._images = ImageKeeper(house, (), self._digests_in_use)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -193,6 +199,7 @@ class Engine:
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
+        self._creating.add(driver)
         try:
             job = await house.jobs.open(
                 action, name, phases, key=key, changes=(PutGuest(record),), events=(created,)
@@ -200,6 +207,8 @@ class Engine:
         except BaseException:
             self._free_names(driver)
             raise
+        finally:
+            self._creating.discard(driver)
         self._own(driver)
         driver.begin(job, launch if isinstance(action, LaunchGuest) else create)
         return job.job
@@ -243,7 +252,7 @@ class Engine:
         if self._images.cancel(job_id):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
-            if driver.job is live:
+            if driver.job is live and not isinstance(live.action, WHOLE):
                 driver.mailbox.tell(CancelJob(job_id))
                 return await self._house.jobs.wait(job_id, 10.0)
         raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
@@ -318,7 +327,8 @@ class Engine:
         self._house.names.release_number(driver.record.number)
 
     def _digests_in_use(self) -> set[str]:
-        return {each.record.image_digest for each in self._drivers.values()}
+        drivers = (*self._drivers.values(), *self._creating)
+        return {each.record.image_digest for each in drivers}
 
     @property
     def drivers(self) -> Iterable[GuestDriver]:

@@ -23,7 +23,7 @@ from serai.model.event import EventKind
 from serai.model.guest import AgentState, ExitReason
 from serai.model.image import Expect
 from serai.model.lifecycle import ON_STATES, GuestState, Happening
-from serai.model.machine import Machine
+from serai.model.machine import LayerFile, Machine
 from serai.plan.machine import plan_machine, uid_of
 from serai.qemu.instance import Instance, InstanceEvent, InstanceEventKind, RunState
 
@@ -55,18 +55,23 @@ def read_running(driver: GuestDriver) -> Running | None:
 
 
 def machine_of(driver: GuestDriver) -> Machine:
-    """Describe the machine that this guest's record asks for now."""
+    """Describe the machine that this guest's record asks for now, with the volumes that it has."""
+    places, images = driver.house.places, driver.house.images
+    folder = places.guests / driver.record.id
+    chain = find_root(folder, driver.image, images.folder(driver.image))
+    return describe_machine(driver, (chain,) if chain else ())
+
+
+def describe_machine(driver: GuestDriver, volumes: tuple[tuple[LayerFile, ...], ...]) -> Machine:
+    """Describe the machine of this guest's record with these volumes; looks at no file."""
     house = driver.house
-    folder = house.places.guests / driver.record.id
-    image_folder = house.images.folder(driver.image)
-    chain = find_root(folder, driver.image, image_folder)
     return plan_machine(
         driver.record,
         driver.image,
-        (chain,) if chain else (),
+        volumes,
         capabilities=house.capabilities,
-        image_folder=image_folder,
-        guest_folder=folder,
+        image_folder=house.images.folder(driver.image),
+        guest_folder=house.places.guests / driver.record.id,
     )
 
 
@@ -198,8 +203,16 @@ async def _heartbeat(driver: GuestDriver, instance: Instance) -> None:
             continue
         if state is RunState.IO_ERROR and _has_room(driver):
             await _go_on_after_full_disk(driver, instance)
+        elif state in SEEN_ENDS:  # told already, unless the monitor was away just then
+            driver.mailbox.tell(InstanceEvent(SEEN_ENDS[state]))
         elif happening := _meaning(driver.state, state):
             driver.mailbox.tell(Beat(happening))
+
+
+SEEN_ENDS = {
+    RunState.POWERED_OFF: InstanceEventKind.POWERED_OFF,
+    RunState.PANICKED: InstanceEventKind.PANICKED,
+}
 
 
 def _meaning(state: GuestState, seen: RunState) -> Happening | None:
