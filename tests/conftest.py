@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 # Whoever starts us in the background may have it ignored, and programs that we start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
