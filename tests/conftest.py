@@ -1,11 +1,15 @@
 """Fixtures and options that all rings share; those of real guests are in tests/guest/conftest.py."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Whoever starts us in the background may have it ignored, and programs that we start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -87,7 +87,7 @@ def test_each_result_can_be_had_as_json(path: str, command: click.Command) -> No
 
 
 def test_the_table_says_what_the_commands_say() -> None:
-    root = click.Context(cli)
+    root = click.Context(cli, **cli.context_settings)
     for name, entry in COMMANDS.items():
         command = cli.get_command(root, name)
         assert command is not None
@@ -96,7 +96,7 @@ def test_the_table_says_what_the_commands_say() -> None:
 
 
 def test_help_has_every_command_and_its_words_end_with_a_full_stop() -> None:
-    text = cli.get_help(click.Context(cli, info_name="serai"))
+    text = cli.get_help(click.Context(cli, info_name="serai", **cli.context_settings))
     for name in COMMANDS:
         assert re.search(rf"^  {name} ", text, re.M), name
     assert all(entry.help.endswith(".") for entry in COMMANDS.values())

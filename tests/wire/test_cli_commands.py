@@ -656,5 +656,5 @@ def test_completion_offers_commands_guests_and_images(
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     done = stage.serai()
-    assert cli.shell_complete(click.Context(cli), "la")[0].value == "launch"
+    assert cli.shell_complete(click.Context(cli, **cli.context_settings), "la")[0].value == "launch"
     assert [line.split(",")[1] for line in done.text.splitlines()] == offered

@@ -129,7 +129,7 @@ def commands() -> list[list[str]]:
     """Return the words of every command and sub-command."""
     found = []
     for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
+        command = cli.get_command(click.Context(cli, **cli.context_settings), name)
         assert command is not None
         found.append([name])
         if isinstance(command, click.Group):

@@ -38,7 +38,7 @@ def reference() -> str:
 
 def leaves() -> Iterator[tuple[str, click.Command]]:
     """Give every command that does something, with its words: ``image build``."""
-    root = click.Context(cli, info_name="serai")
+    root = click.Context(cli, info_name="serai", **cli.context_settings)
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
@@ -72,7 +72,7 @@ def _short(command: click.Command) -> str:
 
 
 def _section(path: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=f"serai {path}")
+    context = click.Context(command, info_name=f"serai {path}", **cli.context_settings)
     usage = command.get_usage(context).removeprefix("Usage: ")
     parts = [f"## `serai {path}`\n", f"```\n{' '.join(usage.split())}\n```\n", _text(command)]
     rows = [row for row in map(_row, command.get_params(context)) if row]

@@ -145,10 +145,11 @@ def write_data(target: int, content: bytes | bytearray, length: int, offset: int
     """Write the first ``length`` bytes at ``offset``, which must be a hole, but no blocks of zeros."""
     view = memoryview(content)
     for start, end in data_runs(content, length):
-        _write_all(target, view[start:end], offset + start)
+        write_all(target, view[start:end], offset + start)
 
 
-def _write_all(target: int, view: memoryview, offset: int) -> None:
+def write_all(target: int, view: memoryview, offset: int) -> None:
+    """Write all of ``view`` at ``offset``."""
     while view:
         written = os.pwrite(target, view, offset)
         view, offset = view[written:], offset + written

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serai.disk.files import write_data
+from serai.disk.files import write_all, write_data
 from serai.disk.qcow2 import CLUSTER, CLUSTER_BITS, REFCOUNT_ORDER, build_header
 from serai.disk.qcow2_header import Qcow2Header, read_header
 from serai.disk.qcow2_tables import COMPRESSED, COPIED, OFFSET, check_tables, read_table
@@ -249,10 +249,7 @@ class _Merger:
         )
 
     def _write(self, content: bytes, offset: int) -> None:
-        view = memoryview(content)
-        while view:
-            written = os.pwrite(self._target, view, offset)
-            view, offset = view[written:], offset + written
+        write_all(self._target, memoryview(content), offset)
 
 
 def _to_bytes(numbers: "array[int]") -> bytes:

@@ -10,11 +10,9 @@ import logging
 from collections.abc import Mapping
 from signal import SIGKILL
 
-import msgspec
-
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.freezing import finish_freeze
-from serai.engine.jobs import Jobs, LiveJob, decode_action, interrupted
+from serai.engine.jobs import Jobs, LiveJob, error_of, interrupted
 from serai.engine.procedures import (
     PROCEDURES,
     create,
@@ -23,13 +21,13 @@ from serai.engine.procedures import (
 )
 from serai.engine.running import (
     attach,
+    describe_machine,
     end_by_itself,
     follow_policy,
-    machine_of,
     read_running,
     running_file,
 )
-from serai.errors import Bug, Code, SeraiError
+from serai.errors import SeraiError
 from serai.host.process import Process, read_memory
 from serai.model.actions import AnyAction, DeleteGuest, StopGuest
 from serai.model.event import EventKind
@@ -42,6 +40,9 @@ log = logging.getLogger(__name__)
 
 MONITOR_TIMEOUT = 1.0
 KILL_LIMIT = 10.0
+
+DECIDING = frozenset({"launch", "start", "stop", "restart", "delete"})
+"""Kinds of jobs whose end says whether the guest runs."""
 
 VERBS: Mapping[str, Verb] = {
     "start": Verb.START,
@@ -71,19 +72,25 @@ def verb_of(action: AnyAction) -> Verb:
 
 
 async def take_up(driver: GuestDriver, pids: list[int], unfinished: list[Job], jobs: Jobs) -> str:
-    """Bring one guest to where it should be; never raises for what it finds."""
+    """Bring one guest to where it should be; never raises, whatever it finds."""
     try:
-        found = await _find_state(driver, pids)
+        decided = any(job.kind in DECIDING for job in unfinished)
+        found = await _find_state(driver, pids, decided=decided)
         done = await _take_up_jobs(driver, unfinished, jobs)
-    except SeraiError as error:
-        return f"{driver.name}: {error.message}"
+    except Exception as error:  # one guest that can't be taken up keeps no other from it
+        return f"{driver.name}: {error_of(error).message}"
     return f"{driver.name}: {found}{done}"
 
 
-async def _find_state(driver: GuestDriver, pids: list[int]) -> str:
+async def _find_state(driver: GuestDriver, pids: list[int], *, decided: bool) -> str:
+    """``decided``: what was under way says whether the guest is to run, not its policy."""
     process = await _tell_apart(driver, pids)
     if process is not None:
         return await _adopt(driver, process)
+    if decided:
+        running_file(driver).unlink(missing_ok=True)
+        driver.state = GuestState.STOPPED
+        return "has no process"
     if not driver.record.wanted_on:
         return f"is {driver.state}"
     return await _missing(driver)
@@ -122,7 +129,7 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
     house = driver.house
     running = read_running(driver)
     instance = await Instance.adopt(
-        running.machine if running else machine_of(driver),
+        running.machine if running else describe_machine(driver, ()),
         process,
         started_at=running.started_at if running else house.journal.now(),
         run_dir=house.places.guests_run / driver.record.id / (running.sockets if running else ""),
@@ -173,10 +180,11 @@ async def _missing(driver: GuestDriver) -> str:
 async def _take_up_jobs(driver: GuestDriver, unfinished: list[Job], jobs: Jobs) -> str:
     said = ""
     for job in unfinished:
-        try:
-            live = jobs.resume(job, decode_action(job))
-        except msgspec.DecodeError as error:
-            raise Bug(Code.BUG, f"job {job.id} can't be read: {error}") from error
+        live = jobs.resume(job)
+        if live is None:
+            await jobs.give_up(job)
+            said += f"; {job.kind} was given up: it can't be read"
+            continue
         said += f"; {job.kind} " + await _take_up_job(driver, live)
     return said
 
@@ -221,7 +229,6 @@ async def take_up_all(
         )
     )
     for job in [job for left in by_subject.values() for job in left]:
-        live = jobs.resume(job, decode_action(job))
-        await live.fail(interrupted(live))
+        await jobs.give_up(job)
         sentences.append(f"{job.subject}: {job.kind} was undone")
     return sentences

@@ -232,6 +232,8 @@ class GuestDriver:
         count = self._begun
         task = self.house.supervisor.start(work, name=f"{self.name}: work {count}")
         task.add_done_callback(lambda _: self.mailbox.tell(WorkEnded(count)))
+        if job is not None:
+            job.belongs_to(task)
         self._work = Work(task, job, errand)
 
     # -- changed by the own task ---------------------------------------------------------------
@@ -300,10 +302,20 @@ class GuestDriver:
         """Own the guest until it is deleted or the daemon stops; the guest itself goes on."""
         try:
             while not self.gone.is_set():
-                await self._handle(await self.mailbox.take())
+                await self._handle_safely(await self.mailbox.take())
         finally:
             for order in (*self._waiting, *self.mailbox.close()):
                 _refuse(order, Busy(Code.DAEMON_STOPPING, "the daemon stops, or the guest is gone"))
+
+    async def _handle_safely(self, message: Message | Order | Errand) -> None:
+        """Handle a message; what goes wrong then is its sender's, and the guest keeps its task."""
+        try:
+            await self._handle(message)
+        except Exception as error:  # whatever it is, the next message must be read
+            reported = error_of(error)
+            log.error("%s: a message failed: %s", self.name, reported.message)
+            if isinstance(message, Order | Errand):
+                _refuse(message, reported)
 
     async def _handle(self, message: Message | Order | Errand) -> None:
         match message:
@@ -315,7 +327,7 @@ class GuestDriver:
                 await self._work_ended(count)
             case CancelJob(job_id=job_id):
                 if self._work and self._work.job and self._work.job.id == job_id:
-                    self._work.task.cancel()
+                    self._work.job.break_off()
             case CallOff(errand=errand):
                 if self._work and self._work.errand is errand:
                     self._work.task.cancel()
@@ -355,8 +367,8 @@ class GuestDriver:
         if self.job is not None and self.state in ON_THE_WAY:
             _answer(order, self.job.job)
             return
-        await self._call_off_restart(order)
         try:
+            await self._call_off_restart(order)
             job = await self._open(order)
             await job.finish(message=f"nothing to do: {self.name} is {self.state}")
         except SeraiError as error:
@@ -377,6 +389,8 @@ class GuestDriver:
                 self._wait(order)
                 return
             await self._overtake()
+            await self._admit(order)  # what was under way may have led elsewhere
+            return
         try:
             job = await self._open(order)
         except SeraiError as error:
@@ -398,10 +412,12 @@ class GuestDriver:
         return await self.house.jobs.open(order.action, self.name, phases, key=order.key)
 
     async def _overtake(self) -> None:
-        """End the work under way for a forced stop."""
-        if self._work is not None:
-            self._work.task.cancel()
-            await asyncio.wait({self._work.task})
+        """End the work under way for a forced stop; what must be whole is waited for."""
+        work, self._work = self._work, None
+        if work is not None:
+            if work.job is not None:
+                work.job.break_off()
+            await asyncio.wait({work.task})
 
     async def _carry_out(self, job: LiveJob, procedure: Procedure) -> None:
         """Run a procedure; whatever goes wrong in it ends its job, never the guest's task."""

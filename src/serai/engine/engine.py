@@ -40,6 +40,7 @@ from serai.model.actions import (
     ChangeSnapshot,
     CreateGuest,
     CreateSnapshot,
+    DeleteGuest,
     DeleteImage,
     DeleteSnapshot,
     ForkGuest,
@@ -48,6 +49,7 @@ from serai.model.actions import (
     PublishImage,
     RenameGuest,
     RestoreSnapshot,
+    SetGuest,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -65,6 +67,9 @@ from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
 
+WHOLE = (DeleteGuest, RenameGuest, SetGuest)
+"""Done in full or not at all, and quick: what can't be cancelled."""
+
 VM_SCRIPT = Script(
     procedures=PROCEDURES, phases=PHASES, start_by_policy=start_by_policy, react=react
 )
@@ -80,6 +85,7 @@ class Engine:
         self._bus = bus
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
+        self._creating: set[GuestDriver] = set()
         self._snapshots = SnapshotKeeper(house, self._records, self._by_name)
         self._images = self._image_keeper(())
         self._forker = Forker(house, self._snapshots, self._adopt)
@@ -239,6 +245,7 @@ class Engine:
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
+        self._creating.add(driver)
         try:
             job = await house.jobs.open(
                 action, name, phases, key=key, changes=(PutGuest(record),), events=(created,)
@@ -246,6 +253,8 @@ class Engine:
         except BaseException:
             self._free_names(driver)
             raise
+        finally:
+            self._creating.discard(driver)
         self._own(driver)
         driver.begin(job, launch if isinstance(action, LaunchGuest) else create)
         return job.job
@@ -296,7 +305,7 @@ class Engine:
         if any(each.cancel(job_id) for each in (self._images, self._snapshots, self._forker)):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
-            if driver.job is live:
+            if driver.job is live and not isinstance(live.action, WHOLE):
                 driver.mailbox.tell(CancelJob(job_id))
                 return await self._house.jobs.wait(job_id, 10.0)
         raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
@@ -387,7 +396,8 @@ class Engine:
 
     def _digests_in_use(self) -> set[str]:
         house = self._house
-        used = {each.record.image_digest for each in self._drivers.values()}
+        drivers = (*self._drivers.values(), *self._creating)
+        used = {each.record.image_digest for each in drivers}
         used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
         return used | {each.image_digest for each in house.shelf.layers.values()}
 

@@ -14,7 +14,7 @@ from serai.engine.births import be_born, make_heads
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
-from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
+from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.procedures import remove_guest, start_cold
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.errors import SeraiError
@@ -67,7 +67,7 @@ class Forker:
         self._snapshots = snapshots
         self._adopt = adopt
         self._slots = asyncio.Semaphore(BIRTHS_AT_ONCE)
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, LiveJob] = {}
 
     async def fork(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
         """Take a fork on; raises what refuses it, with nothing changed."""
@@ -121,8 +121,10 @@ class Forker:
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a fork; False when it is not one that is on its way."""
-        task = self._under_way.get(job_id)
-        return task is not None and task.cancel()
+        job = self._under_way.get(job_id)
+        if job is not None:
+            job.break_off()
+        return job is not None
 
     def _pick(self) -> str:
         return self._house.names.pick(int(self._house.new_id()[:8], 16))
@@ -137,7 +139,8 @@ class Forker:
             self._release(ids)
             raise
         run = self._carry_out(job, wish, ids)
-        self._under_way[job.id] = house.supervisor.start(run, name=f"fork of {wish.source}")
+        self._under_way[job.id] = job
+        job.belongs_to(house.supervisor.start(run, name=f"fork of {wish.source}"))
         return job.job
 
     def _claim(self, names: list[str]) -> dict[str, str]:
@@ -167,6 +170,7 @@ class Forker:
                 await self._let_live(job, found.frozen, wish, made)
             finally:
                 found.frozen.close()
+            job.hold()
             await job.finish(
                 *(each.revise(coming="") for each in made),
                 message=", ".join(each.name for each in made[:TOLD_NAMES]),
@@ -249,8 +253,9 @@ class Forker:
 
     async def take_up(self, job: Job) -> str:
         """End a fork that an earlier daemon left; its guests are removed by ``remove_unfinished``."""
-        live = self._house.jobs.resume(job, decode_action(job))
-        await live.fail(interrupted(live))
+        live = self._house.jobs.resume(job)
+        if live is not None:
+            await live.fail(interrupted(live))
         return f"{job.subject}: {job.kind} was undone"
 
 

@@ -5,6 +5,7 @@ content (``replace``); the files of the older stay as long as a guest is built o
 """
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace as with_fields
@@ -17,14 +18,16 @@ from serai.disk.build_tiny import build_tiny
 from serai.disk.images import NewImage
 from serai.disk.importing import import_image
 from serai.engine.house import House
-from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
-from serai.errors import Busy, Code, Conflict, Invalid, NotFound
+from serai.engine.jobs import LiveJob, error_of
+from serai.errors import Busy, Code, Conflict, HostFailure, Invalid, NotFound, SeraiError
 from serai.model.actions import BuildImage, DeleteImage, ImportImage
 from serai.model.event import EventKind
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.store.changes import DropImage, PutImage
 from serai.units import check_image_name, shorten
+
+log = logging.getLogger(__name__)
 
 BUILD_PHASES = ("packages", "system", "pack", "publish")
 IMPORT_PHASES = ("fetch", "inspect", "convert", "publish")
@@ -52,7 +55,7 @@ class ImageKeeper:
         self._images = {image.name: image for image in images}
         self._in_use = in_use
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._coming: dict[str, asyncio.Task[None]] = {}
+        self._coming: dict[str, LiveJob] = {}
         self._names_coming: set[str] = set()
 
     def all(self) -> list[Image]:
@@ -83,7 +86,11 @@ class ImageKeeper:
         for image in self._images.values():
             if image.digest == digest:
                 return image
-        return self._house.images.read(digest)
+        try:
+            return self._house.images.read(digest)
+        except HostFailure as error:
+            log.warning("%s", error.message)
+            return None
 
     # -- doing -----------------------------------------------------------------------------------
 
@@ -132,20 +139,37 @@ class ImageKeeper:
                 f"guests are built on the image {image.name}",
                 hint="Delete them first; see which: serai list",
             )
-        job = await self._house.jobs.open(action, image.name, DELETE_PHASES, key=key)
-        del self._images[image.name]
-        if not shared and image.digest not in self._in_use():
-            await asyncio.to_thread(self._house.images.delete, image)
-        event = self._house.journal.event(EventKind.IMAGE_DELETED, image.name, image.digest)
-        await job.finish(DropImage(image.name), events=(event,))
+        del self._images[image.name]  # before anything is waited for: nobody launches it any more
+        self._names_coming.add(image.name)
+        try:
+            job = await self._house.jobs.open(action, image.name, DELETE_PHASES, key=key)
+            await self._delete(job, image, shared=shared or image.digest in self._in_use())
+        except BaseException:
+            self._images[image.name] = image
+            raise
+        finally:
+            self._names_coming.discard(image.name)
         if image.snapshot:
             await self._forget_snapshot(image.name)
         return job.job
 
+    async def _delete(self, job: LiveJob, image: Image, *, shared: bool) -> None:
+        """Delete files and name. If that fails, the image is still there, to be deleted again."""
+        event = self._house.journal.event(EventKind.IMAGE_DELETED, image.name, image.digest)
+        try:
+            if not shared:
+                await asyncio.to_thread(self._house.images.delete, image)
+        except Exception as error:
+            await job.fail(error_of(error))
+            raise
+        await job.finish(DropImage(image.name), events=(event,))
+
     def cancel(self, job_id: str) -> bool:
         """Cancel a build or import; False when it is not one that is on its way."""
-        task = self._coming.get(job_id)
-        return task is not None and task.cancel()
+        job = self._coming.get(job_id)
+        if job is not None:
+            job.break_off()
+        return job is not None
 
     async def _begin(
         self,
@@ -172,7 +196,8 @@ class ImageKeeper:
             self._names_coming.discard(name)
             raise
         run = self._carry_out(job, name, work)
-        self._coming[job.id] = self._house.supervisor.start(run, name=f"image {name}")
+        self._coming[job.id] = job
+        job.belongs_to(self._house.supervisor.start(run, name=f"image {name}"))
         return job.job
 
     async def _carry_out(self, job: LiveJob, name: str, work: Work) -> None:
@@ -228,17 +253,25 @@ class ImageKeeper:
 
         A deletion is finished. What a build or import had made is gone, and can be asked anew.
         """
-        live = self._house.jobs.resume(job, decode_action(job))
-        if isinstance(live.action, DeleteImage):
+        live = self._house.jobs.resume(job) if job.kind == "image-delete" else None
+        if live is None or not isinstance(live.action, DeleteImage):
+            await self._house.jobs.give_up(job)
+            return f"image {job.subject}: {job.kind} was undone"
+        try:
             await self._finish_delete(live, live.action)
-            return f"image {job.subject}: its deletion was finished"
-        await live.fail(interrupted(live))
-        return f"image {job.subject}: {job.kind} was undone"
+        except SeraiError as error:
+            return f"image {job.subject}: its deletion could not be finished: {error.message}"
+        return f"image {job.subject}: its deletion was finished"
 
     def tidy(self) -> None:
-        """Remove files that belong to no image: a power cut may leave some."""
+        """Remove what belongs to no image and to no job: a killed daemon leaves some."""
         folder = self._house.images
-        folder.sweep()
+        for left in self._house.places.scratch.iterdir():
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            folder.sweep()
+        except OSError as error:
+            log.warning("%s was not tidied: %s", folder.path, error.strerror)
         kept = [*self._images.values()]
         for orphan in folder.orphans(kept):
             if orphan.name.replace("sha256-", "sha256:") not in self._in_use():

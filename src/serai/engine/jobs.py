@@ -7,7 +7,8 @@ so that a job is never done without its effect being stored, nor the other way r
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -36,11 +37,41 @@ class LiveJob:
         self.ended = asyncio.Event()
         self._journal = journal
         self._forget = forget
+        self._task: asyncio.Task[None] | None = None
+        self._is_held = False
+        self._is_broken = False
 
     @property
     def id(self) -> str:
         """The job's id."""
         return self.job.id
+
+    # -- breaking it off ---------------------------------------------------------------------------
+
+    def belongs_to(self, task: asyncio.Task[None]) -> None:
+        """Say which task carries the job out."""
+        self._task = task
+
+    def break_off(self) -> None:
+        """Cancel whoever carries the job out: once, and not while it must not be disturbed."""
+        self._is_broken = True
+        if self._task is not None and not self._is_held and not self._task.cancelling():
+            self._task.cancel()
+
+    def hold(self) -> None:
+        """From now on go on to the end, whoever wants to break the job off."""
+        self._is_held = True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Do something whole. If the job was broken off meanwhile, CancelledError follows it."""
+        self._is_held = True
+        yield
+        self._is_held = False
+        if self._is_broken:
+            raise asyncio.CancelledError
+
+    # -- changing it -------------------------------------------------------------------------------
 
     def _change(self, **changes: object) -> None:
         self.job = msgspec.structs.replace(self.job, updated_at=self._journal.now(), **changes)
@@ -96,12 +127,18 @@ class LiveJob:
     async def _end(
         self, changes: tuple[Change, ...], events: tuple[Event, ...], then: Callable[[], None]
     ) -> None:
-        """Store the end. A store that fails is reported, but waiters are released in any case."""
+        """Store the end. A store that fails is reported, but waiters are released in any case.
+
+        What could not be stored is owed: it is written with the next thing that can be, so that no
+        later daemon takes an ended job for one that is still to be done.
+        """
+        self.hold()
         try:
             await self._journal.commit(PutJob(self.job), *changes, events=(*events, self._event()))
             then()
         except SeraiError as error:
             self._change(state=JobState.FAILED, problem=error.problem())
+            self._journal.owe(PutJob(self.job))
             raise
         finally:
             self.ended.set()
@@ -156,11 +193,22 @@ class Jobs:
             raise
         return live
 
-    def resume(self, job: Job, action: Action) -> LiveJob:
-        """Take up a job that an earlier daemon left unfinished."""
+    def resume(self, job: Job) -> LiveJob | None:
+        """Take up a job that an earlier daemon left unfinished; None if it can't be read."""
+        try:
+            action: AnyAction = msgspec.json.decode(job.action, type=AnyAction)
+        except (msgspec.DecodeError, RecursionError) as error:
+            log.error("job %s can't be read: %s", job.id, error)
+            return None
         live = LiveJob(job, action, self._journal, self._drop)
         self._live[job.id] = live
         return live
+
+    async def give_up(self, job: Job) -> None:
+        """End a job that an earlier daemon left and that nobody carries on; never raises."""
+        live = LiveJob(job, Action(), self._journal, self._drop)
+        with suppress(SeraiError):  # it is owed then, and stored once that is possible
+            await live.fail(interrupted(live))
 
     def _drop(self, job_id: str) -> None:
         self._live.pop(job_id, None)
@@ -172,7 +220,8 @@ class Jobs:
     async def find(self, job_id: str) -> Job:
         """Return a job as it is now; NotFound (``job-not-found``)."""
         live = self._live.get(job_id)
-        job = live.job if live else await self._journal.store.job(job_id)
+        job = live.job if live else self._journal.owed_job(job_id)
+        job = job or await self._journal.store.job(job_id)
         if job is None:
             raise NotFound(Code.JOB_NOT_FOUND, f"there is no job {job_id[:64]!r}")
         return job
@@ -240,9 +289,3 @@ def interrupted(job: LiveJob) -> SeraiError:
         f"the daemon ended during the {job.job.kind} of {job.job.subject}; it was undone",
         hint="Ask for it again.",
     )
-
-
-def decode_action(job: Job) -> AnyAction:
-    """Return the action that a stored job was opened for."""
-    action: AnyAction = msgspec.json.decode(job.action, type=AnyAction)
-    return action

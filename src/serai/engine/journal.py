@@ -12,7 +12,8 @@ from collections.abc import Callable
 from serai.engine.bus import Bus
 from serai.errors import SeraiError
 from serai.model.event import Event, EventKind
-from serai.store.changes import AddEvent, Change
+from serai.model.job import Job
+from serai.store.changes import AddEvent, Change, PutJob
 from serai.store.database import Store
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Journal:
         self._clock = clock
         self._pending: deque[Event] = deque(maxlen=PENDING_LIMIT)
         self._wake = asyncio.Event()
+        self._owed: dict[str, PutJob] = {}
 
     def now(self) -> float:
         """Return the time that records and events carry."""
@@ -45,7 +47,25 @@ class Journal:
 
         On failure nothing of it is stored or told. A cancelled caller does not know the outcome.
         """
-        await self.store.commit(*changes, *(AddEvent(event) for event in events))
+        owed = tuple(self._owed.values())
+        await self.store.commit(*owed, *changes, *(AddEvent(event) for event in events))
+        for change in owed:
+            if self._owed.get(change.job.id) is change:
+                del self._owed[change.job.id]
+
+    def owe(self, change: PutJob) -> None:
+        """Store the end of a job, which could not be stored now, with what is stored next."""
+        self._owed[change.job.id] = change
+
+    def owed_job(self, job_id: str) -> Job | None:
+        """Return a job as it ended, if that is not stored yet."""
+        change = self._owed.get(job_id)
+        return change.job if change else None
+
+    async def settle(self) -> None:
+        """Store what is owed, if anything is; it stays owed if it can't be stored now."""
+        if self._owed:
+            await self.commit()
 
     def tell(self, event: Event) -> None:
         """Store and publish ``event`` soon, without making the caller wait."""

@@ -23,6 +23,7 @@ from serai.model.guest import AgentState, ExitReason, Firmware, GuestChange
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.plan.change import changed_spec
+from serai.qemu.instance import InstanceEvent, InstanceEventKind
 from serai.store.changes import DropGuest
 
 PHASES: Mapping[Verb, tuple[str, ...]] = {
@@ -51,7 +52,8 @@ CPU_TIMEOUT = 3.0
 async def create(driver: GuestDriver, job: LiveJob) -> None:
     """Make the volumes of a new guest and leave it stopped. On failure nothing is left of it."""
     try:
-        await _make_volumes(driver, job)
+        with job.held():
+            await _make_volumes(driver, job)
     except BaseException as error:
         await undo_creation(driver, job, error)
         return
@@ -68,7 +70,8 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
     assert isinstance(action, LaunchGuest)
     try:
         if driver.state is GuestState.CREATING:
-            await _make_volumes(driver, job)
+            with job.held():
+                await _make_volumes(driver, job)
             driver.happen(Happening.CREATED)
         if driver.instance is None:
             await job.enter("start")
@@ -103,13 +106,21 @@ def _make_folder(driver: GuestDriver) -> None:
 
 
 async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException) -> None:
-    """Remove all traces of a guest that could not be created, then report ``error``."""
+    """Remove all traces of a guest that could not be created, then report ``error``.
+
+    If that can't be stored (a full disk) the guest is still there, stopped, to be deleted.
+    """
     if driver.house.closing.is_set():
         raise error
+    job.hold()
     await _end_process(driver)
-    await asyncio.to_thread(_remove_folders, driver)
     driver.enter(GuestState.DELETING)
-    await job.fail(error_of(error), DropGuest(driver.record.id), then=driver.leave)
+    await asyncio.to_thread(_remove_folders, driver)
+    try:
+        await job.fail(error_of(error), DropGuest(driver.record.id), then=driver.leave)
+    except SeraiError:
+        driver.enter(GuestState.STOPPED)
+        raise
 
 
 async def _wait_agent(driver: GuestDriver) -> None:
@@ -184,20 +195,34 @@ async def stop(driver: GuestDriver, job: LiveJob) -> None:
     """Stop gracefully within the time limit, then by force. A cancelled stop leaves it running."""
     action = job.action
     assert isinstance(action, StopGuest | RestartGuest)
-    try:
-        await _stop(driver, force=action.force, timeout=action.timeout)
-    except asyncio.CancelledError:
-        if driver.instance is not None:
-            driver.happen(Happening.STILL_UP)
-        raise
+    await _stop(driver, job, force=action.force, timeout=action.timeout)
     await job.finish(driver.revise(wanted_on=False, last_exit=ExitReason.REQUESTED, problem=None))
 
 
-async def _stop(driver: GuestDriver, *, force: bool, timeout: float) -> None:
-    if not force:
-        await _power_off(driver, timeout or driver.house.settings.stop_timeout)
-    await _end_process(driver)
-    driver.happen(Happening.GONE)
+async def _stop(driver: GuestDriver, job: LiveJob, *, force: bool, timeout: float) -> None:
+    """Stop the guest's QEMU. Broken off, or not able to, it leaves the guest as it then is."""
+    try:
+        if not force:
+            await _power_off(driver, timeout or driver.house.settings.stop_timeout)
+        with job.held():
+            await _end_process(driver)
+            driver.happen(Happening.GONE)
+    except BaseException:
+        if driver.instance is not None:
+            driver.happen(Happening.STILL_UP)
+            _tell_end_again(driver)
+        raise
+
+
+def _tell_end_again(driver: GuestDriver) -> None:
+    """Have the guest's own end followed up, which was left to a stop that is over."""
+    ends = (
+        (InstanceEventKind.POWERED_OFF, driver.powered_off),
+        (InstanceEventKind.EXITED, driver.exited),
+    )
+    for kind, event in ends:
+        if event.is_set():
+            driver.mailbox.tell(InstanceEvent(kind))
 
 
 async def _power_off(driver: GuestDriver, timeout: float) -> None:
@@ -250,7 +275,7 @@ async def restart(driver: GuestDriver, job: LiveJob) -> None:
     action = job.action
     assert isinstance(action, RestartGuest)
     if driver.instance is not None:
-        await _stop(driver, force=action.force, timeout=action.timeout)
+        await _stop(driver, job, force=action.force, timeout=action.timeout)
     await job.enter("start")
     driver.enter(GuestState.STARTING)
     await start(driver, job)
@@ -281,6 +306,7 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
 
     If that can't be stored (a full disk) the guest is still there, stopped, to be deleted again.
     """
+    job.hold()
     await _end_process(driver)
     driver.enter(GuestState.DELETING)
     await asyncio.to_thread(_remove_folders, driver)

@@ -47,6 +47,7 @@ async def restore(
         await asyncio.to_thread(_make_heads, driver)
         if loaded.moment is not None:
             upcoming = await take_up(driver, loaded.moment)
+        job.hold()  # from here on it is done whole
         await job.enter("swap")
     except BaseException:
         await _give_up(driver, before, upcoming)

@@ -85,15 +85,22 @@ def next_run_dir(driver: GuestDriver) -> Path:
 
 
 def machine_of(driver: GuestDriver) -> Machine:
-    """Describe the machine that this guest's record asks for now, with memory of its own."""
+    """Describe the machine that this guest's record asks for now, with memory and volumes."""
+    image_folder = driver.house.images.folder(driver.image)
+    return describe_machine(
+        driver, tuple(_chain(driver, volume, image_folder) for volume in driver.record.volumes)
+    )
+
+
+def describe_machine(driver: GuestDriver, volumes: tuple[tuple[LayerFile, ...], ...]) -> Machine:
+    """Describe the machine of this guest's record with these volumes; looks at no file."""
     house = driver.house
-    image_folder = house.images.folder(driver.image)
     return plan_machine(
         driver.record,
         driver.image,
-        tuple(_chain(driver, volume, image_folder) for volume in driver.record.volumes),
+        volumes,
         capabilities=house.capabilities,
-        image_folder=image_folder,
+        image_folder=house.images.folder(driver.image),
         guest_folder=house.places.guests / driver.record.id,
         ram=house.new_id(),
     )
@@ -250,8 +257,16 @@ async def _heartbeat(driver: GuestDriver, instance: Instance) -> None:
             continue
         if state is RunState.IO_ERROR and _has_room(driver):
             await _go_on_after_full_disk(driver, instance)
+        elif state in SEEN_ENDS:  # told already, unless the monitor was away just then
+            driver.mailbox.tell(InstanceEvent(SEEN_ENDS[state]))
         elif happening := _meaning(driver.state, state):
             driver.mailbox.tell(Beat(happening))
+
+
+SEEN_ENDS = {
+    RunState.POWERED_OFF: InstanceEventKind.POWERED_OFF,
+    RunState.PANICKED: InstanceEventKind.PANICKED,
+}
 
 
 def _meaning(state: GuestState, seen: RunState) -> Happening | None:

@@ -17,7 +17,7 @@ from serai.disk.volumes import is_empty_head
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
 from serai.engine.house import House
-from serai.engine.jobs import LiveJob, decode_action, error_of, interrupted
+from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.restoring import restore
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.actions import (
@@ -63,7 +63,7 @@ class SnapshotKeeper:
         self._house = house
         self._guests = guests
         self._find = find
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, LiveJob] = {}
         self._names_coming: set[tuple[str, str]] = set()
         self._storing = asyncio.Semaphore(STORES_AT_ONCE)
 
@@ -174,8 +174,10 @@ class SnapshotKeeper:
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job; False when it is none of these that is on its way."""
-        task = self._under_way.get(job_id)
-        return task is not None and task.cancel()
+        job = self._under_way.get(job_id)
+        if job is not None:
+            job.break_off()
+        return job is not None
 
     def published(self, image: Image) -> SnapshotRecord:
         """Return the snapshot of a published image; Conflict when it can't be taken up here."""
@@ -208,11 +210,13 @@ class SnapshotKeeper:
         if len(self._under_way) >= WAITING_LIMIT:
             raise Busy(Code.QUEUE_FULL, "too many snapshots are on their way")
         job = await self._house.jobs.open(action, subject, phases, key=key)
-        run = self._carry_out(job, work)
-        self._under_way[job.id] = self._house.supervisor.start(
-            run, name=f"{subject}: {job.job.kind}"
-        )
+        self._start(job, self._carry_out(job, work))
         return job.job
+
+    def _start(self, job: LiveJob, run: Coroutine[Any, Any, None]) -> None:
+        name = f"{job.job.subject}: {job.job.kind}"
+        self._under_way[job.id] = job
+        job.belongs_to(self._house.supervisor.start(run, name=name))
 
     async def _carry_out(self, job: LiveJob, work: Work) -> None:
         try:
@@ -428,12 +432,14 @@ class SnapshotKeeper:
 
     async def take_up(self, job: Job) -> str:
         """End a job that an earlier daemon left; return a sentence that says how."""
-        live = self._house.jobs.resume(job, decode_action(job))
+        live = self._house.jobs.resume(job)
+        if live is None:
+            return f"{job.subject}: {job.kind} can't be read, and was given up"
         driver = self._find(job.subject)
         if isinstance(live.action, RestoreSnapshot) and driver and job.phase in ("swap", "start"):
             snapshot = self._house.shelf.find(driver.record, live.action.snapshot)
             work = self._carry_out(live, lambda job: self._restore(job, driver, snapshot))
-            self._under_way[job.id] = self._house.supervisor.start(work, name=job.subject)
+            self._start(live, work)
             return f"{job.subject}: {job.kind} goes on"
         await live.fail(interrupted(live))
         return f"{job.subject}: {job.kind} was undone"

@@ -7,6 +7,7 @@ Each turn returns a sentence for each thing that it did; an idle turn returns no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from serai.engine.driver import GuestDriver
@@ -51,6 +52,7 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
             for sentence in self.trim_logs():
                 log.info("%s", sentence)
+            await self._settle()
             await self._expire()
             self._tidy_bases()
             if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
@@ -96,13 +98,20 @@ class Upkeep:
             if driver.instance is None:
                 continue
             for path in self._logs(driver):
-                if trim_log(path, self._house.settings.log_limit):
-                    said.append(f"cut {path.name} of {driver.name} to its newer half")
+                try:
+                    if trim_log(path, self._house.settings.log_limit):
+                        said.append(f"cut {path.name} of {driver.name} to its newer half")
+                except OSError as error:
+                    said.append(f"{path.name} of {driver.name} was not cut: {error.strerror}")
         return said
 
     def _logs(self, driver: GuestDriver) -> tuple[Path, ...]:
         folder = self._house.places.guests / driver.record.id
         return folder / "serial.log", folder / "qemu.log"
+
+    async def _settle(self) -> None:
+        with suppress(SeraiError):  # the disk is still full
+            await self._house.journal.settle()
 
     async def _prune(self) -> None:
         settings = self._house.settings

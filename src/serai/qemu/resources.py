@@ -6,6 +6,7 @@ docs/design/0010 for what is passed how, and why.
 """
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from serai.qemu.memory import ram_name
 SOCKETS = ("qmp", "agent", "console")
 PRIVATE = 0o600
 PUBLIC = 0o444
+BADGE_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 KERNEL_KEPT, INITRD_KEPT = 64 << 10, 16
 """What QEMU needs of the files that it holds and never runs when it takes up a state."""
 
@@ -47,8 +49,7 @@ def open_resources(
 
 
 def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path) -> dict[str, int]:
-    # its name is what tells a guest's QEMU; it is empty, and nobody reads it
-    fds = {"badge": _new_memfd(stack, memory_name(machine.id))}
+    fds = {"badge": _make_badge(stack, machine, run_dir)}
     for name in SOCKETS:
         listener = stack.enter_context(bind_unix(socket_path(run_dir, name), mode=PRIVATE))
         fds[name] = listener.fileno()
@@ -73,7 +74,10 @@ def socket_path(run_dir: Path, name: str) -> Path:
 
 
 def memory_name(guest_id: str) -> str:
-    """Return the name of a guest's badge, a memfd that tells its QEMU from a lookalike."""
+    """Return the name of a guest's badge, a memfd that tells its QEMU from a lookalike.
+
+    Its content is the name of the run folder: a guest may have two QEMUs for a moment.
+    """
     return f"serai-{guest_id}"
 
 
@@ -88,6 +92,13 @@ def _files(machine: Machine, state_dir: Path) -> Iterator[tuple[str, Path, int]]
                 yield f"{drive.name}/{index}{READ_ONLY}", Path(layer.path), os.O_RDONLY
     if machine.uefi_vars:
         yield "uefi-vars", Path(machine.uefi_vars), os.O_RDWR
+
+
+def _make_badge(stack: ExitStack, machine: Machine, run_dir: Path) -> int:
+    fd = _new_memfd(stack, memory_name(machine.id))
+    os.write(fd, run_dir.name.encode())
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, BADGE_SEALS)
+    return fd
 
 
 def _boot_files(machine: Machine) -> Iterator[tuple[str, str, int]]:

@@ -1,0 +1,127 @@
+"""Jobs that are broken off, once or four times, at any moment: undone or done, never between."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from keeper import Daemon
+
+from serai import Guest, SeraiError
+from serai.client import calls
+from serai.client.blocking import Connection
+from serai.model.guest import GuestSpec
+from serai.model.job import Job, JobState
+
+SMALL = 96 << 20
+AT_REST = {"running", "stopped"}
+
+
+def wait_for(what: str, check: Callable[[], bool], limit: float = 20.0) -> None:
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def launch(daemon: Daemon, name: str, *, wait: bool = True) -> Job:
+    spec = GuestSpec(image="tiny", name=name, memory=SMALL)
+    return Connection(daemon.socket).ask(calls.launch_guest(spec, wait_agent=wait))
+
+
+def cancel_often(daemon: Daemon, job: Job) -> None:
+    def cancel() -> None:
+        try:
+            Connection(daemon.socket).ask(calls.cancel_job(job.id))
+        except SeraiError as error:
+            assert error.code == "job-not-cancellable"
+
+    threads = [threading.Thread(target=cancel) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.003)
+    for thread in threads:
+        thread.join()
+
+
+def check_at_rest(daemon: Daemon) -> None:
+    """All jobs have ended, all guests are in a state that can last, none is half there."""
+    wait_for(
+        "all jobs end", lambda: not daemon.inn.jobs("running") and not daemon.inn.jobs("queued")
+    )
+    guests = {guest.id: guest.info for guest in daemon.inn.guests()}
+    assert {str(info.state) for info in guests.values()} <= AT_REST
+    assert daemon.qemu_pids() == {key: info.pid for key, info in guests.items() if info.pid}
+    folders = {path.name for path in (daemon.home / "state" / "guests").iterdir()}
+    assert folders == set(guests)
+
+
+def test_a_launch_that_is_cancelled_often_is_undone_or_runs(daemon: Daemon) -> None:
+    for turn in range(12):
+        job = launch(daemon, f"g{turn}")
+        time.sleep(0.01 * turn)
+        cancel_often(daemon, job)
+        ended = Connection(daemon.socket).ask(calls.show_job(job.id))
+        assert ended.state is JobState.CANCELLED
+    check_at_rest(daemon)
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_a_stop_that_is_cancelled_leaves_the_guest_as_it_is(
+    daemon: Daemon, guest: Guest, verb: str
+) -> None:
+    pid = guest.refresh().info.pid
+    guest.run("rm -f $(which poweroff) $(which shutdown)")  # it can't go
+    call = calls.stop_guest if verb == "stop" else calls.restart_guest
+    job = Connection(daemon.socket).ask(call("web1", timeout=30.0))
+    time.sleep(0.1)
+    cancel_often(daemon, job)
+    check_at_rest(daemon)
+    info = guest.refresh().info
+    assert (str(info.state), info.pid) == ("running", pid)
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+def test_a_guest_that_goes_after_its_stop_was_cancelled_is_seen_to_go(
+    daemon: Daemon, guest: Guest, verb: str
+) -> None:
+    """It was asked to power off, and does so; the job does not wait for it any more."""
+    call = calls.stop_guest if verb == "stop" else calls.restart_guest
+    job = Connection(daemon.socket).ask(call("web1", timeout=30.0))
+    time.sleep(0.05)
+    cancel_often(daemon, job)
+    wait_for("it is stopped", lambda: guest.state == "stopped")
+    check_at_rest(daemon)
+
+
+def test_a_forced_stop_of_a_guest_on_its_way_leaves_nothing_between(daemon: Daemon) -> None:
+    for turn in range(10):
+        launch(daemon, f"g{turn}", wait=False)
+        time.sleep(0.006 * turn)
+        try:
+            Connection(daemon.socket).ask(calls.stop_guest(f"g{turn}", force=True))
+        except SeraiError as error:
+            assert error.code in {"guest-state", "guest-not-found"}
+    check_at_rest(daemon)
+    daemon.stop()
+    daemon.start()  # what was undone does not come back
+    check_at_rest(daemon)
+
+
+def test_a_deletion_is_not_broken_off(daemon: Daemon, guest: Guest) -> None:
+    job = Connection(daemon.socket).ask(calls.delete_guest("web1", force=True))
+    cancel_often(daemon, job)
+    wait_for("it is gone", lambda: daemon.inn.guests() == [])
+    check_at_rest(daemon)
+
+
+def test_a_build_that_is_cancelled_often_leaves_nothing(daemon: Daemon) -> None:
+    for turn in range(4):
+        job = Connection(daemon.socket).ask(calls.build_image("tiny", name="another"))
+        time.sleep(0.3 * turn)
+        cancel_often(daemon, job)
+        ended = Connection(daemon.socket).ask(calls.show_job(job.id))
+        assert ended.state is JobState.CANCELLED
+    check_at_rest(daemon)
+    assert list((daemon.home / "state" / "scratch").iterdir()) == []
+    assert [image.name for image in daemon.inn.images()] == ["tiny"]
