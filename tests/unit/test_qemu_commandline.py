@@ -17,7 +17,7 @@ import pytest
 from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
 from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
-from serai.qemu.commandline import build_argv, build_options, in_fdset
+from serai.qemu.commandline import READ_ONLY, build_argv, build_options, in_fdset
 from serai.units import GIB, MIB
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,6 +55,21 @@ ROOT = Drive(
 DISK = dataclasses.replace(TINY, drives=(ROOT,), kernel="", initrd="", cmdline="")
 MACHINES: Mapping[str, Machine] = {
     "tiny": TINY,
+    "prepared": dataclasses.replace(
+        TINY,
+        ram="99999999-2222-4333-8444-555555555555",
+        ram_private=True,
+        drives=(
+            dataclasses.replace(
+                ROOT,
+                chain=(
+                    dataclasses.replace(a_layer("root-5.qcow2", head=True), node="root-5"),
+                    dataclasses.replace(a_layer("layer.qcow2"), node="l0123456789abcdef"),
+                    a_layer("disk.qcow2"),
+                ),
+            ),
+        ),
+    ),
     "bios-disk": DISK,
     "uefi-kvm-installer": dataclasses.replace(
         DISK,
@@ -91,7 +106,10 @@ MACHINES: Mapping[str, Machine] = {
 def descriptors(machine: Machine) -> dict[str, int]:
     """Return the descriptors of a start, numbered from 10 in the order in which they are opened."""
     names = ["memory", "qmp", "agent", "console", "log"]
-    names += [f"{each.name}/{index}" for each in machine.drives for index in range(len(each.chain))]
+    for drive in machine.drives:
+        for index, layer in enumerate(drive.chain):
+            names += [f"{drive.name}/{index}"]
+            names += [] if layer.read_only else [f"{drive.name}/{index}{READ_ONLY}"]
     for name, path in (
         ("kernel", machine.kernel),
         ("initrd", machine.initrd),
@@ -141,6 +159,9 @@ def test_every_descriptor_is_used(machine: Machine) -> None:
     fds = descriptors(machine)
     argv = argv_of(machine)
     for name, fd in fds.items():
+        if name.endswith(READ_ONLY):
+            assert f"fd={fd},set={fds[name.removesuffix(READ_ONLY)]},opaque={name}" in argv
+            continue
         where = f"/dev/fdset/{fd}" if in_fdset(name) else f"/proc/self/fd/{fd}"
         used = [word for word in argv if where in word or f"fd={fd}," in word]
         assert used, f"{name} is passed for nothing"
@@ -183,6 +204,26 @@ def test_the_end_of_a_chain_has_no_backing_whatever_its_header_says() -> None:
     assert root["backing"]["node-name"] == "root-1"
     assert root["backing"]["backing"] is None
     assert (root["read-only"], root["backing"]["read-only"]) == (False, True)
+
+
+def test_a_layer_has_the_name_that_it_was_given() -> None:
+    prepared = MACHINES["prepared"]
+    (root,) = options(prepared, "blockdev")
+    assert root["node-name"] == "root-5"
+    assert root["backing"]["node-name"] == "l0123456789abcdef"
+    assert root["backing"]["backing"]["node-name"] == "root-2"
+    (disk,) = [each for each in options(prepared, "device") if each["id"] == "root-device"]
+    assert disk["drive"] == "root-5"
+
+
+def test_one_that_takes_up_a_state_waits_with_private_memory() -> None:
+    prepared = MACHINES["prepared"]
+    assert options(prepared, "incoming") == ["defer"]
+    assert "-S" in argv_of(prepared)
+    assert options(prepared, "object")[0]["share"] is False
+    assert "reboot=shutdown" in options(prepared, "action")[0]
+    disk_only = dataclasses.replace(prepared, kernel="", initrd="", cmdline="")
+    assert "reboot=reset" in options(disk_only, "action")[0]
 
 
 def test_only_a_full_disk_holds_a_guest() -> None:

@@ -12,6 +12,7 @@ from serai.qemu.events import (
     InstanceEvent,
     InstanceEventKind,
     decode_event,
+    decode_stream_end,
 )
 
 Kind = InstanceEventKind
@@ -26,6 +27,12 @@ STAMP = {"seconds": 1, "microseconds": 2}
             {"guest": True, "reason": "guest-shutdown"},
             Kind.POWERED_OFF,
             "guest-shutdown",
+        ),
+        (
+            "SHUTDOWN",
+            {"guest": True, "reason": "guest-reset"},
+            Kind.RESTART_WANTED,
+            "guest-reset",
         ),
         ("RESET", {"guest": True, "reason": "guest-reset"}, Kind.RESET, "guest"),
         ("RESET", {"guest": False, "reason": "host-qmp-system-reset"}, Kind.RESET, "host"),
@@ -109,3 +116,24 @@ def test_the_queue_is_bounded_and_the_newest_stay() -> None:
     while (event := queue.take()) is not None:
         got.append(event)
     assert got == many[-EVENTS_LIMIT:]
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_the_end_of_a_stream(status: str) -> None:
+    assert decode_stream_end({"event": "MIGRATION", "data": {"status": status}}) == status
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"event": "MIGRATION"},
+        {"event": "MIGRATION", "data": {"status": "active"}},
+        {"event": "MIGRATION", "data": {"status": 5}},
+        {"event": "MIGRATION", "data": ["completed"]},
+        {"event": "MIGRATION_PASS", "data": {"status": "completed"}},
+        {"event": ["MIGRATION"], "data": {"status": "completed"}},
+    ],
+)
+def test_what_ends_no_stream(message: dict[str, Any]) -> None:
+    assert decode_stream_end(message) is None

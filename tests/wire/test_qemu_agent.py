@@ -233,6 +233,58 @@ LIES: list[bytes] = [
 ]
 
 
+# -- quiet ---------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_asked_while_it_is_quiet(fake: FakeAgent, agent: Agent) -> None:
+    async with agent.quiet(SOON):
+        asked = asyncio.ensure_future(agent.ping(timeout=SOON))
+        await asyncio.sleep(0.05)
+        assert fake.names() == []
+    await asked
+    assert fake.names() == ["guest-ping"]
+
+
+async def test_quiet_comes_after_the_call_under_way(fake: FakeAgent, agent: Agent) -> None:
+    fake.answers["guest-ping"] = None
+    asked = asyncio.ensure_future(failure(agent, 0.5))
+    await fake.wait_told("guest-ping")
+    with pytest.raises(Busy) as caught:
+        async with agent.quiet(0.1):
+            pytest.fail("a call is under way")
+    assert caught.value.code is Code.AGENT_TIMEOUT
+    async with agent.quiet(SOON):
+        assert asked.done() or agent.wire._writer is None
+    await asked
+
+
+async def test_quiet_ends_with_an_error_too(fake: FakeAgent, agent: Agent) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with agent.quiet(SOON):
+            raise ZeroDivisionError
+    await agent.ping(timeout=SOON)
+
+
+async def test_who_waits_for_his_turn_gets_it_behind_another_qemu(
+    fake: FakeAgent, agent: Agent, tmp_path: Path
+) -> None:
+    await agent.ping(timeout=SOON)
+    async with fake_agent(tmp_path / "other.sock") as other:
+        upcoming = Agent(tmp_path / "other.sock")
+        await upcoming.wire.prepare()
+        async with agent.quiet(SOON):
+            asked = asyncio.ensure_future(agent.ping(timeout=SOON))
+            await asyncio.sleep(0)
+            agent.wire.take_over(upcoming.wire)
+        await asked
+        assert (fake.names(), other.names()) == (["guest-ping"], ["guest-ping"])
+        assert (fake.connections, other.connections) == (1, 1)
+        upcoming.wire.disconnect()
+        await agent.ping(timeout=SOON)
+        assert other.connections == 1
+        agent.wire.disconnect()
+
+
 @pytest.mark.parametrize("lie", LIES, ids=range(len(LIES)))
 async def test_a_lie_is_an_error_and_the_next_call_is_fine(
     fake: FakeAgent, agent: Agent, lie: bytes
