@@ -4,12 +4,15 @@ import time
 
 import click
 
-from serai.cli.options import SIZE, complete_image, connection, format_option, pairs_from
+from serai.cli.options import DURATION, SIZE, complete_image, connection, format_option, pairs_from
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.calls import launch_guest, show_guest
 from serai.model.guest import Firmware, Guest, GuestSpec, RestartPolicy
 from serai.units import format_duration
+
+TTL = click.option("--ttl", type=DURATION, default=0.0, show_default="never",
+                   help="Delete it by itself after so long, like 2h.")  # fmt: skip
 
 
 @click.command()
@@ -35,6 +38,7 @@ from serai.units import format_duration
     help="When it is started again after it ended by itself.",
 )
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
+@TTL
 @click.option(
     "--wait/--no-wait",
     default=True,
@@ -51,6 +55,7 @@ def launch(
     firmware: str,
     restart: str,
     labels: tuple[str, ...],
+    ttl: float,
     wait: bool,
     form: str,
 ) -> None:
@@ -72,14 +77,15 @@ def launch(
     )
     began = time.monotonic()
     daemon = connection()
-    job = finish(daemon, launch_guest(spec, wait_agent=wait), cancel=True)
+    job = finish(daemon, launch_guest(spec, wait_agent=wait, ttl=ttl), cancel=True)
     guest = daemon.ask(show_guest(job.subject))
     if form == "json":
         print_json(guest)
         return
-    print_line(_summary(guest, wait, time.monotonic() - began))
+    print_line(summary(guest, wait, time.monotonic() - began))
 
 
-def _summary(guest: Guest, waited: bool, seconds: float) -> str:
+def summary(guest: Guest, waited: bool, seconds: float) -> str:
+    """Return what is said of a new guest."""
     answers = ", its agent answers" if waited and guest.agent == "answering" else ""
     return f"{guest.name} is {guest.state}{answers} ({guest.accel}, {format_duration(seconds)})"

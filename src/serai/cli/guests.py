@@ -13,6 +13,7 @@ from serai.cli.options import SIZE, connection, format_option, guest_argument, p
 from serai.cli.output import print_coloured, print_facts, print_json, print_line
 from serai.cli.progress import finish
 from serai.client import calls
+from serai.client.blocking import Connection
 from serai.client.words import change_of
 from serai.model.guest import Accel, Guest, RestartPolicy
 
@@ -33,7 +34,7 @@ def list_guests(labels: tuple[str, ...], quiet: bool, form: str) -> None:
     emulation. With --format json: an array of objects, sizes in bytes, times in seconds since 1970.
     """
     pairs_from(labels, "--label")
-    guests = _all(labels)
+    guests = all_guests(connection(), labels)
     if form == "json":
         print_json(guests)
     elif quiet:
@@ -45,8 +46,9 @@ def list_guests(labels: tuple[str, ...], quiet: bool, form: str) -> None:
         print_coloured(guest_table(rows, colours=colours))
 
 
-def _all(labels: Sequence[str]) -> list[Guest]:
-    daemon, found, cursor = connection(), list[Guest](), ""
+def all_guests(daemon: Connection, labels: Sequence[str] = ()) -> list[Guest]:
+    """Return all guests by name; only those that have all of ``labels`` (``k=v``)."""
+    found, cursor = list[Guest](), ""
     while True:
         page = daemon.ask(calls.list_guests(cursor, labels=labels))
         found += page.items
@@ -88,6 +90,11 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(guest.labels.items())) or "-"),
         ("created", f"{age(guest.created_at, now)} ago"),
     ]
+    if guest.origin:
+        pairs.append(("forked from", f"snapshot {guest.origin}"))
+    if guest.expires_at:
+        left = guest.expires_at - now
+        pairs.append(("deleted", f"in {age(now, guest.expires_at)}" if left >= 1 else "now"))
     pairs += [("note", note) for note in guest.notes if "(TCG)" not in note]
     if guest.problem is not None:
         pairs += [("problem", guest.problem.message), ("hint", guest.problem.hint or "-")]

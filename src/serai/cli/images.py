@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from serai.cli.layout import age, size
-from serai.cli.options import complete_image, connection, format_option
+from serai.cli.options import complete_image, complete_source, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
 from serai.cli.progress import finish
 from serai.client import calls
@@ -14,6 +14,7 @@ from serai.client.calls import Call
 from serai.client.copying import written_whole
 from serai.model.image import Expect, Image
 from serai.model.job import Job
+from serai.units import split_source
 
 COLUMNS = ("NAME", "KIND", "SIZE", "DISK", "AGENT", "FIRMWARE", "DIGEST", "AGE")
 
@@ -91,10 +92,29 @@ def _place(source: str) -> str:
     return source if "://" in source else str(Path(source).absolute())
 
 
-def _made(call: Call[Job], form: str) -> None:
+@image.command()
+@click.argument("source", metavar="SOURCE[@SNAPSHOT]", shell_complete=complete_source)
+@click.argument("name", metavar="IMAGE")
+@click.option("--memory/--no-memory", default=True, show_default="memory",
+              help="With the memory of a guest that runs or a snapshot that has it, or disks only.")  # fmt: skip
+@click.option("--replace", is_flag=True, help="Give an existing name to the new image.")
+@format_option
+def publish(source: str, name: str, memory: bool, replace: bool, form: str) -> None:
+    """Make an image of a guest or of a snapshot.
+
+    With memory it is a warm image: `serai launch` of it is a fork, booted already. A guest that runs
+    goes on. Guests of the image are born again: what the guest inside knows of itself becomes
+    theirs; but keys, passwords and files that are in it are in each of them.
+    """
+    guest, snapshot = split_source(source)
+    call = calls.publish_image(guest, name, snapshot=snapshot, memory=memory, replace=replace)
+    _made(call, form, name)
+
+
+def _made(call: Call[Job], form: str, name: str = "") -> None:
     daemon = connection()
     job = finish(daemon, call, cancel=True)
-    made = daemon.ask(calls.show_image(job.subject))
+    made = daemon.ask(calls.show_image(name or job.subject))
     if form == "json":
         print_json(made)
     else:

@@ -44,6 +44,8 @@ COMMANDS: Mapping[str, Entry] = {
     "log": Entry("serai.cli.looks:log", "Show what a guest printed on its serial console."),
     "screenshot": Entry("serai.cli.looks:screenshot", "Save what a guest's screen shows."),
     "vnc": Entry("serai.cli.looks:vnc", "Print where a VNC viewer connects."),
+    "snapshot": Entry("serai.cli.snapshots:snapshot", "Save guests, look at what is saved, go back to it."),
+    "fork": Entry("serai.cli.fork:fork", "Make new guests from a guest or from a snapshot."),
     "image": Entry("serai.cli.images:image", "Build, import and manage images."),
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
     "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),

@@ -1,6 +1,6 @@
 """Options and arguments that many commands share, and the connection they use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -8,10 +8,10 @@ from click.shell_completion import CompletionItem
 
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
-from serai.client.calls import list_images
+from serai.client.calls import list_images, list_snapshots
 from serai.errors import SeraiError
 from serai.settings import current_places
-from serai.units import parse_duration, parse_size
+from serai.units import parse_duration, parse_size, split_source
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +60,33 @@ def complete_image(ctx: click.Context, param: click.Parameter, begun: str) -> li
     return [CompletionItem(name) for name in names if name.startswith(begun)]
 
 
+def complete_source(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete ``GUEST`` or, from the ``@`` on, ``GUEST@SNAPSHOT``."""
+    guest, at, _ = begun.partition("@")
+    if not at:
+        return complete_guest(ctx, param, begun)
+    names = [f"{guest}@{name}" for name in _snapshot_names(guest)]
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def complete_snapshot(
+    ctx: click.Context, param: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Complete ``GUEST SNAPSHOT…`` and ``GUEST@SNAPSHOT…``."""
+    guest, *given = ctx.params.get("words") or ("",)
+    if not guest or "@" in guest:
+        return complete_source(ctx, param, begun)
+    names = [name for name in _snapshot_names(guest) if name not in given]
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def _snapshot_names(guest: str) -> list[str]:
+    try:
+        return [each.name for each in connection().ask(list_snapshots(guest)).items]
+    except SeraiError:
+        return []
+
+
 def guest_argument(function: F) -> F:
     """One guest's name."""
     return click.argument("guest", metavar="NAME", shell_complete=complete_guest)(function)
@@ -79,6 +106,22 @@ def format_option(function: F) -> F:
         "--format", "form", type=click.Choice(["table", "json"]), default="table", help="How to print."
     )  # fmt: skip
     return option(function)
+
+
+def snapshots_from(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Return ``GUEST SNAPSHOT…`` or ``GUEST@SNAPSHOT…`` as pairs, at least one.
+
+    Raises a usage error when a snapshot is missing, and Invalid (``name-invalid``) as
+    ``split_source`` does.
+    """
+    if "@" not in words[0]:
+        words = [f"{words[0]}@{name}" for name in words[1:]]
+    pairs = [split_source(word) for word in words]
+    if not pairs or not all(snapshot for _, snapshot in pairs):
+        raise click.UsageError(
+            "Which snapshot? Write GUEST SNAPSHOT, or GUEST@SNAPSHOT.", click.get_current_context()
+        )
+    return pairs
 
 
 def pairs_from(words: tuple[str, ...], option: str) -> dict[str, str]:

@@ -83,6 +83,15 @@ def print_error(error: SeraiError, form: str = "table") -> None:
         _write(sys.stderr, f"{_in('2', 'hint:')} {plain(error.hint)}\n")
 
 
+def can_print(text: str) -> bool:
+    """Tell whether standard output can hold ``text``."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def draws() -> bool:
     """Tell whether somebody sees what is drawn on standard error."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

@@ -16,6 +16,17 @@ from serai.model.job import Job, JobState
 PATIENCE = 0.4
 """What takes less is not worth being drawn, in seconds."""
 CANCEL_LIMIT = 20.0
+LEFT = {
+    "fork": "there are no forks of {}",
+    "snapshot-create": "there is no snapshot of {}",
+    "image-publish": "there is no image of {}",
+}
+"""What is said of a cancelled job, by its kind, where its subject is not what it makes."""
+TOO_LATE = {
+    "fork": "the forks of {} are there; see: serai list",
+    "snapshot-create": "the snapshot is there; see: serai snapshot list {}",
+    "image-publish": "the image of {} is there; see: serai image list",
+}
 
 
 class Drawing(Protocol):
@@ -102,9 +113,10 @@ def _what_is_left(connection: Connection, job: Job) -> str:
     if not job.is_final:
         return f"it is not over yet; to wait for it: serai job wait {job.id}"
     if job.state is JobState.DONE:
-        return f"too late: {job.subject} is done"
+        return f"too late: {TOO_LATE.get(job.kind, '{} is done').format(job.subject)}"
     if job.kind != "launch":
-        return f"cancelled: nothing is left of {job.subject}"
+        left = LEFT.get(job.kind, "nothing is left of {}")
+        return f"cancelled: {left.format(job.subject)}"
     try:
         guest = connection.ask(show_guest(job.subject))
     except SeraiError as error:

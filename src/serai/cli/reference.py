@@ -24,7 +24,7 @@ on a terminal; `NO_COLOR` turns colours off.
 command that finds no daemon says how to start one.
 
 A command that is interrupted by ctrl-C ends with 130. What it had asked for goes on as a job, and it is said how
-to wait for it; `launch`, `image build` and `image import` are cancelled.
+to wait for it; `launch`, `fork`, `snapshot create`, `image build`, `image import` and `image publish` are cancelled.
 """
 
 

@@ -25,7 +25,7 @@ class Verb:
     done: str
 
 
-def _do_to_all(names: Sequence[str], verb: Verb, form: str) -> int:
+def do_to_all(names: Sequence[str], verb: Verb, form: str) -> int:
     """Ask it of all guests, then wait for each; return the exit code of the last failure."""
     daemon, code = connection(), 0
     begun = [_begin(daemon, name, verb.call) for name in names]
@@ -69,7 +69,7 @@ def start(guests: tuple[str, ...], form: str) -> int:
     One that runs is left as it is.
     """
     verb = Verb(lambda name: calls.do_to_guest(name, "start"), "is started")
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)
 
 
 FORCE = click.option("--force", is_flag=True, help="At once, as if the plug were pulled.")
@@ -91,7 +91,7 @@ def stop(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> int
     --timeout is killed. One that does not run is left as it is.
     """
     verb = Verb(lambda name: calls.stop_guest(name, force=force, timeout=timeout), "is stopped")
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)
 
 
 @click.command()
@@ -107,7 +107,7 @@ def restart(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> 
     verb = Verb(
         lambda name: calls.restart_guest(name, force=force, timeout=timeout), "is restarted"
     )
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)
 
 
 @click.command()
@@ -116,7 +116,7 @@ def restart(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> 
 def pause(guests: tuple[str, ...], form: str) -> int:
     """Hold guests' virtual CPUs."""
     verb = Verb(lambda name: calls.do_to_guest(name, "pause"), "is paused")
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)
 
 
 @click.command()
@@ -128,7 +128,7 @@ def resume(guests: tuple[str, ...], form: str) -> int:
     Also those that were held because the host's disk was full.
     """
     verb = Verb(lambda name: calls.do_to_guest(name, "resume"), "goes on")
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)
 
 
 @click.command()
@@ -141,4 +141,4 @@ def delete(guests: tuple[str, ...], force: bool, form: str) -> int:
     There is no way back. A guest that runs is only deleted with --force.
     """
     verb = Verb(lambda name: calls.delete_guest(name, force=force), "is deleted")
-    return _do_to_all(guests, verb, form)
+    return do_to_all(guests, verb, form)

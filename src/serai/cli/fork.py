@@ -1,0 +1,71 @@
+"""``serai fork``: new guests from a running one, or from a snapshot."""
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from serai.cli.create import TTL, summary
+from serai.cli.guests import all_guests
+from serai.cli.options import complete_source, connection, format_option
+from serai.cli.output import print_json, print_line
+from serai.cli.progress import finish
+from serai.client.blocking import Connection
+from serai.client.calls import fork_guest, show_guest
+from serai.model.guest import Guest
+from serai.units import format_duration, split_source
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE[@SNAPSHOT]", shell_complete=complete_source)
+@click.argument("name", metavar="[NAME]", required=False, default="")
+@click.option("--count", type=int, default=1, show_default=True, metavar="N",
+              help="How many; they are called NAME-1, NAME-2 and so on.")  # fmt: skip
+@click.option(
+    "--keep-identity", is_flag=True, help="Leave them what the guest inside knows of itself."
+)
+@TTL
+@click.option("--wait/--no-wait", default=True, show_default="wait",
+              help="Wait until their agents answer, or only until they run.")  # fmt: skip
+@format_option
+def fork(
+    source: str, name: str, count: int, keep_identity: bool, ttl: float, wait: bool, form: str
+) -> None:
+    """Make new guests from a guest or from a snapshot.
+
+    A fork of a guest that runs, or of a snapshot with memory, runs at once: it shares disk and
+    memory with its source and keeps only what it changes. The source goes on. Each fork is born
+    again before anyone talks to it: id, MAC address, host name, machine id, random numbers and
+    clock are its own; --keep-identity leaves host name, machine id and addresses as they were.
+
+    Without NAME the daemon picks one. Interrupted by ctrl-C nothing is left of them. With --format
+    json: an array of guests.
+    """
+    guest, snapshot = split_source(source)
+    began = time.monotonic()
+    daemon = connection()
+    call = fork_guest(
+        guest, snapshot=snapshot, name=name, count=count,
+        keep_identity=keep_identity, ttl=ttl, wait_agent=wait,
+    )  # fmt: skip
+    made = _guests(daemon, finish(daemon, call, cancel=True).results)
+    if form == "json":
+        print_json(made)
+    elif len(made) == 1:
+        print_line(summary(made[0], wait, time.monotonic() - began))
+    else:
+        print_line(_summary(source, made, time.monotonic() - began))
+
+
+def _guests(daemon: Connection, ids: Sequence[str]) -> list[Guest]:
+    if len(ids) == 1:
+        return [daemon.ask(show_guest(ids[0]))]
+    found = {each.id: each for each in all_guests(daemon)}
+    return [found[each] for each in ids if each in found]
+
+
+def _summary(source: str, made: Sequence[Guest], seconds: float) -> str:
+    states = {str(each.state) for each in made}
+    how = states.pop() if len(states) == 1 else "there"
+    names = f"{made[0].name} to {made[-1].name}" if made else "none"
+    return f"{len(made)} forks of {source} are {how}: {names} ({format_duration(seconds)})"
