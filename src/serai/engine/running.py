@@ -372,6 +372,8 @@ async def _react_to_event(driver: GuestDriver, event: InstanceEvent) -> None:
             _react_to_beat(driver, Happening.DISK_FULL)
         case InstanceEventKind.LOST:
             _react_to_beat(driver, Happening.SILENT)
+        case InstanceEventKind.RESTART_WANTED:
+            _react_to_reset(driver)
         case InstanceEventKind.POWERED_OFF | InstanceEventKind.PANICKED | InstanceEventKind.EXITED:
             _react_to_end(driver, event)
         case _:
@@ -393,6 +395,32 @@ def _react_to_end(driver: GuestDriver, event: InstanceEvent) -> None:
         driver.revise(last_exit=reason, problem=_crash(driver, reason, event.detail))
     driver.happen(happening)
     driver.follow_up(end_by_itself(driver, reason))
+
+
+def _react_to_reset(driver: GuestDriver) -> None:
+    """A guest that was forked resets itself: its QEMU has nothing to boot, so another one starts."""
+    if driver.state is GuestState.STOPPING or driver.state not in ON_STATES:
+        return
+    driver.tell(EventKind.GUEST_RESET, by="guest")
+    driver.happen(Happening.POWERED_OFF)
+    driver.follow_up(_boot_anew(driver))
+
+
+async def _boot_anew(driver: GuestDriver) -> None:
+    if driver.instance is not None:
+        await driver.instance.end(timeout=2.0)
+        await detach(driver)
+        await let_go(driver)
+    driver.happen(Happening.GONE)
+    driver.enter(GuestState.STARTING)
+    try:
+        instance = await open_instance(driver)
+    except SeraiError as error:
+        driver.happen(Happening.START_FAILED)
+        await follow_policy(driver, ExitReason.CRASHED, error.problem())
+        return
+    attach(driver, instance)
+    driver.happen(Happening.UP)
 
 
 async def end_by_itself(driver: GuestDriver, reason: ExitReason) -> None:

@@ -34,7 +34,7 @@ def birth_words(
         "MACHINE_ID": machine_id.replace("-", ""),
         "OLD_MAC": old_mac,
         "MAC": mac,
-        "NOW": f"{now:.3f}",
+        "NOW": str(round(now)),
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
     return ["/bin/sh", "-c", SCRIPT], environment
@@ -43,6 +43,6 @@ def birth_words(
 def clock_words(now: float) -> tuple[list[str], Mapping[str, str]]:
     """Return the command that puts the clock of a guest right that was held or restored."""
     return ["/bin/sh", "-c", 'date -u -s "@$NOW" >/dev/null'], {
-        "NOW": f"{now:.3f}",
+        "NOW": str(round(now)),
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
