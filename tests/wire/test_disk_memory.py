@@ -313,6 +313,20 @@ async def test_a_compressed_base_is_as_good(folder: MemoryFolder):
         flip(path, place)
 
 
+async def test_compressing_shared_pages_frees_them_everywhere(folder: MemoryFolder):
+    await put_base(folder)
+    pages = {number: (b"text %d " % number * 1000)[:PAGE] for number in range(100, 164)}
+    await put(folder, "m1", pages)
+    await put(folder, "m2", {**pages, 9: page("x")})
+    assert await folder.compress("m1") > 50 * PAGE
+    assert sorted(path.name for path in (folder.path / "m2").iterdir()) == [
+        "about", "m1.pages.zst", "m2.pages",
+    ]  # fmt: skip
+    folder.delete("m1")
+    assert (await get(folder, "m2"))[0] == {**pages, 9: page("x")}
+    assert folder.sizes("m2") == (folder.sizes("m2").own, 0)
+
+
 @pytest.mark.parametrize("name", ["base", "m"])
 @pytest.mark.parametrize("harm", ["gone", "short", "long", "empty", "link", "folder"])
 async def test_files_that_are_not_whole_are_told(folder: MemoryFolder, name: str, harm: str):
@@ -345,6 +359,15 @@ async def test_files_of_another_memory_are_told(folder: MemoryFolder):
     await put(folder, "m2", {5: page("y")})
     os.replace(folder.path / "m2" / "m2.pages", folder.path / "m1" / "m1.pages")
     assert await code_of(folder, "m1") is Code.SNAPSHOT_CORRUPT
+
+
+async def test_another_base_under_a_memory_is_told(folder: MemoryFolder):
+    await put_base(folder)
+    await put(folder, "m", {5: page("x")})
+    await folder.store_base("other", a_ram(BASE), SIZE, bytes(len(STATE)))
+    (folder.path / "base").rename(folder.path / "away")
+    (folder.path / "other").rename(folder.path / "base")
+    assert await code_of(folder, "m") is Code.SNAPSHOT_CORRUPT
 
 
 async def test_a_memory_without_its_base_is_told(folder: MemoryFolder):

@@ -130,12 +130,7 @@ class LayerFolder:
         Call it when nothing is being frozen or merged: when the daemon starts.
         """
         with naming_disk_problems("sweeping the layers"):
-            left = [path for path in self.path_of_all.iterdir() if path.name.startswith(".")]
-            left += [
-                path
-                for path in self.path_of_all.glob("*.digest")
-                if not path.with_suffix(".qcow2").exists()
-            ]
+            left = [path for path in self.path_of_all.iterdir() if _is_left_over(path)]
             for path in left:
                 path.unlink()
         gone = [] if known is None else self.orphans(known)
@@ -209,6 +204,12 @@ class LayerFolder:
 
 def _telling(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress("layers", done, total, "reading layers")
+
+
+def _is_left_over(path: Path) -> bool:
+    """Tell whether this belongs to work that was interrupted, or to no layer any more."""
+    lost = path.suffix == ".digest" and not path.with_suffix(".qcow2").exists()
+    return path.name.startswith(".") or lost
 
 
 def _hash(path: Path, pulse: Pulse) -> str:

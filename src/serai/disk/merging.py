@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serai.disk.files import write_all, write_data
+from serai.disk.files import write_data
 from serai.disk.qcow2 import CLUSTER, CLUSTER_BITS, REFCOUNT_ORDER, build_header
 from serai.disk.qcow2_header import Qcow2Header, read_header
 from serai.disk.qcow2_tables import COMPRESSED, COPIED, OFFSET, check_tables, read_table
@@ -113,10 +113,10 @@ def _clusters(above: Source, below: Source, index: int) -> Iterator[Cluster]:
     end = below.header.virtual_size
     first = index * ENTRIES
     for place in range(0, 2 * ENTRIES, 2):
+        if (upper[place] | lower[place]) & COMPRESSED:
+            raise refused("it has not the shape of a layer")
         child_bits, parent_bits = upper[place + 1], lower[place + 1]
         if not child_bits and not parent_bits:
-            if (upper[place] | lower[place]) & COMPRESSED:
-                raise refused("it has not the shape of a layer")
             continue
         child_data, child_zeros = child_bits & ALL, child_bits >> 32
         free = ALL & ~(child_data | child_zeros) & _before(end, (first + place // 2) * CLUSTER)
@@ -249,7 +249,7 @@ class _Merger:
         )
 
     def _write(self, content: bytes, offset: int) -> None:
-        write_all(self._target, memoryview(content), offset)
+        write_data(self._target, content, len(content), offset)
 
 
 def _to_bytes(numbers: "array[int]") -> bytes:
