@@ -188,7 +188,7 @@ def test_a_kept_connection_is_used_again_and_a_closed_one_is_not(path: Path) -> 
         connection = Connection(path)
         assert [connection.ask(PICTURE), connection.ask(PICTURE)] == [b"1", b"2"]
         deadline = time.monotonic() + LIMIT
-        while not connection._kept.has_answer and time.monotonic() < deadline:  # type: ignore[union-attr]
+        while not connection._idle[0].has_answer and time.monotonic() < deadline:
             pass
         assert connection.ask(PICTURE) == b"3"
     assert len(asked) == 2

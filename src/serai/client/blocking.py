@@ -117,17 +117,29 @@ def _until_answered(connection: _UnixConnection, chunks: Iterable[bytes]) -> Ite
 
 
 class Connection:
-    """Sends calls to the daemon whose socket is at ``path``; connects when it is first needed."""
+    """Sends calls to the daemon whose socket is at ``path``; connects when it is first needed.
+
+    Several threads may use it at once: each call has a connection to itself.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._kept: _UnixConnection | None = None
+        self._idle: list[_UnixConnection] = []
 
     def close(self) -> None:
-        """Drop the connection; the next call makes a new one."""
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        """Drop what is connected and idle; the next call connects anew."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def _take(self, timeout: float | None) -> "_UnixConnection":
+        """Return an idle connection that still stands, or a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.has_answer:
+                connection.sock.settimeout(timeout)
+                return connection
+            connection.close()  # nothing was asked: it is the end of an idle connection
+        return _UnixConnection(self.path, timeout)
 
     def ask(self, call: Call[T]) -> T:
         """Send a call and return its answer; raises the problem that it was answered with.
@@ -135,17 +147,14 @@ class Connection:
         NotFound ``daemon-unreachable`` when nobody listens; Interrupted when the daemon went away
         or was silent too long: then nobody knows whether it was done.
         """
-        if self._kept is not None and self._kept.has_answer:
-            self.close()  # nothing was asked: it is the end of an idle connection
-        if self._kept is None:
-            self._kept = _UnixConnection(self.path, call.timeout)
-        self._kept.sock.settimeout(call.timeout)
+        connection = self._take(call.timeout)
         try:
-            response = _send(self._kept, call, call.body)
+            response = _send(connection, call, call.body)
             body = _read(response, call)
         except BaseException:
-            self.close()
+            connection.close()
             raise
+        self._idle.append(connection)
         if response.status >= 400:
             raise problem_in(response.status, body)
         return call.decode(body)
