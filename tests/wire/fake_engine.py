@@ -38,7 +38,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
 from serai.model.image import Expect, Image, ImageFile, ImageKind
 from serai.model.job import Job, JobState
-from serai.model.lifecycle import GuestState
+from serai.model.lifecycle import ON_STATES, GuestState
 from serai.model.node import Capabilities, DaemonStatus
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
@@ -206,7 +206,9 @@ class FakeEngine:
         """Do it; return its subject and the ids of what it made."""
         if isinstance(action, LaunchGuest | CreateGuest):
             ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
-            return [self._create(action.spec, isinstance(action, LaunchGuest), ttl)]
+            name = self._create(action.spec, isinstance(action, LaunchGuest), ttl)
+            is_fork = self.all_images[action.spec.image].warm
+            return [action.spec.image, self.all_guests[name].id] if is_fork else [name]
         if isinstance(action, OF_SNAPSHOT):
             guest = self.guest(action.guest)
             return [guest.name, *self.shelf.apply(guest, action)]
@@ -246,8 +248,10 @@ class FakeEngine:
             self.shelf.find(guest, action.snapshot)
         if check_image_name(action.image) in self.all_images and not action.replace:
             raise Conflict(Code.IMAGE_EXISTS, f"there is an image {action.image} already")
-        self.all_images[action.image] = self._make_image(action.image)
-        return action.image
+        warm = action.memory and guest.state in ON_STATES
+        image = self._make_image(action.image)
+        self.all_images[action.image] = msgspec.structs.replace(image, warm=warm)
+        return guest.name
 
     def _next_number(self) -> int:
         self._numbers += 1

@@ -199,7 +199,9 @@ def test_many_forks_are_told_in_one_line(stage: Stage) -> None:
 
 
 def test_publish(saved: Stage) -> None:
-    assert saved.serai("image", "publish", "g0@ready", "mine").text.startswith("mine is there: ")
+    done = saved.serai("image", "publish", "g0@ready", "mine")
+    assert done.text.startswith("mine is there: kernel, warm, 2.9 MiB, ")
+    assert "mine  kernel, warm  2.9 MiB" in saved.serai("image", "list").text
     found = saved.serai(
         "image", "publish", "g0", "mine", "--replace", "--no-memory", "--format", "json"
     )
@@ -208,6 +210,11 @@ def test_publish(saved: Stage) -> None:
         PublishImage(guest="g0", snapshot="ready", image="mine"),
         PublishImage(guest="g0", image="mine", replace=True, memory=False),
     ]
+
+
+def test_launch_of_a_warm_image_tells_of_the_guest_and_not_of_the_image(stage: Stage) -> None:
+    stage.serai("image", "publish", "g0", "g1")  # an image that is called as another guest
+    assert stage.serai("launch", "g1", "web1").text.startswith("web1 is running, ")
 
 
 def test_launch_with_a_time_to_live(stage: Stage) -> None:

@@ -185,6 +185,21 @@ def test_an_interrupted_launch_is_cancelled_and_says_what_is_left(stage: Stage) 
     assert stage.engine.all_jobs["000000"].state is JobState.CANCELLED
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fork g0 x --count 3", b"cancelled: there are no forks of g0"),
+        ("snapshot create g0 ready", b"cancelled: there is no snapshot of g0"),
+        ("image publish g0 mine", b"cancelled: there is no image of g0"),
+    ],
+)
+def test_what_is_left_of_interrupted_forks_and_snapshots_is_told(
+    stage: Stage, words: str, told: bytes
+) -> None:
+    code, _ = _interrupted(stage, *words.split(), then=told)
+    assert code == 130
+
+
 def test_an_interrupted_build_is_cancelled(stage: Stage) -> None:
     code, _ = _interrupted(stage, "image", "build", "tiny", then=b"nothing is left of tiny")
     assert code == 130

@@ -243,6 +243,26 @@ def test_the_twins_are_alike() -> None:
     assert public(Snapshot) == public(AsyncSnapshot)
 
 
+def test_a_warm_image_that_is_called_as_a_guest(stage: Stage) -> None:
+    inn = serai.connect()
+    guest = inn.launch("tiny", name="web1")
+    guest.publish("web1")
+    with inn.launch("web1", name="web2") as fork:
+        assert fork.name == "web2"
+    _interrupt_at_first_wait(inn, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        inn.launch("web1", name="web3")
+    assert set(stage.engine.all_guests) == {"web1"}
+
+
+async def test_a_warm_image_that_is_called_as_a_guest_async(stage: Stage) -> None:
+    async with serai.aio.connect() as inn:
+        await (await inn.launch("tiny", name="web1")).publish("web1")
+        async with await inn.launch("web1", name="web2") as fork:
+            assert fork.name == "web2"
+    assert set(stage.engine.all_guests) == {"web1"}
+
+
 # -- interrupted -----------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import click
 from serai.cli.options import DURATION, SIZE, complete_image, connection, format_option, pairs_from
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
-from serai.client.calls import launch_guest, show_guest
+from serai.client.calls import guest_of, launch_guest, show_guest
 from serai.model.guest import Firmware, Guest, GuestSpec, RestartPolicy
 from serai.units import format_duration
 
@@ -78,7 +78,7 @@ def launch(
     began = time.monotonic()
     daemon = connection()
     job = finish(daemon, launch_guest(spec, wait_agent=wait, ttl=ttl), cancel=True)
-    guest = daemon.ask(show_guest(job.subject))
+    guest = daemon.ask(show_guest(guest_of(job)))
     if form == "json":
         print_json(guest)
         return

@@ -118,7 +118,7 @@ def _made(call: Call[Job], form: str, name: str = "") -> None:
     if form == "json":
         print_json(made)
     else:
-        print_line(f"{made.name} is there: {made.kind}, {size(made.size)}, {made.digest[:19]}")
+        print_line(f"{made.name} is there: {_kind(made)}, {size(made.size)}, {made.digest[:19]}")
 
 
 @image.command(name="list")
@@ -142,10 +142,15 @@ def _all() -> list[Image]:
             return found
 
 
+def _kind(each: Image) -> str:
+    """Return how a guest starts from it; a warm one runs on from where it was frozen."""
+    return f"{each.kind}, warm" if each.warm else str(each.kind)
+
+
 def _row(each: Image) -> tuple[str, ...]:
     return (
         each.name,
-        str(each.kind),
+        _kind(each),
         size(each.size),
         size(each.virtual_size),
         str(each.agent),
@@ -166,7 +171,7 @@ def show(name: str, form: str) -> None:
         return
     print_facts([
         ("name", each.name),
-        ("kind", str(each.kind)),
+        ("kind", _kind(each)),
         ("digest", each.digest),
         ("size", size(each.size)),
         ("disk", f"{size(each.virtual_size)}, {each.disk_format}" if each.virtual_size else "-"),

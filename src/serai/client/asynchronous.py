@@ -410,12 +410,13 @@ class AsyncInn:
     ) -> AsyncGuest:
         """Make a guest of an image, start it, and wait until its agent answers."""
         call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
-        return await self.guest((await self.connection.make(call, on_progress)).subject)
+        job = await self.connection.make(call, on_progress)
+        return await self.guest(calls.guest_of(job))
 
     async def create(self, image: str, **spec: Any) -> AsyncGuest:
         """Make a guest and leave it stopped."""
         call = calls.launch_guest(spec_of(image, **spec), start=False)
-        return await self.guest((await self.connection.make(call)).subject)
+        return await self.guest(calls.guest_of(await self.connection.make(call)))
 
     async def images(self) -> list[Image]:
         """Return all images by name."""

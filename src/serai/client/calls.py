@@ -177,12 +177,20 @@ def keyed(call: Call[Job], key: str) -> Call[Job]:
     return replace(call, headers={**call.headers, "Idempotency-Key": key})
 
 
+def guest_of(job: Job) -> str:
+    """Return the id or name of the guest that a finished launch has made.
+
+    The subject of a job is not always what it makes: a warm image is launched by forking it.
+    """
+    return job.results[0] if job.results else job.subject
+
+
 def undoing(job: Job) -> list[Call[Job]]:
     """Return what removes all that a finished job has made, where that is guests or snapshots."""
     if job.state is not JobState.DONE:
         return []
     if job.kind in ("launch", "create"):
-        return [delete_guest(job.subject, force=True)]
+        return [delete_guest(guest_of(job), force=True)]
     if job.kind == "fork":
         return [delete_guest(each, force=True) for each in job.results]
     if job.kind == "snapshot-create":

@@ -376,12 +376,12 @@ class Inn:
         ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself.
         """
         call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
-        return self.guest(self.connection.make(call, on_progress).subject)
+        return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
     def create(self, image: str, **spec: Any) -> Guest:
         """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
         call = calls.launch_guest(spec_of(image, **spec), start=False)
-        return self.guest(self.connection.make(call).subject)
+        return self.guest(calls.guest_of(self.connection.make(call)))
 
     def images(self) -> list[Image]:
         """Return all images by name."""
