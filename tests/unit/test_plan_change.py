@@ -103,3 +103,9 @@ def test_what_waits_for_the_next_start_is_noted() -> None:
         "memory 512 MiB takes effect at the next start",
         "1 CPUs take effect at the next start",
     )
+
+
+def test_where_a_guest_comes_from_and_when_it_goes_is_shown() -> None:
+    fork = msgspec.structs.replace(RECORD, origin="s1", snapshot="s2", expires_at=99.0)
+    shown = view(fork)
+    assert (shown.origin, shown.snapshot, shown.expires_at) == ("s1", "s2", 99.0)

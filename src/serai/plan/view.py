@@ -49,6 +49,9 @@ def view_guest(
         restarts=restarts,
         problem=record.problem,
         notes=_notes(record, machine, shown_accel),
+        origin=record.origin,
+        snapshot=record.snapshot,
+        expires_at=record.expires_at,
     )
 
 
