@@ -68,7 +68,8 @@ class Family:
     def disk(self, *below: LayerFile, name: str = "root") -> Drive:
         """Make a drive with a new, empty head over the layers ``below``."""
         head = self.head(name)
-        return Drive(name=name, media=Media.DISK, chain=(head, *below), boot_index=1)
+        index = 1 if name == "root" else 2
+        return Drive(name=name, media=Media.DISK, chain=(head, *below), boot_index=index)
 
     def head(self, name: str) -> LayerFile:
         """Make a new, empty head with a node name of its own."""

@@ -275,7 +275,7 @@ def _chain(drive: Drive, fds: Fds, index: int) -> dict[str, Value]:
 
 def block_node(layer: LayerFile, name: str, fdset: int) -> dict[str, Value]:
     """Describe one layer alone, to be opened from an fdset."""
-    file: Value = {
+    file: dict[str, Value] = {
         "driver": "file",
         "filename": f"/dev/fdset/{fdset}",
         "discard": "unmap",
@@ -287,7 +287,11 @@ def block_node(layer: LayerFile, name: str, fdset: int) -> dict[str, Value]:
         "read-only": layer.read_only,
         "file": file,
     }
-    if not layer.read_only:
+    if layer.read_only:
+        file |= {
+            "locking": "off"
+        }  # it never changes, and who wrote to it once may still hold a lock
+    else:
         node |= {"discard": "unmap", "detect-zeroes": "unmap"}
     if str(layer.format) == "qcow2":
         node["backing"] = None

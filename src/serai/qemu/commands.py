@@ -59,6 +59,20 @@ class _Fd(msgspec.Struct, rename="kebab"):
     fdset_id: int
 
 
+class FdsetEntry(msgspec.Struct):
+    """A descriptor of an fdset: QEMU's number of it, and the label that it was given."""
+
+    fd: int
+    opaque: str = ""
+
+
+class Fdset(msgspec.Struct, rename="kebab"):
+    """Descriptors that QEMU opens as one file, by the way in which it wants to use it."""
+
+    fdset_id: int
+    fds: list[FdsetEntry]
+
+
 class _Balloon(msgspec.Struct):
     actual: int
 
@@ -169,16 +183,29 @@ async def plug_cpu(monitor: Monitor, slot: CpuSlot, timeout: float = TIMEOUT) ->
 
 
 async def add_fd(
-    monitor: Monitor, fd: int, timeout: float = TIMEOUT, *, fdset: int | None = None
+    monitor: Monitor,
+    fd: int,
+    timeout: float = TIMEOUT,
+    *,
+    fdset: int | None = None,
+    label: str = "",
 ) -> int:
     """Give QEMU a descriptor, in a new fdset or that one; return the number of the fdset."""
-    arguments = None if fdset is None else {"fdset-id": fdset}
+    arguments = {"opaque": label} | ({} if fdset is None else {"fdset-id": fdset})
     return (await _ask(monitor, "add-fd", _Fd, timeout, arguments, fd=fd)).fdset_id
 
 
-async def remove_fdset(monitor: Monitor, fdset: int, timeout: float = TIMEOUT) -> None:
-    """Take an fdset from QEMU."""
-    await _ask(monitor, "remove-fd", _Nothing, timeout, {"fdset-id": fdset})
+async def remove_fdset(
+    monitor: Monitor, fdset: int, timeout: float = TIMEOUT, *, fd: int | None = None
+) -> None:
+    """Take an fdset from QEMU, or one descriptor of it (by QEMU's number)."""
+    arguments = {"fdset-id": fdset} | ({} if fd is None else {"fd": fd})
+    await _ask(monitor, "remove-fd", _Nothing, timeout, arguments)
+
+
+async def query_fdsets(monitor: Monitor, timeout: float = TIMEOUT) -> list[Fdset]:
+    """Return all fdsets."""
+    return await _ask(monitor, "query-fdsets", list[Fdset], timeout)
 
 
 async def screendump(monitor: Monitor, fdset: int, timeout: float = TIMEOUT) -> None:

@@ -3,18 +3,19 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from serai.errors import Code, HostFailure, Interrupted, SeraiError
 from serai.model.machine import Drive, LayerFile, Machine
 from serai.qemu import commands
-from serai.qemu.commandline import block_node, device_name, node_name
+from serai.qemu.commandline import READ_ONLY, block_node, device_name, node_name
+from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
 
 
 async def switch_heads(
-    monitor: Monitor, machine: Machine, heads: Mapping[str, LayerFile], timeout: float
+    monitor: Monitor, lent: Lent, machine: Machine, heads: Mapping[str, LayerFile], timeout: float
 ) -> Machine:
     """Put the new heads over the drives named, and return what the machine is then.
 
@@ -24,20 +25,22 @@ async def switch_heads(
     """
     drives = {drive.name: drive for drive in machine.drives if drive.name in heads}
     assert drives.keys() == heads.keys()
-    opened: list[str] = []
+    opened: dict[str, int] = {}
     try:
-        for head in heads.values():
-            await _open_head(monitor, head, timeout)
-            opened.append(head.node)
+        for name, head in heads.items():
+            opened[head.node] = await _open_head(monitor, lent, name, head, timeout)
         over = {node_name(drive, 0): heads[name].node for name, drive in drives.items()}
         await commands.put_over(monitor, over, timeout)
     except Interrupted:
         raise
     except BaseException:
-        for node in opened:
+        for node, fdset in opened.items():
             with contextlib.suppress(SeraiError):
                 await commands.remove_node(monitor, node, timeout)
+            await lent.take_back(monitor, fdset, timeout)
         raise
+    with contextlib.suppress(SeraiError):  # the heads are switched
+        await _let_go_of_old(monitor, lent, drives.values(), timeout)
     return dataclasses.replace(
         machine, drives=tuple(_with_head(drive, heads.get(drive.name)) for drive in machine.drives)
     )
@@ -55,18 +58,42 @@ def _with_head(drive: Drive, head: LayerFile | None) -> Drive:
     return dataclasses.replace(drive, chain=(head, old, *rest))
 
 
-async def _open_head(monitor: Monitor, head: LayerFile, timeout: float) -> None:
+async def _let_go_of_old(
+    monitor: Monitor, lent: Lent, drives: Iterable[Drive], timeout: float
+) -> None:
+    """Have QEMU close what it can write to the old heads with.
+
+    It reads them through another descriptor by now. But its lock for writing is on this one.
+    """
+    labels = {label_of(drive.name, "0") for drive in drives}
+    labels |= {label_of(drive.name, node_name(drive, 0)) for drive in drives}
+    for fdset in await commands.query_fdsets(monitor, timeout):
+        for entry in fdset.fds:
+            if entry.opaque in labels:
+                await lent.take_back(monitor, fdset.fdset_id, timeout, fd=entry.fd)
+
+
+def label_of(drive: str, layer: str) -> str:
+    """Return how the descriptors of a drive's layer are labelled, as ``resources`` names them."""
+    return f"{drive}/{layer}"
+
+
+async def _open_head(
+    monitor: Monitor, lent: Lent, drive: str, head: LayerFile, timeout: float
+) -> int:
     """Open a head in QEMU, twice: when it is one no longer, QEMU opens it read-only."""
+    label = label_of(drive, head.node)
     with ExitStack() as stack:
         writable, readable = _open_file(stack, head.path)
-        fdset = await commands.add_fd(monitor, writable, timeout)
+        fdset = await commands.add_fd(monitor, writable, timeout, label=label)
         try:
-            await commands.add_fd(monitor, readable, timeout, fdset=fdset)
+            more = f"{label}{READ_ONLY}"
+            await commands.add_fd(monitor, readable, timeout, fdset=fdset, label=more)
             await commands.add_node(monitor, block_node(head, head.node, fdset), timeout)
         except HostFailure:
-            with contextlib.suppress(SeraiError):
-                await commands.remove_fdset(monitor, fdset, timeout)
+            await lent.take_back(monitor, fdset, timeout)
             raise
+        return fdset
 
 
 def _open_file(stack: ExitStack, path: str) -> list[int]:

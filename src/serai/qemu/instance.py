@@ -20,6 +20,7 @@ from serai.qemu import commands, heads
 from serai.qemu.commandline import node_name
 from serai.qemu.commands import TIMEOUT, RunState
 from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
+from serai.qemu.lent import Lent
 from serai.qemu.life import EARLY_END, Life
 from serai.qemu.memory import close_to_new_writers, open_ram, open_ram_file, ram_name, seal_memory
 from serai.qemu.qmp import Monitor
@@ -49,7 +50,9 @@ class Instance(Life):
 
     async def go_on(self, timeout: float = TIMEOUT) -> None:
         """Let the virtual CPUs run."""
-        await commands.cont(await self._connected(timeout), timeout)
+        monitor = await self._connected(timeout)
+        await commands.cont(monitor, timeout)
+        await self._lent.close_left(monitor, timeout)
 
     async def hold(self, timeout: float = TIMEOUT) -> None:
         """Hold the virtual CPUs."""
@@ -95,7 +98,7 @@ class Instance(Life):
         tells.
         """
         monitor = await self._connected(timeout)
-        self.machine = await heads.switch_heads(monitor, self.machine, new, timeout)
+        self.machine = await heads.switch_heads(monitor, self._lent, self.machine, new, timeout)
 
     async def active_nodes(self, timeout: float = TIMEOUT) -> dict[str, str]:
         """Return, for each drive, the name of the node that it reads and writes now."""
@@ -177,7 +180,7 @@ class Instance(Life):
                 async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
                     saving = in_own_thread(lambda: ram.save(ram.changed(), pages_fd))
                     pages = group.create_task(saving)
-                    devices = await _save_devices(monitor, timeout)
+                    devices = await _save_devices(monitor, self._lent, timeout)
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
         await in_own_thread(_write_spliced, base_state_fd, devices, state_fd)
@@ -224,7 +227,7 @@ class Instance(Life):
 
     async def screenshot(self, timeout: float = TIMEOUT) -> bytes:
         """Return what the screen shows, as PNG."""
-        return await take_picture(await self._connected(timeout), timeout)
+        return await take_picture(await self._connected(timeout), self._lent, timeout)
 
     async def add_vnc_client(self, viewer: socket.socket, timeout: float = TIMEOUT) -> None:
         """Let QEMU serve the connected VNC ``viewer``; the caller closes its own copy.
@@ -261,7 +264,7 @@ async def _check_saved(monitor: Monitor, end: list[str], timeout: float) -> None
         )
 
 
-async def _save_devices(monitor: Monitor, timeout: float) -> bytes:
+async def _save_devices(monitor: Monitor, lent: Lent, timeout: float) -> bytes:
     """Return the state of all devices as QEMU writes it."""
     fd = os.memfd_create("devices", os.MFD_CLOEXEC)
     try:
@@ -274,8 +277,7 @@ async def _save_devices(monitor: Monitor, timeout: float) -> bytes:
         try:
             await commands.save_devices(monitor, fdset, timeout)
         finally:
-            with contextlib.suppress(SeraiError):
-                await commands.remove_fdset(monitor, fdset, timeout)
+            await lent.take_back(monitor, fdset, timeout)
         return _read_whole(fd)
     finally:
         os.close(fd)

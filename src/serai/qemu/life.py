@@ -31,6 +31,7 @@ from serai.qemu.events import (
     decode_event,
     decode_stream_end,
 )
+from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
 from serai.qemu.resources import open_resources, remove_sockets, socket_path
 from serai.qemu.words import gist, open_words, read_last_words
@@ -53,6 +54,7 @@ class Life:
         self._state_dir = state_dir
         self._monitor: Monitor | None = None
         self._connecting = asyncio.Lock()
+        self._lent = Lent()
         self._events = EventQueue()
         self._bell = asyncio.Event()
         self._stream_end: asyncio.Future[str] | None = None
