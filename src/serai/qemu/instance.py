@@ -176,15 +176,11 @@ class Instance(Life):
         assert self.machine.ram_private
         monitor = await self._connected(timeout)
         with open_ram(self.process.pid, self._ram_name, self.machine.memory) as ram:
-            try:
-                async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
-                    saving = in_own_thread(lambda: ram.save(ram.changed(), pages_fd))
-                    pages = group.create_task(saving)
-                    devices = await _save_devices(monitor, self._lent, timeout)
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
+            # one after the other: two threads of Python would only stand in each other's way
+            devices = await _save_devices(monitor, self._lent, timeout)
+            pages = await in_own_thread(lambda: ram.save(ram.changed(), pages_fd))
         await in_own_thread(_write_spliced, base_state_fd, devices, state_fd)
-        return pages.result()
+        return pages
 
     @asynccontextmanager
     async def _stream_over(self, monitor: Monitor, timeout: float) -> AsyncIterator[list[str]]:
