@@ -15,14 +15,14 @@ from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
-from serai.engine.procedures import remove_guest, start_cold
+from serai.engine.procedures import remove_guest, start_cold, wait_agent
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.errors import SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
 from serai.model.guest import GuestRecord, GuestSpec
-from serai.model.image import Image
+from serai.model.image import Expect, Image
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.plan.snapshot import check_fork_room, fork_names, fork_record, volumes_over
@@ -53,6 +53,7 @@ class Wish:
     spec: Callable[[GuestSpec], GuestSpec]
     ttl: float
     keep_identity: bool
+    wait: bool
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
@@ -93,6 +94,7 @@ class Forker:
             spec=_same,
             ttl=action.ttl,
             keep_identity=action.keep_identity,
+            wait=action.wait,
         )
         return await self._begin(action, wish, key)
 
@@ -116,6 +118,7 @@ class Forker:
             spec=spec,
             ttl=action.ttl,
             keep_identity=False,
+            wait=action.wait,
         )
         return await self._begin(action, wish, key)
 
@@ -170,12 +173,7 @@ class Forker:
                 await self._let_live(job, found.frozen, wish, made)
             finally:
                 found.frozen.close()
-            job.hold()
-            await job.finish(
-                *(each.revise(coming="") for each in made),
-                message=", ".join(each.name for each in made[:TOLD_NAMES]),
-                results=tuple(each.record.id for each in made),
-            )
+            await self._finish(job, wish, made)
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():
                 await self._undo(job, made, ids, error)
@@ -183,6 +181,24 @@ class Forker:
             await self._undo(job, made, ids, error)
         finally:
             self._under_way.pop(job.id, None)
+
+    async def _finish(self, job: LiveJob, wish: Wish, made: list[GuestDriver]) -> None:
+        """End the job: the guests stay from here on, also one whose agent stays silent."""
+        problem = None
+        if wish.wait:
+            waits = (wait_agent(child) for child in made if child.image.agent is not Expect.NO)
+            results = await asyncio.gather(*waits, return_exceptions=True)
+            problem = next((each for each in results if isinstance(each, SeraiError)), None)
+        job.hold()
+        stay = [each.revise(coming="") for each in made]
+        if problem is not None:
+            await job.fail(problem, *stay)
+            return
+        await job.finish(
+            *stay,
+            message=", ".join(each.name for each in made[:TOLD_NAMES]),
+            results=tuple(each.record.id for each in made),
+        )
 
     async def _make(
         self, job: LiveJob, found: Source, wish: Wish, ids: dict[str, str]

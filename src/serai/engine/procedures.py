@@ -82,7 +82,7 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
         return
     if action.wait and driver.image.agent is not Expect.NO:
         await job.enter("agent")
-        await _wait_agent(driver)
+        await wait_agent(driver)
     await job.finish()
 
 
@@ -123,7 +123,7 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
         raise
 
 
-async def _wait_agent(driver: GuestDriver) -> None:
+async def wait_agent(driver: GuestDriver) -> None:
     """Wait until the guest's agent has answered once since its start."""
     timeout = driver.house.settings.agent_timeout
     answered = asyncio.ensure_future(driver.agent_answered.wait())
