@@ -5,6 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,7 @@ from instances import SOON, UID, own_descriptors, wait_event
 
 from serai.errors import Code, HostFailure
 from serai.host.pages import PAGE, numbers_of, pages_offset, read_numbers, runs_of
+from serai.host.vm import read_memory_of, write_memory_of
 from serai.qemu.instance import Instance, InstanceEventKind, RunState
 from serai.qemu.memory import Ram, open_ram
 
@@ -38,6 +40,17 @@ async def family(tiny_state: Path, tmp_path: Path) -> AsyncIterator[Family]:
 def ram_of(instance: Instance) -> AbstractContextManager[Ram]:
     name = f"serai-ram-{instance.machine.ram}"
     return open_ram(instance.process.pid, name, instance.machine.memory)
+
+
+def peek(ram: Ram, number: int) -> bytes:
+    page = bytearray(PAGE)
+    read_memory_of(ram.pid, array("Q", [ram.start + number * PAGE, PAGE]), page, PAGE)
+    return bytes(page)
+
+
+def poke(ram: Ram, number: int) -> None:
+    pieces = array("Q", [ram.start + number * PAGE, PAGE])
+    write_memory_of(ram.pid, pieces, bytearray(b"\xa5" * PAGE), PAGE)
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -97,12 +110,12 @@ async def test_changed_pages_are_found_exactly(family: Family) -> None:
         before = set(numbers_of(ram.changed()))
         wanted = {7, 8, 9, 4096, 30_000, ram.pages - 1} - before
         for number in wanted:
-            os.pwrite(ram.mem, b"\xa5" * PAGE, ram.start + number * PAGE)
+            poke(ram, number)
         assert set(numbers_of(ram.changed())) == before | wanted
         assert list(ram._read_pagemap()) == ram.changed() == runs_of(numbers_of(ram.changed()))
         untouched = set(range(ram.pages)) - before - wanted
         for number in [*sorted(untouched)[::977], *before]:
-            mine = os.pread(ram.mem, PAGE, ram.start + number * PAGE)
+            mine = peek(ram, number)
             differs = mine != os.pread(family.base, PAGE, number * PAGE)
             assert not differs or number in before
 
@@ -124,7 +137,7 @@ async def test_a_page_set_holds_what_the_memory_holds(family: Family) -> None:
     with ram_of(fork) as ram:
         for index, number in enumerate(numbers):
             stored = os.pread(moment.pages_fd, PAGE, pages_offset(len(numbers)) + index * PAGE)
-            same += stored == os.pread(ram.mem, PAGE, ram.start + number * PAGE)
+            same += stored == peek(ram, number)
     assert same > len(numbers) - 20  # loading the devices tells the guest of its new id
 
 

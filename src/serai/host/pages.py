@@ -118,6 +118,15 @@ def _read(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def read_into(fd: int, into: memoryview, offset: int) -> None:
+    """Fill ``into`` from ``offset``. Raises OSError, or HostFailure when the file ends before."""
+    while into:
+        count = os.preadv(fd, [into], offset)
+        if not count:
+            raise _corrupt("it ends too early")
+        into, offset = into[count:], offset + count
+
+
 def write_all(fd: int, data: "bytes | memoryview", offset: int) -> None:
     """Write ``data`` at ``offset``, whole. Raises OSError."""
     view = memoryview(data)

@@ -22,10 +22,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serai.errors import Code, HostFailure
-from serai.host.pages import PAGE, Run, numbers_of, pages_offset, read_numbers, runs_of, write_all
+from serai.host.pages import (
+    PAGE,
+    Run,
+    numbers_of,
+    pages_offset,
+    read_into,
+    read_numbers,
+    runs_of,
+    write_all,
+)
 from serai.host.pages import write_numbers as begin_page_set
+from serai.host.vm import PIECES_LIMIT, read_memory_of, write_memory_of
 
-BUFFER = 4 << 20
+BUFFER = 1 << 20
 MAPS_LIMIT = 8 << 20
 BASE_MODE = 0o666
 FIRST_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10
@@ -51,7 +61,7 @@ def ram_name(ram: str) -> str:
 class Ram:
     """The memory of a running guest as its QEMU has it; ``open_ram`` gives one."""
 
-    mem: int
+    pid: int
     pagemap: int
     start: int
     pages: int
@@ -106,25 +116,12 @@ class Ram:
         """Write these pages to ``fd`` as a page set; return how many there are."""
         numbers = numbers_of(runs)
         offset = begin_page_set(fd, numbers)
-        buffer = memoryview(bytearray(min(BUFFER, len(numbers) * PAGE)))
-        filled = 0
-        for at, size in _pieces(runs):
-            while size:
-                part = min(size, len(buffer) - filled)
-                self._read(at, buffer[filled : filled + part])
-                at, size, filled = at + part, size - part, filled + part
-                if filled == len(buffer):
-                    write_all(fd, buffer, offset)
-                    offset, filled = offset + filled, 0
-        write_all(fd, buffer[:filled], offset)
+        buffer = bytearray(BUFFER)
+        for pieces, size in self._batches(runs):
+            read_memory_of(self.pid, pieces, buffer, size)
+            write_all(fd, memoryview(buffer)[:size], offset)
+            offset += size
         return len(numbers)
-
-    def _read(self, at: int, into: memoryview) -> None:
-        while into:
-            count = os.preadv(self.mem, [into], self.start + at)
-            if count <= 0:
-                raise _gone()
-            at, into = at + count, into[count:]
 
     def load(self, fd: int) -> int:
         """Write the pages of a page set into the memory; return how many there were.
@@ -133,28 +130,28 @@ class Ram:
         """
         numbers = read_numbers(fd, pages=self.pages)
         offset = pages_offset(len(numbers))
-        buffer = memoryview(bytearray(min(BUFFER, len(numbers) * PAGE)))
-        for at, size in _pieces(runs_of(numbers)):
-            while size:
-                part = buffer[: min(size, len(buffer))]
-                count = os.preadv(fd, [part], offset)
-                if count <= 0:
-                    raise _gone()
-                self._write(at, part[:count])
-                at, size, offset = at + count, size - count, offset + count
+        buffer = bytearray(BUFFER)
+        for pieces, size in self._batches(runs_of(numbers)):
+            read_into(fd, memoryview(buffer)[:size], offset)
+            write_memory_of(self.pid, pieces, buffer, size)
+            offset += size
         return len(numbers)
 
-    def _write(self, at: int, data: memoryview) -> None:
-        while data:
-            count = os.pwrite(self.mem, data, self.start + at)
-            if count <= 0:
-                raise _gone()
-            at, data = at + count, data[count:]
-
-
-def _pieces(runs: list[Run]) -> Iterator[tuple[int, int]]:
-    """Give runs of pages as places and sizes in bytes."""
-    return ((first * PAGE, count * PAGE) for first, count in runs)
+    def _batches(self, runs: list[Run]) -> Iterator[tuple["array[int]", int]]:
+        """Give the places of pages in QEMU, as many as one call can take, and their size in all."""
+        pieces, filled = array("Q"), 0
+        for first, count in runs:
+            at, left = self.start + first * PAGE, count * PAGE
+            while left:
+                size = min(left, BUFFER - filled)
+                pieces.append(at)
+                pieces.append(size)
+                at, left, filled = at + size, left - size, filled + size
+                if filled == BUFFER or len(pieces) == 2 * PIECES_LIMIT:
+                    yield pieces, filled
+                    pieces, filled = array("Q"), 0
+        if filled:
+            yield pieces, filled
 
 
 @contextmanager
@@ -165,13 +162,11 @@ def open_ram(pid: int, name: str, size: int) -> Iterator[Ram]:
     QEMU has not mapped it as it should. What is done with it may raise OSError; it is wrapped too.
     """
     with _looking(pid), contextlib.ExitStack() as stack:
-        mem = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, mem)
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, pagemap)
         with open(f"/proc/{pid}/maps", "rb") as file:
             start = find_mapping(file.read(MAPS_LIMIT), name, size)
-        yield Ram(mem, pagemap, start, size // PAGE)
+        yield Ram(pid, pagemap, start, size // PAGE)
 
 
 def find_mapping(untrusted_maps: bytes, name: str, size: int) -> int:
