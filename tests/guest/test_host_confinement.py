@@ -21,7 +21,7 @@ def fields_of(pid: int) -> dict[str, str]:
 def memory_file(pid: int) -> os.stat_result:
     """Return the state of the guest's memory, which QEMU has open as a memfd."""
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(path).startswith("/memfd:serai-"):
+        if os.readlink(path).startswith("/memfd:serai-ram-"):
             return path.stat()
     raise AssertionError("no memory file")
 

@@ -269,7 +269,7 @@ async def free_inside(instance: Instance) -> int:
 def held_by_host(instance: Instance) -> int:
     """Return how much of the guest's memory file is there."""
     folder = Path(f"/proc/{instance.process.pid}/fd")
-    (file, *_) = [each for each in folder.iterdir() if "/memfd:serai-" in os.readlink(each)]
+    (file, *_) = [each for each in folder.iterdir() if "/memfd:serai-ram-" in os.readlink(each)]
     return file.stat().st_blocks * 512
 
 

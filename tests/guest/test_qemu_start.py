@@ -87,9 +87,10 @@ async def test_it_has_only_what_was_opened_for_it(host: Host) -> None:
             f"{host.state_dir}/serial.log",
             f"{host.state_dir}/qemu.log",
         }
-        memory = f"/memfd:serai-{host.machine.id} (deleted)"
-        assert files - ours <= {memory, "/dev/null", "/dev/urandom", "/dev/kvm"}
-        assert memory in files
+        memory = f"/memfd:serai-ram-{host.machine.id} (deleted)"
+        badge = f"/memfd:serai-{host.machine.id} (deleted)"
+        assert files - ours <= {memory, badge, "/dev/null", "/dev/urandom", "/dev/kvm"}
+        assert {memory, badge} <= files
 
 
 async def test_our_folders_stay_closed(host: Host) -> None:
@@ -104,14 +105,14 @@ async def test_memory_is_one_shared_file_of_its_own(host: Host) -> None:
     async with host.started() as instance:
         pid = instance.process.pid
         maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-        (line,) = [line for line in maps if "/memfd:serai-" in line]
+        (line,) = [line for line in maps if "/memfd:serai-ram-" in line]
         begin, end = (int(part, 16) for part in line.split()[0].split("-"))
         assert end - begin == host.machine.memory
         assert line.split()[1] == "rw-s", "shared, not private"
         (fd, *_) = [
             path
             for path in Path(f"/proc/{pid}/fd").iterdir()
-            if "/memfd:serai-" in os.readlink(path)
+            if "/memfd:serai-ram-" in os.readlink(path)
         ]
         facts = fd.stat()
         assert (stat.S_IMODE(facts.st_mode), facts.st_size) == (0o600, host.machine.memory)
