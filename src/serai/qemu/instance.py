@@ -138,8 +138,13 @@ class Instance(Life):
             await commands.set_up_migration(monitor, timeout)
             await _give(monitor, state_fd, os.O_WRONLY, timeout)
             await self.hold(timeout)
-            async with self._stream_over(monitor, timeout) as end:
-                await commands.save_stream(monitor, STATE, timeout)
+            try:
+                async with self._stream_over(monitor, timeout) as end:
+                    await commands.save_stream(monitor, STATE, timeout)
+            except BaseException:
+                with contextlib.suppress(SeraiError):
+                    await commands.cancel_stream(monitor, timeout)
+                raise
             await _check_saved(monitor, end, timeout)
             close_to_new_writers(memory_fd)
         finally:
