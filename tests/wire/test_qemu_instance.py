@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -371,3 +371,176 @@ async def test_a_missing_layer_is_named(tmp_path: Path) -> None:
     error = await failed_start(tmp_path, pretender(tmp_path, "exit 0"), machine)
     assert (type(error), error.code) == (HostFailure, Code.GUEST_START_FAILED)
     assert f"{tmp_path}/gone.qcow2 can't be opened: No such file" in error.message
+
+
+# -- freezing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def holder(qemu: FakeQemu, inside: FakeAgent, tmp_path: Path) -> AsyncIterator[Instance]:
+    """An instance around a process that has a memory file, as a booted guest's QEMU has."""
+    null = os.open(os.devnull, os.O_RDWR)
+    memory = os.memfd_create(f"serai-ram-{MACHINE.id}", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, MACHINE.memory)
+    sleeper = await spawn(
+        ["/bin/sleep", "60"], pass_fds=(memory,), stderr_to=null, confinement=UNCONFINED
+    )
+    os.close(null)
+    os.close(memory)
+    adopted = await adopt(sleeper, tmp_path)
+    yield adopted
+    await adopted.end(0.0)
+    await adopted.close()
+
+
+@pytest.fixture
+def state_fd() -> Iterator[int]:
+    fd = os.memfd_create("state", os.MFD_CLOEXEC)
+    yield fd
+    os.close(fd)
+
+
+async def test_a_freeze_ends_with_the_event(
+    holder: Instance, qemu: FakeQemu, state_fd: int
+) -> None:
+    freezing = asyncio.ensure_future(holder.freeze_shared(state_fd, SOON))
+    await qemu.wait_told("migrate")
+    qemu.tell("MIGRATION", status="active")
+    await asyncio.sleep(0.05)
+    assert not freezing.done()
+    qemu.tell("MIGRATION", status="completed")
+    await freezing
+    names = qemu.names()
+    assert names[names.index("migrate-set-capabilities") :] == [
+        "migrate-set-capabilities",
+        "getfd",
+        "stop",
+        "migrate",
+    ]
+    memory = holder.memory_fd()
+    with pytest.raises(OSError, match="not permitted"):
+        os.pwrite(memory, b"x", 0)
+    os.close(memory)
+
+
+async def test_a_freeze_that_qemu_gives_up(holder: Instance, qemu: FakeQemu, state_fd: int) -> None:
+    qemu.answers["query-migrate"] = {"status": "failed", "error-desc": "a device does not like it"}
+    freezing = asyncio.ensure_future(holder.freeze_shared(state_fd, SOON))
+    await qemu.wait_told("migrate")
+    qemu.tell("MIGRATION", status="failed")
+    with pytest.raises(HostFailure, match="a device does not like it") as caught:
+        await freezing
+    assert caught.value.code is Code.SNAPSHOT_UNFIT
+    memory = holder.memory_fd()
+    assert os.pwrite(memory, b"x", 0) == 1, "nothing was sealed"
+    os.close(memory)
+
+
+@pytest.mark.parametrize("how", ["silent", "cancelled"])
+async def test_a_freeze_that_does_not_end_is_called_off(
+    holder: Instance, qemu: FakeQemu, state_fd: int, how: str
+) -> None:
+    limit = SHORT if how == "silent" else SOON
+    freezing = asyncio.ensure_future(holder.freeze_shared(state_fd, limit))
+    await qemu.wait_told("migrate")
+    if how == "cancelled":
+        freezing.cancel()
+    with pytest.raises(HostFailure if how == "silent" else asyncio.CancelledError):
+        await freezing
+    assert qemu.names()[-1] == "migrate_cancel"
+
+
+async def test_a_freeze_that_loses_its_monitor(
+    holder: Instance, qemu: FakeQemu, state_fd: int
+) -> None:
+    freezing = asyncio.ensure_future(holder.freeze_shared(state_fd, SOON))
+    await qemu.wait_told("migrate")
+    begun = time.monotonic()
+    qemu.hang_up()
+    with pytest.raises(SeraiError):
+        await freezing
+    assert time.monotonic() - begun < 2
+
+
+async def test_what_was_taken_back_of_a_held_one_is_taken_back_again(
+    holder: Instance, qemu: FakeQemu
+) -> None:
+    qemu.answers["add-fd"] = {"fdset-id": 7, "fd": 30}
+    await holder.hold()
+    await holder.screenshot()
+    assert qemu.names()[-3:] == ["add-fd", "screendump", "remove-fd"]
+    await holder.go_on()
+    assert qemu.names()[-2:] == ["cont", "remove-fd"]
+    await holder.go_on()
+    assert qemu.names()[-1] == "cont"
+
+
+async def test_a_waiting_qemu_is_told_apart(holder: Instance, qemu: FakeQemu) -> None:
+    for said, state in (("inmigrate", RunState.WAITING), ("postmigrate", RunState.PAUSED)):
+        qemu.answers["query-status"] = {"status": said}
+        assert await holder.status() is state
+
+
+HEADS = {
+    name: LayerFile(path="", format=DiskFormat.QCOW2, read_only=False, node=f"{name}-5")
+    for name in ("root", "data1")
+}
+
+
+@pytest.fixture
+def two_drives(holder: Instance, tmp_path: Path) -> Mapping[str, LayerFile]:
+    """Give the machine two drives, and new heads for them."""
+    heads = {}
+    drives = []
+    for name, head in HEADS.items():
+        (tmp_path / name).write_bytes(b"")
+        heads[name] = dataclasses.replace(head, path=str(tmp_path / name))
+        old = LayerFile(path=f"/srv/{name}", format=DiskFormat.QCOW2, read_only=False)
+        drives.append(Drive(name=name, media=Media.DISK, chain=(old,), boot_index=1))
+    holder.machine = dataclasses.replace(holder.machine, drives=tuple(drives))
+    return heads
+
+
+async def test_all_heads_are_switched_in_one_transaction(
+    holder: Instance, qemu: FakeQemu, two_drives: Mapping[str, LayerFile]
+) -> None:
+    qemu.answers["add-fd"] = {"fdset-id": 7, "fd": 30}
+    qemu.answers["query-fdsets"] = [
+        {"fdset-id": 3, "fds": [{"fd": 8, "opaque": "root/0"}, {"fd": 9, "opaque": "log"}]}
+    ]
+    await holder.switch_heads(two_drives)
+    (transaction,) = [told for told in qemu.told if told.name == "transaction"]
+    actions = transaction.arguments["actions"]
+    assert [action["data"] for action in actions] == [  # type: ignore[attr-defined]
+        {"node": "root", "overlay": "root-5"},
+        {"node": "data1", "overlay": "data1-5"},
+    ]
+    chains = [drive.chain for drive in holder.machine.drives]
+    assert [[layer.node for layer in chain] for chain in chains] == [
+        ["root-5", "root"],
+        ["data1-5", "data1"],
+    ]
+    assert qemu.told[-1].arguments == {"fdset-id": 3, "fd": 8}
+
+
+async def test_a_refused_switch_is_undone(
+    holder: Instance, qemu: FakeQemu, two_drives: Mapping[str, LayerFile]
+) -> None:
+    qemu.answers["add-fd"] = {"fdset-id": 7, "fd": 30}
+    qemu.errors["transaction"] = "no"
+    before = holder.machine
+    with pytest.raises(HostFailure):
+        await holder.switch_heads(two_drives)
+    assert holder.machine == before
+    after = qemu.names()[qemu.names().index("transaction") + 1 :]
+    assert after == ["blockdev-del", "remove-fd"] * 2
+
+
+async def test_a_switch_of_unknown_outcome_is_left_alone(
+    holder: Instance, qemu: FakeQemu, two_drives: Mapping[str, LayerFile]
+) -> None:
+    qemu.answers["add-fd"] = {"fdset-id": 7, "fd": 30}
+    qemu.silent.add("transaction")
+    with pytest.raises(Interrupted):
+        await holder.switch_heads(two_drives, SHORT)
+    assert qemu.names()[-1] == "transaction"
