@@ -21,6 +21,7 @@ import uvloop
 
 from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
+from serai.engine.ballast import Ballast
 from serai.engine.bus import Bus
 from serai.engine.engine import Engine
 from serai.engine.house import House
@@ -141,7 +142,9 @@ async def _open_engine(
 ) -> AsyncIterator[Engine]:
     """Build the engine, let it take up what is there; at the end let go, and stop no guest."""
     bus = Bus()
-    journal = Journal(store, bus, time.time)
+    ballast = Ballast(places.ballast, settings.disk_reserve)
+    ballast.fill()
+    journal = Journal(store, bus, time.time, ballast)
     async with Supervisor() as supervisor:
         house = House(
             settings=settings,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from serai.disk.files import check_room as check_disk_room
 from serai.engine import talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
@@ -219,6 +220,8 @@ class Engine:
 
     def _check_new(self, spec: GuestSpec, *, starts: bool) -> Image:
         self._check_host()
+        reserve = self._house.settings.disk_reserve
+        check_disk_room(self._house.places.guests, 0, reserve=reserve, what="creating a guest")
         image = self._images.find(spec.image)
         check_launch(spec, image, self._house.capabilities)
         check_fit(image, spec.firmware, spec.memory, self._house.capabilities)

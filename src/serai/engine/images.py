@@ -15,6 +15,7 @@ import msgspec
 
 from serai.disk.build_debian import build_debian
 from serai.disk.build_tiny import build_tiny
+from serai.disk.files import check_room
 from serai.disk.images import NewImage
 from serai.disk.importing import import_image
 from serai.engine.house import House
@@ -173,6 +174,12 @@ class ImageKeeper:
             )
         if len(self._coming) >= WAITING_LIMIT:
             raise Busy(Code.QUEUE_FULL, "too many images are on their way")
+        check_room(
+            self._house.places.scratch,
+            0,
+            reserve=self._house.settings.disk_reserve,
+            what="making an image",
+        )
         self._names_coming.add(name)
         try:
             job = await self._house.jobs.open(action, name, phases, key=key)

@@ -35,6 +35,7 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
             for sentence in self.trim_logs():
                 log.info("%s", sentence)
+            self._house.journal.ballast.fill()
             await self._settle()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
                 await self._prune()
