@@ -28,7 +28,7 @@ from serai.engine.procedures import (
     start_by_policy,
 )
 from serai.engine.running import react
-from serai.errors import Code, Conflict, NotFound, error_from_problem
+from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
@@ -76,6 +76,7 @@ class Engine:
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
         self._creating: set[GuestDriver] = set()
+        self._damaged: set[str] = set()
         self._images = ImageKeeper(house, (), self._digests_in_use)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -305,7 +306,15 @@ class Engine:
     # -- who is here -------------------------------------------------------------------------------
 
     def _find(self, name_or_id: str) -> GuestDriver:
-        driver = self._drivers.get(self._house.names.owner(name_or_id) or name_or_id)
+        guest_id = self._house.names.owner(name_or_id) or name_or_id
+        driver = self._drivers.get(guest_id)
+        if driver is None and guest_id in self._damaged:
+            raise HostFailure(
+                Code.DATABASE_FAILED,
+                f"what the database has of the guest {shorten(name_or_id)} can't be read",
+                hint="Its volumes are untouched; the daemon's log says more: serai daemon status",
+                details={"id": guest_id},
+            )
         if driver is None:
             raise NotFound(
                 Code.GUEST_NOT_FOUND,
@@ -359,6 +368,7 @@ class Engine:
     async def _reserve_damaged(self) -> list[str]:
         """Keep the names and numbers of guests whose records can't be read from being used again."""
         damaged = await self._house.journal.store.damaged()
+        self._damaged = {row.key for row in damaged if row.table == "guests"}
         for row in damaged:
             if row.name:
                 self._house.names.claim(row.name, row.key)

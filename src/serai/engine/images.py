@@ -258,7 +258,10 @@ class ImageKeeper:
         """Remove what belongs to no image and to no job: a killed daemon leaves some."""
         folder = self._house.images
         for left in self._house.places.scratch.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         try:
             folder.sweep()
         except OSError as error:

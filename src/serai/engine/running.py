@@ -16,7 +16,7 @@ import msgspec
 from serai.disk.volumes import find_root
 from serai.engine.driver import Beat, GuestDriver, Message, RestartDue
 from serai.engine.jobs import disk_full
-from serai.errors import Code, Conflict, Problem, SeraiError
+from serai.errors import Code, Conflict, HostFailure, Problem, SeraiError
 from serai.host.process import Confinement
 from serai.host.sockets import bind_unix
 from serai.model.event import EventKind
@@ -54,11 +54,21 @@ def read_running(driver: GuestDriver) -> Running | None:
         return None
 
 
+def forget_running(driver: GuestDriver) -> None:
+    """Remove what stands beside a running guest: it does not run any more."""
+    try:
+        running_file(driver).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s can't be removed: %s", running_file(driver), error.strerror)
+
+
 def machine_of(driver: GuestDriver) -> Machine:
     """Describe the machine that this guest's record asks for now, with the volumes that it has."""
     places, images = driver.house.places, driver.house.images
     folder = places.guests / driver.record.id
     chain = find_root(folder, driver.image, images.folder(driver.image))
+    if driver.record.spec.disk and not chain:
+        raise HostFailure(Code.FILE_FAILED, f"the disk of {driver.name} is gone from {folder}")
     return describe_machine(driver, (chain,) if chain else ())
 
 
@@ -101,7 +111,7 @@ async def open_instance(driver: GuestDriver) -> Instance:
     except BaseException:
         if cgroup is not None:
             cgroup.remove()
-        running_file(driver).unlink(missing_ok=True)
+        forget_running(driver)
         raise
 
 
@@ -143,7 +153,7 @@ async def let_go(driver: GuestDriver) -> None:
     driver.agent_state = AgentState.UNKNOWN
     driver.exited.set()
     driver.house.cgroups.remove(driver.record.id)
-    running_file(driver).unlink(missing_ok=True)
+    forget_running(driver)
     driver.changed()
 
 
