@@ -311,18 +311,20 @@ async def test_open_files_are_limited() -> None:
     assert await limited(Limits(open_files=200), sys.executable, "-c", script) == 0
 
 
-@pytest.fixture
-def with_cores() -> Iterator[None]:
+@contextlib.contextmanager
+def allowing_cores() -> Iterator[None]:
     """Let us write core files, as far as we may: it shows whether what we start may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
-@pytest.mark.usefixtures("with_cores")
 async def test_no_core_file_is_written() -> None:
-    done = await run(["sh", "-c", "ulimit -c"], timeout=LIMIT)
+    with allowing_cores():
+        done = await run(["sh", "-c", "ulimit -c"], timeout=LIMIT)
     assert done.stdout == b"0\n"
 
 
@@ -462,7 +464,6 @@ async def test_a_spawned_program_is_in_its_group(null: int, tmp_path: Path) -> N
     child.close()
 
 
-@pytest.mark.usefixtures("with_cores")
 async def test_a_spawned_program_is_born_in_its_group(
     null: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,7 +474,9 @@ async def test_a_spawned_program_is_born_in_its_group(
     for each in (tmp_path, folder):
         (each / "tasks").touch()
     confined = Confinement(uid=None, setpriv="", cgroup=Cgroup((folder,)))
-    child = await spawn(["/bin/sleep", "300"], pass_fds=(), stderr_to=null, confinement=confined)
+    argv = ["/bin/sleep", "300"]
+    with allowing_cores():
+        child = await spawn(argv, pass_fds=(), stderr_to=null, confinement=confined)
     try:
         assert (folder / "tasks").read_text() == (tmp_path / "tasks").read_text() == "0"
         assert resource.prlimit(child.pid, resource.RLIMIT_CORE)[0] == 0
