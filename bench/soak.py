@@ -34,6 +34,7 @@ from serai import Guest, SeraiError
 SAVED = ROOT / ".work" / "failures" / "soak"
 SMALL = "96MiB"
 AT_ONCE = 4
+MOST_GUESTS = 6
 WARM_CYCLES = 100
 GROWTH_LIMIT = 12 << 20
 POOL_SLACK = 4  # the pool of threads for file work may still be growing to its bound
@@ -171,6 +172,8 @@ class Client:
     def _step(self, inn: serai.Inn) -> None:
         names = [name for name, state in self.said.items() if state != "gone"]
         verb = self._chance.choice(["launch", "launch", "start", "stop", "pause", "delete"])
+        if len(names) >= MOST_GUESTS:
+            verb = "delete"
         if verb == "launch" or not names:
             self._count += 1
             name = f"{self._name}-{self._count}"

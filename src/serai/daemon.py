@@ -23,6 +23,7 @@ from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
 from serai.engine.engine import Engine
@@ -144,9 +145,11 @@ async def _open_engine(
 ) -> AsyncIterator[Engine]:
     """Build the engine, let it take up what is there; at the end let go, and stop no guest."""
     bus = Bus()
-    journal = Journal(store, bus, time.time)
+    ballast = Ballast(places.ballast, settings.disk_reserve)
+    ballast.fill()
+    journal = Journal(store, bus, time.time, ballast)
     async with Supervisor() as supervisor:
-        memory = MemoryFolder(places.memory)
+        memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         bases = Bases(places.run / "bases", memory)
         house = House(
             settings=settings,

@@ -46,6 +46,11 @@ class Places:
         return self.state / "serai.db"
 
     @property
+    def ballast(self) -> Path:
+        """Room kept back for the database: removed when the disk is full."""
+        return self.state / "ballast"
+
+    @property
     def images(self) -> Path:
         """One folder an image, named by digest."""
         return self.state / "images"

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from serai import Guest
-from serai.host.cgroup import ROOT, Cgroups
+from serai.host.cgroup import ROOT, Cgroups, find_layout
+from serai.model.node import CgroupLayout
 from serai.units import MIB
 
-SHARE_CHARGED = 0.9
-"""Joining its group goes on while QEMU is loaded; what it touched before is charged to the daemon."""
+SHARE_CHARGED = 0.9 if find_layout() is CgroupLayout.V2 else 1.0
+"""On v2 QEMU is moved while it is being loaded; what it touched before is charged to the daemon."""
 
 
 def fields_of(pid: int) -> dict[str, str]:
@@ -27,7 +28,9 @@ def memory_file(pid: int) -> os.stat_result:
 
 
 def groups_of(guest: Guest) -> list[Path]:
-    return sorted(ROOT.glob(f"**/serai/{guest.id}"))
+    """Find the guest's group, while those of others come and go."""
+    walk = os.walk(ROOT)
+    return sorted(Path(parent, guest.id) for parent, folders, _ in walk if guest.id in folders)
 
 
 def test_qemu_is_apart_and_leaves_no_core(guest: Guest) -> None:
@@ -55,6 +58,6 @@ def test_memory_is_charged_to_the_guests_group(guest: Guest) -> None:
     anonymous = int(fields_of(pid)["RssAnon"].split()[0]) * 1024
     owed = memory_file(pid).st_blocks * 512 + anonymous
     assert owed > 64 * MIB
-    assert usage and usage[0] > SHARE_CHARGED * owed
+    assert usage and usage[0] >= SHARE_CHARGED * owed
     guest.delete(force=True)
     assert not groups_of(guest)

@@ -4,8 +4,9 @@ import asyncio
 import os
 import resource
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,9 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from serai.api import follow, server, streams
+from serai.api.app import build_app
 from serai.api.events import render_event
+from serai.api.inside import open_console
 from serai.errors import Code, Conflict, HostFailure, NotFound
 from serai.host.logs import trim_log
 from serai.model.event import Event, EventKind
@@ -397,6 +400,39 @@ async def test_console_lets_go_when_the_client_leaves(inn: Inn) -> None:
         async with console(inn):
             pass
         await asyncio.wait_for(left.wait(), 5)
+
+
+class GoneSocket:
+    """A client that leaves at the very moment when the guest's console ends."""
+
+    path_params: Mapping[str, str] = {"guest": "g1"}
+
+    async def accept(self) -> None:
+        """Take it."""
+
+    async def receive(self) -> dict[str, object]:
+        return {"type": "websocket.disconnect"}
+
+    async def close(self, code: int, reason: str) -> None:
+        raise AssertionError(f"told {code} {reason}, and nobody is there")
+
+
+class EndedConsole:
+    """An engine whose guest's console has ended, and its other side."""
+
+    async def open_console(self, _guest: str) -> "tuple[asyncio.StreamReader, EndedConsole]":
+        reader = asyncio.StreamReader()
+        reader.feed_eof()
+        return reader, self
+
+    def close(self) -> None:
+        """Close the writer."""
+
+
+async def test_console_tells_nothing_to_a_client_that_left_with_the_guest(inn: Inn) -> None:
+    app = build_app(inn.engine, settings=inn.settings)
+    room = replace(app.state.room, engine=EndedConsole())
+    await open_console(room, GoneSocket())  # type: ignore[arg-type]
 
 
 async def test_console_holds_back_a_client_that_types_faster_than_the_guest_reads(

@@ -1,11 +1,14 @@
 """Jobs and their journal on a real store: durable, told once, ended together with their effect."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from serai.engine.ballast import SIZE, Ballast
 from serai.engine.bus import Bus
 from serai.engine.jobs import Jobs, error_of
 from serai.engine.journal import Journal
@@ -13,6 +16,7 @@ from serai.errors import Code, Conflict, HostFailure, SeraiError
 from serai.model.actions import StartGuest, StopGuest
 from serai.model.event import EventKind
 from serai.model.job import JobState
+from serai.store.changes import Change
 from serai.store.database import Store, open_store
 
 ACTION = StartGuest(guest="web1")
@@ -30,8 +34,13 @@ def bus() -> Bus:
 
 
 @pytest.fixture
-def journal(store: Store, bus: Bus) -> Journal:
-    return Journal(store, bus, lambda: 1000.0)
+def ballast(tmp_path: Path) -> Ballast:
+    return Ballast(tmp_path / "ballast", 0)
+
+
+@pytest.fixture
+def journal(store: Store, bus: Bus, ballast: Ballast) -> Journal:
+    return Journal(store, bus, lambda: 1000.0, ballast)
 
 
 @pytest.fixture
@@ -142,3 +151,131 @@ def test_what_a_step_raised_becomes_a_problem() -> None:
     assert error_of(OSError(28, "No space left on device", "/x")).code is Code.DISK_FULL
     assert error_of(HostFailure(Code.TOOL_FAILED, "x")).code is Code.TOOL_FAILED
     assert error_of(ZeroDivisionError("x")).code is Code.BUG
+
+
+class FullDisk:
+    """A store that finds no room ``times`` times, and then does."""
+
+    def __init__(self, store: Store, times: int) -> None:
+        self._store, self._times = store, times
+
+    async def commit(self, *changes: Change) -> object:
+        if self._times:
+            self._times -= 1
+            raise HostFailure(Code.DISK_FULL, "no space is left")
+        return await self._store.commit(*changes)
+
+
+def fill(journal: Journal, store: Store, times: int) -> None:
+    journal.store = FullDisk(store, times)  # type: ignore[assignment]
+
+
+async def test_an_end_that_could_not_be_stored_is_stored_later(
+    journal: Journal, jobs: Jobs, store: Store
+) -> None:
+    """Else the next daemon would do again what was reported as failed long ago."""
+    live = await jobs.open(ACTION, "web1", ("start",))
+    fill(journal, store, 1)
+    with pytest.raises(HostFailure):
+        await live.finish()
+    assert (await store.unfinished_jobs()) != []
+    journal.store = store
+    assert (await jobs.find(live.id)).state is JobState.FAILED
+    await journal.settle()
+    assert (await store.unfinished_jobs()) == []
+    stored = await jobs.find(live.id)
+    assert stored.problem is not None
+    assert stored.problem.code == Code.DISK_FULL
+
+
+async def test_an_owed_end_is_stored_before_anything_newer(
+    journal: Journal, jobs: Jobs, store: Store
+) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    fill(journal, store, 1)
+    with pytest.raises(HostFailure):
+        await live.finish()
+    journal.store = store
+    newer = await jobs.open(StopGuest(guest="web1"), "web1", ("stop",))
+    assert [job.id for job in await store.unfinished_jobs()] == [newer.id]
+
+
+async def test_what_is_kept_back_makes_room_for_a_change(
+    journal: Journal, jobs: Jobs, store: Store, ballast: Ballast, tmp_path: Path
+) -> None:
+    ballast.fill()
+    assert os.stat(tmp_path / "ballast").st_blocks * 512 >= SIZE
+    fill(journal, store, 1)
+    live = await jobs.open(ACTION, "web1", ("start",))
+    assert await store.job(live.id) == live.job
+    assert 0 < (tmp_path / "ballast").stat().st_size < SIZE
+    ballast.fill()
+    assert (tmp_path / "ballast").stat().st_size == SIZE
+
+
+async def test_what_is_kept_back_is_not_spent_on_events(
+    journal: Journal, store: Store, ballast: Ballast, tmp_path: Path
+) -> None:
+    ballast.fill()
+    fill(journal, store, 1)
+    with pytest.raises(HostFailure):
+        await journal.commit(events=(journal.event(EventKind.GUEST_STATE, "web1"),))
+    assert (tmp_path / "ballast").stat().st_size == SIZE
+
+
+async def test_a_disk_that_stays_full_is_said_to_be(
+    journal: Journal, jobs: Jobs, store: Store, ballast: Ballast
+) -> None:
+    fill(journal, store, 100)
+    with pytest.raises(HostFailure) as caught:
+        await jobs.open(ACTION, "web1", ("start",))
+    assert caught.value.code is Code.DISK_FULL
+    assert not ballast.cut()
+
+
+async def test_a_job_that_cannot_be_read_is_ended(jobs: Jobs, store: Store) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    damaged = msgspec.structs.replace(live.job, action='{"kind":"dance"}')
+    assert jobs.resume(damaged) is None
+    await jobs.give_up(damaged)
+    assert await store.unfinished_jobs() == []
+
+
+async def test_what_is_held_is_broken_off_only_afterwards(jobs: Jobs) -> None:
+    live = await jobs.open(ACTION, "web1", ("start",))
+    done: list[str] = []
+
+    async def work() -> None:
+        with live.held():
+            await asyncio.sleep(0.02)
+            done.append("whole")
+        done.append("more")
+
+    task = asyncio.ensure_future(work())
+    live.belongs_to(task)
+    await asyncio.sleep(0)
+    live.break_off()
+    await asyncio.wait({task})
+    assert (task.cancelled(), done) == (True, ["whole"])
+
+
+async def test_a_job_is_broken_off_once(jobs: Jobs) -> None:
+    """Its undoing is not broken off by the next who asks."""
+    live = await jobs.open(ACTION, "web1", ("start",))
+    done: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            await asyncio.sleep(0.02)
+            done.append("undone")
+
+    task = asyncio.ensure_future(work())
+    live.belongs_to(task)
+    await asyncio.sleep(0)
+    for _ in range(3):
+        live.break_off()
+        await asyncio.sleep(0.005)
+    await asyncio.wait({task})
+    assert done == ["undone"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serai.host import cgroup
-from serai.host.cgroup import PIDS_LIMIT, ROOT, Cgroups, find_layout
+from serai.host.cgroup import PIDS_LIMIT, ROOT, Cgroup, Cgroups, find_layout
 from serai.model.node import CgroupLayout
 from serai.units import MIB
 
@@ -164,7 +165,66 @@ def test_what_root_made_is_no_place_for_a_user() -> None:
     assert note == "guests share the daemon's control group: Permission denied"
 
 
+def make_enterable(*folders: Path) -> Cgroup:
+    """A made-up group of v1; what is written to a folder's ``tasks`` would move who writes it."""
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "tasks").touch()
+        (folder.parent / "tasks").touch()
+    return Cgroup(folders)
+
+
+def test_a_thread_of_its_own_enters_all_folders_and_leaves_them(tmp_path: Path) -> None:
+    folders = (tmp_path / "memory/serai/one", tmp_path / "pids/serai/one")
+    group = make_enterable(*folders)
+
+    def start() -> tuple[int, list[str]]:
+        parents = [folder.parent for folder in folders]
+        seen = [(folder / "tasks").read_text() for folder in (*folders, *parents)]
+        return threading.get_native_id(), seen
+
+    started = group.try_within(start)
+    assert started is not None
+    thread, seen = started
+    assert seen == ["0", "0", "", ""], "it is in the group, and not out of it yet"
+    assert [(folder.parent / "tasks").read_text() for folder in folders] == ["0", "0"]
+    assert thread != threading.get_native_id()
+    assert thread not in {each.native_id for each in threading.enumerate()}
+
+
+def test_after_a_failed_start_the_group_is_left(tmp_path: Path) -> None:
+    group = make_enterable(tmp_path / "memory/serai/one")
+
+    def fail() -> None:
+        raise FileNotFoundError("/no/such")
+
+    with pytest.raises(FileNotFoundError):
+        group.try_within(fail)
+    assert (tmp_path / "memory/serai/tasks").read_text() == "0"
+
+
+@pytest.mark.parametrize("lacking", ["both", "one", "right"])
+def test_where_no_thread_may_enter_nothing_is_started(tmp_path: Path, lacking: str) -> None:
+    folders = (tmp_path / "memory/serai/one", tmp_path / "pids/serai/one")
+    group = make_enterable(*folders)
+    if lacking == "right":
+        (folders[1] / "tasks").unlink()
+        (folders[1] / "tasks").mkdir()  # even root can't write to it
+    else:
+        for folder in folders[lacking == "one" :]:
+            (folder / "tasks").unlink()
+    started: list[int] = []
+    assert group.try_within(lambda: started.append(1)) is None
+    assert started == []
+    assert (folders[0].parent / "tasks").read_text() == ("0" if lacking == "right" else "")
+
+
 # -- this host -------------------------------------------------------------------------------------
+
+
+def folders_of(name: str) -> list[str]:
+    """Find a group, while those of others come and go."""
+    return [f"{parent}/{name}" for parent, folders, _ in os.walk(ROOT) if name in folders]
 
 
 @pytest.fixture
@@ -173,7 +233,7 @@ def name() -> Iterator[str]:
     name = f"test-{uuid.uuid4()}"
     yield name
     until = time.monotonic() + 10
-    while list(ROOT.glob(f"**/serai*/{name}")):  # busy while the last of it is reaped by init
+    while folders_of(name):  # busy while the last of it is reaped by init
         assert time.monotonic() < until, "the group is left"
         Cgroups().remove(name)
         time.sleep(0.01)
@@ -198,6 +258,21 @@ def test_a_process_is_in_its_group_and_out_of_it(name: str) -> None:
     group.add(program.pid)  # it has ended: no error
     group.remove()
     assert not any(folder.exists() for folder in group.folders)
+
+
+def test_what_is_started_within_is_in_the_group_from_birth(name: str) -> None:
+    group = Cgroups().create(name)
+    if group is None:
+        pytest.skip(Cgroups().note)
+    words = ["cat", "/proc/self/cgroup"]
+    ended = group.try_within(lambda: subprocess.run(words, capture_output=True, check=True))
+    if ended is None:
+        assert find_layout() is CgroupLayout.V2
+        return
+    assert ended.stdout.decode().count(f"/serai/{name}\n") == len(group.folders)
+    assert name not in Path("/proc/self/cgroup").read_text()
+    group.remove()
+    assert not any(folder.exists() for folder in group.folders), "our thread has left it at once"
 
 
 def test_the_limits_hold(name: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -310,8 +311,20 @@ async def test_open_files_are_limited() -> None:
     assert await limited(Limits(open_files=200), sys.executable, "-c", script) == 0
 
 
+@contextlib.contextmanager
+def allowing_cores() -> Iterator[None]:
+    """Let us write core files, as far as we may: it shows whether what we start may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
 async def test_no_core_file_is_written() -> None:
-    done = await run(["sh", "-c", "ulimit -c"], timeout=LIMIT)
+    with allowing_cores():
+        done = await run(["sh", "-c", "ulimit -c"], timeout=LIMIT)
     assert done.stdout == b"0\n"
 
 
@@ -449,6 +462,31 @@ async def test_a_spawned_program_is_in_its_group(null: int, tmp_path: Path) -> N
     child.signal(signal.SIGKILL)
     await child.wait()
     child.close()
+
+
+async def test_a_spawned_program_is_born_in_its_group(
+    null: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a thread may enter the group nothing is moved: that would take the kernel 10 ms."""
+    monkeypatch.setattr(Cgroup, "add", lambda *_: pytest.fail("it was moved"))
+    folder = tmp_path / "serai"
+    folder.mkdir()
+    for each in (tmp_path, folder):
+        (each / "tasks").touch()
+    confined = Confinement(uid=None, setpriv="", cgroup=Cgroup((folder,)))
+    argv = ["/bin/sleep", "300"]
+    with allowing_cores():
+        child = await spawn(argv, pass_fds=(), stderr_to=null, confinement=confined)
+    try:
+        assert (folder / "tasks").read_text() == (tmp_path / "tasks").read_text() == "0"
+        assert resource.prlimit(child.pid, resource.RLIMIT_CORE)[0] == 0
+    finally:
+        child.signal(signal.SIGKILL)
+        await child.wait()
+        child.close()
+    with pytest.raises(HostFailure) as caught:
+        await spawn(["/no/such"], pass_fds=(), stderr_to=null, confinement=confined)
+    assert caught.value.code is Code.TOOL_MISSING
 
 
 async def test_a_spawn_that_is_cancelled_leaves_nothing(null: int, tmp_path: Path) -> None:

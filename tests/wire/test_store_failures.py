@@ -137,13 +137,14 @@ def corrupt(path: Path, statement: str) -> None:
         connection.commit()
 
 
+@pytest.mark.parametrize("body", ["substr(body, 1, 40)", "cast(x'7b92' as text)"])
 async def test_a_damaged_guest_is_told_and_takes_no_other_down(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: str
 ):
     path = tmp_path / "serai.db"
     async with open_store(path) as store:
         await store.commit(*(PutGuest(a_guest(number)) for number in (1, 2, 3)))
-        corrupt(path, "update guests set body = substr(body, 1, 40) where number = 2")
+        corrupt(path, f"update guests set body = {body} where number = 2")
         with caplog.at_level(logging.ERROR):
             assert await numbers(store) == [1, 3]
         assert a_guest(2).id in caplog.text

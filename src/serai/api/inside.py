@@ -103,9 +103,9 @@ async def open_console(room: Room, socket: WebSocket[Any, Any, Any]) -> None:
     await socket.accept()
     guest = str(socket.path_params["guest"])
     reader, writer = await room.engine.open_console(guest)
-    try:
+    try:  # when both sides leave at once, the client's leaving counts: it can't be told any more
         code, reason = await race(
-            _pump_out(reader, socket), _pump_in(socket, writer), _wait_closing(room)
+            _pump_in(socket, writer), _pump_out(reader, socket), _wait_closing(room)
         )
     finally:
         writer.close()

@@ -24,8 +24,8 @@ from serai.engine.running import (
     describe_machine,
     end_by_itself,
     follow_policy,
+    forget_running,
     read_running,
-    running_file,
 )
 from serai.errors import SeraiError
 from serai.host.process import Process, read_memory
@@ -88,7 +88,7 @@ async def _find_state(driver: GuestDriver, pids: list[int], *, decided: bool) ->
     if process is not None:
         return await _adopt(driver, process)
     if decided:
-        running_file(driver).unlink(missing_ok=True)
+        forget_running(driver)
         driver.state = GuestState.STOPPED
         return "has no process"
     if not driver.record.wanted_on:
@@ -171,7 +171,7 @@ async def _missing(driver: GuestDriver) -> str:
     running = read_running(driver)
     rebooted = running is None or running.boot_id != driver.house.boot_id
     reason = ExitReason.HOST_RESTARTED if rebooted else ExitReason.CRASHED
-    running_file(driver).unlink(missing_ok=True)
+    forget_running(driver)
     driver.state = GuestState.STOPPED if rebooted else GuestState.CRASHED
     await follow_policy(driver, reason, None)
     return f"was {reason} while no daemon was there"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from serai.disk.files import check_room as check_disk_room
 from serai.engine import talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
@@ -31,7 +32,7 @@ from serai.engine.publishing import Publisher
 from serai.engine.running import react
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
-from serai.errors import Code, Conflict, NotFound, error_from_problem
+from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
@@ -86,6 +87,7 @@ class Engine:
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
         self._creating: set[GuestDriver] = set()
+        self._damaged: set[str] = set()
         self._snapshots = SnapshotKeeper(house, self._records, self._by_name)
         self._images = self._image_keeper(())
         self._forker = Forker(house, self._snapshots, self._adopt)
@@ -265,6 +267,8 @@ class Engine:
 
     def _check_new(self, spec: GuestSpec, *, starts: bool) -> Image:
         self._check_host()
+        reserve = self._house.settings.disk_reserve
+        check_disk_room(self._house.places.guests, 0, reserve=reserve, what="creating a guest")
         image = self._images.find(spec.image)
         check_launch(spec, image, self._house.capabilities)
         check_fit(image, spec.firmware, spec.memory, self._house.capabilities)
@@ -355,7 +359,15 @@ class Engine:
     # -- who is here -------------------------------------------------------------------------------
 
     def _find(self, name_or_id: str) -> GuestDriver:
-        driver = self._drivers.get(self._house.names.owner(name_or_id) or name_or_id)
+        guest_id = self._house.names.owner(name_or_id) or name_or_id
+        driver = self._drivers.get(guest_id)
+        if driver is None and guest_id in self._damaged:
+            raise HostFailure(
+                Code.DATABASE_FAILED,
+                f"what the database has of the guest {shorten(name_or_id)} can't be read",
+                hint="Its volumes are untouched; the daemon's log says more: serai daemon status",
+                details={"id": guest_id},
+            )
         if driver is None:
             raise NotFound(
                 Code.GUEST_NOT_FOUND,
@@ -430,6 +442,7 @@ class Engine:
     async def _reserve_damaged(self) -> list[str]:
         """Keep the names and numbers of guests whose records can't be read from being used again."""
         damaged = await self._house.journal.store.damaged()
+        self._damaged = {row.key for row in damaged if row.table == "guests"}
         for row in damaged:
             if row.name:
                 self._house.names.claim(row.name, row.key)

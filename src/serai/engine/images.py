@@ -15,6 +15,7 @@ import msgspec
 
 from serai.disk.build_debian import build_debian
 from serai.disk.build_tiny import build_tiny
+from serai.disk.files import check_room
 from serai.disk.images import NewImage
 from serai.disk.importing import import_image
 from serai.engine.house import House
@@ -189,6 +190,12 @@ class ImageKeeper:
             )
         if len(self._coming) >= WAITING_LIMIT:
             raise Busy(Code.QUEUE_FULL, "too many images are on their way")
+        check_room(
+            self._house.places.scratch,
+            0,
+            reserve=self._house.settings.disk_reserve,
+            what="making an image",
+        )
         self._names_coming.add(name)
         try:
             job = await self._house.jobs.open(action, name, phases, key=key)
@@ -267,7 +274,10 @@ class ImageKeeper:
         """Remove what belongs to no image and to no job: a killed daemon leaves some."""
         folder = self._house.images
         for left in self._house.places.scratch.iterdir():
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         try:
             folder.sweep()
         except OSError as error:

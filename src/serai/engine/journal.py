@@ -9,8 +9,9 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from serai.engine.ballast import Ballast
 from serai.engine.bus import Bus
-from serai.errors import SeraiError
+from serai.errors import Code, SeraiError
 from serai.model.event import Event, EventKind
 from serai.model.job import Job
 from serai.store.changes import AddEvent, Change, PutJob
@@ -24,8 +25,11 @@ PENDING_LIMIT = 10_000
 class Journal:
     """Commits changes with their events and publishes them; ``clock`` gives seconds since epoch."""
 
-    def __init__(self, store: Store, bus: Bus, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, bus: Bus, clock: Callable[[], float], ballast: Ballast
+    ) -> None:
         self.store = store
+        self.ballast = ballast
         store.listen(bus.publish)
         self._clock = clock
         self._pending: deque[Event] = deque(maxlen=PENDING_LIMIT)
@@ -48,7 +52,14 @@ class Journal:
         On failure nothing of it is stored or told. A cancelled caller does not know the outcome.
         """
         owed = tuple(self._owed.values())
-        await self.store.commit(*owed, *changes, *(AddEvent(event) for event in events))
+        everything = (*owed, *changes, *(AddEvent(event) for event in events))
+        try:
+            await self.store.commit(*everything)
+        except SeraiError as error:
+            if error.code is not Code.DISK_FULL or not changes or not self.ballast.cut():
+                raise  # events alone are not worth it
+            log.warning("the disk is full: a piece of what was kept back for that is used")
+            await self.store.commit(*everything)
         for change in owed:
             if self._owed.get(change.job.id) is change:
                 del self._owed[change.job.id]

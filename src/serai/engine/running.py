@@ -59,6 +59,14 @@ def read_running(driver: GuestDriver) -> Running | None:
         return None
 
 
+def forget_running(driver: GuestDriver) -> None:
+    """Remove what stands beside a running guest: it does not run any more."""
+    try:
+        running_file(driver).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s can't be removed: %s", running_file(driver), error.strerror)
+
+
 def write_running(driver: GuestDriver, instance: Instance) -> None:
     """Say beside the guest what runs and where, for the next daemon."""
     _write_running(driver, instance.machine, instance.run_dir, instance.started_at)
@@ -146,7 +154,7 @@ async def open_instance(driver: GuestDriver) -> Instance:
         )
     except BaseException:
         house.cgroups.remove(record.id)
-        running_file(driver).unlink(missing_ok=True)
+        forget_running(driver)
         raise
 
 
@@ -197,7 +205,7 @@ async def let_go(driver: GuestDriver) -> None:
     driver.agent_state = AgentState.UNKNOWN
     driver.exited.set()
     driver.house.cgroups.remove(driver.record.id)
-    running_file(driver).unlink(missing_ok=True)
+    forget_running(driver)
     driver.changed()
 
 

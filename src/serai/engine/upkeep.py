@@ -52,6 +52,7 @@ class Upkeep:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
             for sentence in self.trim_logs():
                 log.info("%s", sentence)
+            self._house.journal.ballast.fill()
             await self._settle()
             await self._expire()
             self._tidy_bases()

@@ -47,6 +47,8 @@ class Cgroup:
         of us stays where he is, and the caller waits. None, and ``start`` was not called, where no
         thread may enter. What ``start`` raises is raised.
         """
+        if not all((folder / "tasks").exists() for folder in self.folders):
+            return None
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._within, start).result()
 

@@ -208,8 +208,14 @@ def _make_engine(path: Path, *, writes: bool) -> sa.Engine:
 
 def _on_connect(connection: Any, _record: object) -> None:
     connection.isolation_level = None
+    connection.text_factory = _decode_text
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _decode_text(untrusted: bytes) -> str:
+    """Decode a text so that one damaged byte makes its own row unreadable, not the whole table."""
+    return untrusted.decode(errors="surrogateescape")
 
 
 def _on_begin(connection: sa.Connection) -> None:

@@ -1,0 +1,95 @@
+"""The host's disk is full: guests wait, serai goes on, and what it is asked to end ends."""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from keeper import Daemon
+from tiny import copy_state
+
+from serai import SeraiError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+
+WRITTEN = 90_000_000
+
+
+@pytest.fixture
+def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
+    """A daemon whose home has 80 MiB."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "small", serai_home], check=True)
+    copy_state(tiny_state, serai_home)
+    keeper = Daemon(serai_home, disk_reserve="16MiB", heartbeat="1s")
+    try:
+        keeper.start()
+        yield keeper
+        keeper.delete_all()
+        keeper.stop()
+        assert not (left := keeper.leftovers()), f"left behind: {left}"
+    finally:
+        keeper.kill_all()
+        subprocess.run(["umount", "--lazy", serai_home], check=True)
+
+
+def wait_for(what: str, check: Callable[[], bool], limit: float = 60.0) -> None:
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def fill(home: Path) -> None:
+    """Take all room that is left, as others on the same disk may do."""
+    with (home / "filler").open("ab", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def code_of(work: Callable[[], object]) -> str:
+    with pytest.raises(SeraiError) as caught:
+        work()
+    return str(caught.value.code)
+
+
+@pytest.mark.timeout(240)
+def test_a_full_disk_holds_guests_and_keeps_nobody_from_ending_them(daemon: Daemon) -> None:
+    inn, home = daemon.inn, daemon.home
+    writer = inn.launch("tiny", name="writer", memory="128MiB", disk="1GiB")
+    other = inn.launch("tiny", name="other", memory="128MiB")
+    cold = inn.create("tiny", name="cold", memory="128MiB", disk="64MiB")
+    writer.run("head -c 1000000 /dev/urandom > /tmp/r")
+    writer.run(f"echo 'for i in $(seq {WRITTEN // 1_000_000}); do cat /tmp/r; done' > /tmp/all")
+    writer.run("sh -c 'sh /tmp/all > /dev/vda; sync; touch /tmp/done' > /dev/null 2>&1 &")
+    wait_for("it is held", lambda: writer.state == "io-error")
+    assert writer.info.problem is not None
+    assert writer.info.problem.code == "disk-full"
+    fill(home)
+
+    assert other.run("echo well").stdout == "well\n"
+    assert code_of(lambda: writer.run("true")) == "guest-state"
+    assert code_of(lambda: inn.launch("tiny", name="more", memory="128MiB")) == "disk-full"
+    assert code_of(lambda: inn.build_image("tiny", name="more")) == "disk-full"
+    other.stop(force=True)
+    cold.delete()
+    fill(home)
+    other.start()
+    daemon.kill()
+    fill(home)
+    daemon.start()
+    assert {g.name: str(g.info.state) for g in daemon.inn.guests()} == {
+        "other": "running",
+        "writer": "io-error",
+    }
+    daemon.inn.guest("other").delete(force=True)
+
+    (home / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,size=300m", str(home)], check=True)
+    writer = daemon.inn.guest("writer")
+    wait_for("it goes on", lambda: writer.state == "running")
+    wait_for("it has written all", lambda: writer.run("cat /tmp/done").ok)
+    wanted = writer.run("sh /tmp/all | sha256sum").stdout
+    assert writer.run(f"head -c {WRITTEN} /dev/vda | sha256sum").stdout == wanted
+    assert daemon.inn.jobs("running") + daemon.inn.jobs("queued") == []
