@@ -71,6 +71,11 @@ class Places:
         return self.state / "memory"
 
     @property
+    def firmware(self) -> Path:
+        """The firmware's variables of snapshots, under UEFI: one file a snapshot, named by id."""
+        return self.state / "firmware"
+
+    @property
     def guests_run(self) -> Path:
         """One folder a guest, named by id: sockets."""
         return self.run / "guests"

@@ -229,6 +229,11 @@ async def take_up_all(
         )
     )
     for job in [job for left in by_subject.values() for job in left]:
+        live = jobs.resume(job) if job.kind == "delete" else None
+        if live is not None:  # all of it is done but to say so
+            await live.finish()
+            sentences.append(f"{job.subject}: {job.kind} was finished")
+            continue
         await jobs.give_up(job)
         sentences.append(f"{job.subject}: {job.kind} was undone")
     return sentences

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from serai.disk.files import naming_disk_problems, write_durably
 from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Moment
@@ -26,6 +27,7 @@ from serai.model.image import Expect
 from serai.model.lifecycle import Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
+from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.reborn import birth_words
 from serai.qemu.instance import Instance
 
@@ -35,14 +37,20 @@ LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
 
 
-async def make_heads(driver: GuestDriver) -> None:
-    """Make the files of the guest's volumes: an empty head each. Doing it again changes nothing."""
+async def make_files(driver: GuestDriver, uefi_vars: bytes) -> None:
+    """Make the files of the guest: an empty head for each volume, and its firmware's variables.
+
+    Doing it again changes nothing but the latter.
+    """
     folder = driver.house.places.guests / driver.record.id
-    await asyncio.to_thread(_make_heads, driver, folder)
+    await asyncio.to_thread(_make_files, driver, folder, uefi_vars)
 
 
-def _make_heads(driver: GuestDriver, folder: Path) -> None:
+def _make_files(driver: GuestDriver, folder: Path, uefi_vars: bytes) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if uefi_vars:
+        with naming_disk_problems("creating the UEFI variables"):
+            write_durably(folder / UEFI_VARS_NAME, uefi_vars)
     for volume in driver.record.volumes:
         make_head(folder, volume)
 

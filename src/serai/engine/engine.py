@@ -87,9 +87,11 @@ class Engine:
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
         self._creating: set[GuestDriver] = set()
+        self._coming_keys: dict[str, asyncio.Task[Job]] = {}
         self._damaged: set[str] = set()
-        self._snapshots = SnapshotKeeper(house, self._records, self._by_name)
+        self._snapshots = SnapshotKeeper(house, self._by_name)
         self._images = self._image_keeper(())
+        house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -162,19 +164,19 @@ class Engine:
 
         Raises what refuses it; then nothing was changed.
         """
-        if key:
-            known = await self._house.jobs.find_by_key(key, action)
-            if known is not None:
-                return known
-        try:
-            return await self._house.supervisor.shielded(self._take(action, key), name="submit")
-        except Conflict as error:
-            if error.code is not Code.IDEMPOTENCY_REUSED:
-                raise
-            known = await self._house.jobs.find_by_key(key, action)  # of two at once, the other won
-            if known is None:
-                raise
-            return known
+        if not key:
+            return await self._house.supervisor.shielded(self._take(action, ""), name="submit")
+        while (coming := self._coming_keys.get(key)) is not None:
+            await asyncio.wait({coming})  # the same was asked a moment ago, and is being stored
+        taking = self._house.supervisor.start(self._take_once(action, key), name="submit")
+        self._coming_keys[key] = taking
+        taking.add_done_callback(lambda _: self._coming_keys.pop(key, None))
+        await asyncio.wait({taking})
+        return taking.result()
+
+    async def _take_once(self, action: AnyAction, key: str) -> Job:
+        known = await self._house.jobs.find_by_key(key, action)
+        return await self._take(action, key) if known is None else known
 
     def _image_keeper(self, images: Iterable[Image]) -> ImageKeeper:
         async def forget_snapshot(name: str) -> None:
@@ -393,8 +395,6 @@ class Engine:
     def _forget(self, driver: GuestDriver) -> None:
         self._drivers.pop(driver.record.id, None)
         self._free_names(driver)
-        forget = self._snapshots.forget_owner(driver.record.id)
-        self._house.supervisor.start(forget, name=f"{driver.name}: snapshots")
 
     def _free_names(self, driver: GuestDriver) -> None:
         self._house.names.release(driver.name, driver.record.id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serai.engine.births import be_born, make_heads
+from serai.engine.births import be_born, make_files
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
@@ -49,6 +49,7 @@ class Wish:
 
     names: list[str]
     source: str
+    subject: str
     find: Callable[[], Awaitable[Source]]
     spec: Callable[[GuestSpec], GuestSpec]
     ttl: float
@@ -90,6 +91,7 @@ class Forker:
         wish = Wish(
             names=names,
             source=source.name,
+            subject=source.name,
             find=find,
             spec=_same,
             ttl=action.ttl,
@@ -111,9 +113,11 @@ class Forker:
                 frozen, image=image.name, labels=asked.labels, restart=asked.restart
             )
 
+        names = fork_names(asked.name or self._pick(), 1)
         wish = Wish(
-            names=fork_names(asked.name or self._pick(), 1),
+            names=names,
             source=image.name,
+            subject=names[0],
             find=find,
             spec=spec,
             ttl=action.ttl,
@@ -137,7 +141,7 @@ class Forker:
         check_fork_room(len(wish.names), available_memory())
         ids = self._claim(wish.names)
         try:
-            job = await house.jobs.open(action, wish.source, PHASES, key=key)
+            job = await house.jobs.open(action, wish.subject, PHASES, key=key)
         except BaseException:
             self._release(ids)
             raise
@@ -277,7 +281,7 @@ class Forker:
 
 async def _live(child: GuestDriver, frozen: Frozen, wish: Wish) -> None:
     """Bring a new guest to life, in its own task."""
-    await make_heads(child)
+    await make_files(child, frozen.uefi_vars)
     child.happen(Happening.CREATED)
     child.enter(GuestState.STARTING)
     if frozen.moment is None:

@@ -40,6 +40,7 @@ from serai.model.guest import GuestRecord, Volume
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
 from serai.model.snapshot import FrozenVolume, Layer
+from serai.plan.machine import UEFI_VARS_NAME
 from serai.qemu.instance import Instance, seal_memory
 from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 
@@ -69,12 +70,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frozen:
-    """A guest at one moment: its record, its disks and, if it ran and that was wanted, its memory."""
+    """A guest at one moment: its record, its disks and, if it ran and that was wanted, its memory.
+
+    ``uefi_vars`` are its firmware's variables, b"" under BIOS.
+    """
 
     record: GuestRecord
     volumes: tuple[FrozenVolume, ...]
     layers: tuple[Layer, ...]
     moment: Moment | None
+    uefi_vars: bytes = b""
 
     def close(self) -> None:
         """Let go of the memory's descriptors."""
@@ -114,7 +119,18 @@ async def freeze(
             await _take_back(driver, record, heads)
         raise
     await _drop_old_heads(driver, record)
-    return Frozen(record=record, volumes=frozen, layers=heads.layers, moment=moment)
+    return Frozen(
+        record=record,
+        volumes=frozen,
+        layers=heads.layers,
+        moment=moment,
+        uefi_vars=await asyncio.to_thread(_read_firmware, driver),
+    )
+
+
+def _read_firmware(driver: GuestDriver) -> bytes:
+    path = driver.house.places.guests / driver.record.id / UEFI_VARS_NAME
+    return path.read_bytes() if path.exists() else b""
 
 
 # -- the chain -------------------------------------------------------------------------------------
@@ -360,6 +376,7 @@ async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
 async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
     """Put the second QEMU in the first one's place, and end that."""
     agent = driver.agent_state
+    upcoming.take_agent(old)
     await detach(driver)
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)

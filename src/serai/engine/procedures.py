@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import msgspec
 
 from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
+from serai.engine.collecting import collect, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.running import attach, detach, follow_policy, let_go, open_instance
@@ -310,13 +311,17 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
     await _end_process(driver)
     driver.enter(GuestState.DELETING)
     await asyncio.to_thread(_remove_folders, driver)
-    journal = driver.house.journal
-    deleted = journal.event(EventKind.GUEST_DELETED, driver.name, driver.record.id)
+    house, guest_id = driver.house, driver.record.id
+    deleted = house.journal.event(EventKind.GUEST_DELETED, driver.name, guest_id)
+    drops = (DropGuest(guest_id), *drop_all_of(house, guest_id))
     try:
-        await job.finish(DropGuest(driver.record.id), events=(deleted,), then=driver.leave)
+        await house.journal.commit(*drops, events=(deleted,))
     except SeraiError:
         driver.enter(GuestState.STOPPED)
         raise
+    driver.leave()
+    await forget_all_of(house, guest_id)
+    await job.finish()
 
 
 async def remove_guest(driver: GuestDriver) -> None:
@@ -326,6 +331,7 @@ async def remove_guest(driver: GuestDriver) -> None:
     driver.enter(GuestState.DELETING)
     await driver.house.journal.commit(DropGuest(driver.record.id))
     driver.leave()
+    await collect(driver.house)
 
 
 def _remove_folders(driver: GuestDriver) -> None:

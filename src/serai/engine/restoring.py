@@ -5,12 +5,13 @@ are verified, the new heads made, and a second QEMU holds the snapshot's memory 
 """
 
 import asyncio
+import contextlib
 import logging
 
 import msgspec
 
-from serai.disk.volumes import drop_head, make_head
-from serai.engine.births import take_up
+from serai.disk.volumes import drop_head
+from serai.engine.births import make_files, take_up
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
@@ -23,6 +24,7 @@ from serai.model.image import Expect
 from serai.model.lifecycle import ON_STATES, GuestState, Happening
 from serai.model.snapshot import SnapshotRecord
 from serai.model.talk import ExecRequest
+from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.reborn import clock_words
 from serai.plan.snapshot import volumes_over
 from serai.qemu.instance import Instance
@@ -31,6 +33,7 @@ from serai.store.changes import PutGuest
 log = logging.getLogger(__name__)
 
 CLOCK_TIMEOUT = 20.0
+FIRMWARE_ASIDE = ".uefi-vars.aside"
 
 
 async def restore(
@@ -44,7 +47,8 @@ async def restore(
     driver.revise(**_as_it_was(driver, snapshot))
     upcoming = None
     try:
-        await asyncio.to_thread(_make_heads, driver)
+        await asyncio.to_thread(_put_firmware_aside, driver)
+        await make_files(driver, loaded.uefi_vars)
         if loaded.moment is not None:
             upcoming = await take_up(driver, loaded.moment)
         job.hold()  # from here on it is done whole
@@ -83,14 +87,23 @@ def _as_it_was(driver: GuestDriver, snapshot: SnapshotRecord) -> dict[str, objec
     }
 
 
-def _make_heads(driver: GuestDriver) -> None:
-    for volume in driver.record.volumes:
-        make_head(driver.house.places.guests / driver.record.id, volume)
-
-
 def _drop_heads(driver: GuestDriver, volumes: tuple[Volume, ...]) -> None:
+    folder = driver.house.places.guests / driver.record.id
     for volume in volumes:
-        drop_head(driver.house.places.guests / driver.record.id, volume)
+        drop_head(folder, volume)
+
+
+def _put_firmware_aside(driver: GuestDriver) -> None:
+    """Keep the firmware's variables for the case that the present QEMU goes on with them."""
+    folder = driver.house.places.guests / driver.record.id
+    with contextlib.suppress(FileNotFoundError):
+        (folder / UEFI_VARS_NAME).rename(folder / FIRMWARE_ASIDE)
+
+
+def _take_firmware_back(driver: GuestDriver) -> None:
+    folder = driver.house.places.guests / driver.record.id
+    with contextlib.suppress(FileNotFoundError):
+        (folder / FIRMWARE_ASIDE).rename(folder / UEFI_VARS_NAME)
 
 
 async def _give_up(driver: GuestDriver, before: GuestRecord, upcoming: Instance | None) -> None:
@@ -101,6 +114,7 @@ async def _give_up(driver: GuestDriver, before: GuestRecord, upcoming: Instance 
     made, driver.record = driver.record.volumes, before
     driver.changed()
     await asyncio.to_thread(_drop_heads, driver, made)
+    await asyncio.to_thread(_take_firmware_back, driver)
 
 
 async def _end_present(driver: GuestDriver) -> None:

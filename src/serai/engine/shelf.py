@@ -4,7 +4,7 @@ Read by everybody; changed only together with a commit, by ``SnapshotKeeper`` an
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from serai.errors import Code, Conflict, NotFound
 from serai.model.guest import GuestRecord
@@ -14,9 +14,13 @@ from serai.units import shorten
 
 
 class Shelf:
-    """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes."""
+    """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes.
+
+    ``guests`` gives the records of all guests, which stand on layers too; the engine sets it.
+    """
 
     def __init__(self) -> None:
+        self.guests: Callable[[], Iterable[GuestRecord]] = list
         self.layers: dict[str, Layer] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.bases: dict[str, int] = {}
@@ -73,9 +77,9 @@ class Shelf:
                 hint=f"Choose another name, or: serai snapshot delete {guest.spec.name} {name}",
             )
 
-    def show(self, guest: GuestRecord, guests: Iterable[GuestRecord]) -> list[Snapshot]:
-        """Return a guest's snapshots as they are shown, as a tree; ``guests`` are all there are."""
-        everybody = list(guests)
+    def show(self, guest: GuestRecord) -> list[Snapshot]:
+        """Return a guest's snapshots as they are shown, as a tree."""
+        everybody = list(self.guests())
         sizes = Sizes(self.layers, everybody, list(self.snapshots.values()), self.bases)
         forks = Counter(each.origin for each in everybody)
         return [

@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from serai.disk.files import naming_disk_problems, write_durably
 from serai.disk.volumes import is_empty_head
+from serai.engine.collecting import collect, delete_files, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
 from serai.engine.house import House
@@ -34,7 +36,7 @@ from serai.model.job import Job
 from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
 from serai.plan.admission import refusal
-from serai.plan.layers import mergeable, tops_of, unneeded
+from serai.plan.layers import mergeable, tops_of
 from serai.plan.snapshot import check_memory_fits, pick_name
 from serai.store.changes import Change, DropLayer, DropSnapshot, PutLayer, PutSnapshot
 from serai.units import check_snapshot_name
@@ -52,16 +54,14 @@ Work = Callable[[LiveJob], Coroutine[Any, Any, None]]
 
 
 class SnapshotKeeper:
-    """All that is done with snapshots. ``guests`` gives the records of all guests, ``find`` one by name."""
+    """All that is done with snapshots. ``find`` gives a guest by name."""
 
     def __init__(
         self,
         house: House,
-        guests: Callable[[], Iterable[GuestRecord]],
         find: Callable[[str], GuestDriver | None],
     ) -> None:
         self._house = house
-        self._guests = guests
         self._find = find
         self._under_way: dict[str, LiveJob] = {}
         self._names_coming: set[tuple[str, str]] = set()
@@ -71,7 +71,7 @@ class SnapshotKeeper:
 
     def all(self, guest: GuestRecord) -> list[Snapshot]:
         """Return a guest's snapshots as a tree: each after its parent."""
-        return self._house.shelf.show(guest, self._guests())
+        return self._house.shelf.show(guest)
 
     def one(self, guest: GuestRecord, name_or_id: str) -> Snapshot:
         """Return one; NotFound (``snapshot-not-found``)."""
@@ -167,8 +167,8 @@ class SnapshotKeeper:
                 events=(event,),
                 then=lambda: self._house.shelf.drop(snapshot),
             )
-            await self._delete_memory(snapshot)
-            await self.collect()
+            await delete_files(self._house, [snapshot])
+            await collect(self._house)
 
         return await self.begin(action, driver.name, DELETE_PHASES, work, key)
 
@@ -192,14 +192,9 @@ class SnapshotKeeper:
         return snapshot
 
     async def forget_owner(self, owner: str) -> None:
-        """Delete all snapshots of a guest, or image, that is gone; forks keep what they stand on."""
-        snapshots = self._house.shelf.of(owner)
-        if snapshots:
-            await self._house.journal.commit(*(DropSnapshot(each.id) for each in snapshots))
-        for snapshot in snapshots:
-            self._house.shelf.drop(snapshot)
-            await self._delete_memory(snapshot)
-        await self.collect()
+        """Delete all snapshots of an image that is gone; guests keep what they stand on."""
+        await self._house.journal.commit(*drop_all_of(self._house, owner))
+        await forget_all_of(self._house, owner)
 
     # -- the jobs ----------------------------------------------------------------------------------
 
@@ -265,6 +260,7 @@ class SnapshotKeeper:
             frozen = await driver.do(Verb.SNAPSHOT, lambda: self._freeze(driver, action, snapshot))
             try:
                 await job.enter("store")
+                await asyncio.to_thread(self._store_firmware, snapshot.id, frozen)
                 memory = await self._store(job, snapshot.id, frozen.moment)
             finally:
                 frozen.close()
@@ -301,6 +297,13 @@ class SnapshotKeeper:
         async with self._storing:
             return await self._store_memory(job, snapshot_id, moment)
 
+    def _store_firmware(self, snapshot_id: str, frozen: Frozen) -> None:
+        if frozen.uefi_vars:
+            folder = self._house.places.firmware
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with naming_disk_problems("storing the UEFI variables"):
+                write_durably(folder / f"{snapshot_id}.fd", frozen.uefi_vars)
+
     async def _store_memory(self, job: LiveJob, snapshot_id: str, moment: Moment) -> FrozenMemory:
         house = self._house
         base = await house.bases.find(moment.base)
@@ -329,7 +332,8 @@ class SnapshotKeeper:
         try:
             await self._house.journal.commit(DropSnapshot(snapshot_id))
             await asyncio.to_thread(self._house.memory.delete, snapshot_id)
-            await self.collect()
+            await delete_files(self._house, [snapshot])
+            await collect(self._house)
         except SeraiError as error:
             log.warning("an unfinished snapshot was not removed: %s", error.message)
 
@@ -374,23 +378,12 @@ class SnapshotKeeper:
 
     # -- collecting --------------------------------------------------------------------------------
 
-    async def collect(self) -> list[str]:
-        """Delete the layers that nothing stands on; return a sentence for each."""
-        shelf = self._house.shelf
-        tops = tops_of(self._guests(), shelf.snapshots.values())
-        gone = unneeded(shelf.layers, tops)
-        if not gone:
-            return []
-        await self._house.journal.commit(*map(DropLayer, sorted(gone)))
-        for layer in gone:
-            del shelf.layers[layer]
-            await asyncio.to_thread(self._house.layers.delete, layer)
-        return [f"the layer {layer} was not needed any more" for layer in sorted(gone)]
-
     async def merge_one(self) -> str:
         """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
         shelf = self._house.shelf
-        pairs = mergeable(shelf.layers, tops_of(self._guests(), shelf.snapshots.values()))
+        pairs = mergeable(
+            shelf.layers, tops_of(self._house.shelf.guests(), shelf.snapshots.values())
+        )
         if not pairs:
             return ""
         child, parent = (shelf.layers[each] for each in pairs[0])
@@ -417,17 +410,6 @@ class SnapshotKeeper:
             shelf.put(each)
         return (*map(PutSnapshot, moved), DropSnapshot(snapshot.id))
 
-    async def _delete_memory(self, snapshot: SnapshotRecord) -> None:
-        memory = snapshot.memory
-        if memory is None:
-            return
-        others = [each.memory for each in self._house.shelf.snapshots.values() if each.memory]
-        if memory.id not in {each.id for each in others}:
-            await asyncio.to_thread(self._house.memory.delete, memory.id)
-        if memory.base not in {each.base for each in others}:
-            self._house.shelf.bases.pop(memory.base, None)
-            await asyncio.to_thread(self._house.memory.delete_base, memory.base)
-
     # -- at the daemon's start ---------------------------------------------------------------------
 
     async def take_up(self, job: Job) -> str:
@@ -447,17 +429,19 @@ class SnapshotKeeper:
     async def tidy(self, published: Iterable[str]) -> list[str]:
         """Drop snapshots that did not become ready or lost their guest, and files of nobody."""
         shelf = self._house.shelf
-        known = {guest.id for guest in self._guests()} | set(published)
+        known = {guest.id for guest in self._house.shelf.guests()} | set(published)
         for snapshot in list(shelf.snapshots.values()):
             if snapshot.guest_id not in known:
                 await self.forget_owner(snapshot.guest_id)
         for snapshot in list(shelf.snapshots.values()):
             if snapshot.state is SnapshotState.CREATING:
                 await self._drop_unfinished(snapshot.id)
-        sentences = await self.collect()
+        sentences = await collect(self._house)
         await asyncio.to_thread(self._house.layers.sweep, set(shelf.layers))
-        memories = {each.memory.id for each in shelf.snapshots.values() if each.memory}
-        await asyncio.to_thread(self._house.memory.sweep, memories, set(shelf.bases))
+        memories = [each.memory for each in shelf.snapshots.values() if each.memory]
+        ids, bases = {each.id for each in memories}, {each.base for each in memories}
+        await asyncio.to_thread(self._house.memory.sweep, ids, bases)
+        shelf.bases = await asyncio.to_thread(self._house.memory.bases)
         return sentences
 
     def _event(self, kind: EventKind, driver: GuestDriver, snapshot: SnapshotRecord) -> Any:
