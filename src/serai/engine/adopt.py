@@ -83,6 +83,7 @@ async def _find_state(driver: GuestDriver, pid: int | None, *, decided: bool) ->
     process = None if pid is None else _attach(driver, pid)
     if process is not None:
         return await _adopt(driver, process)
+    driver.house.cgroups.remove(driver.record.id)
     if decided:
         forget_running(driver)
         driver.state = GuestState.STOPPED

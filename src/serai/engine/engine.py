@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -77,6 +78,7 @@ class Engine:
         self._drivers: dict[str, GuestDriver] = {}
         self._creating: set[GuestDriver] = set()
         self._damaged: set[str] = set()
+        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._images = ImageKeeper(house, (), self._digests_in_use)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -141,19 +143,15 @@ class Engine:
 
         Raises what refuses it; then nothing was changed.
         """
-        if key:
+        work = self._take_once(action, key) if key else self._take(action, "")
+        return await self._house.supervisor.shielded(work, name="submit")
+
+    async def _take_once(self, action: AnyAction, key: str) -> Job:
+        """Take an action on unless that was done with this key; of many at once one does it."""
+        lock = self._keys.setdefault(key, asyncio.Lock())
+        async with lock:
             known = await self._house.jobs.find_by_key(key, action)
-            if known is not None:
-                return known
-        try:
-            return await self._house.supervisor.shielded(self._take(action, key), name="submit")
-        except Conflict as error:
-            if error.code is not Code.IDEMPOTENCY_REUSED:
-                raise
-            known = await self._house.jobs.find_by_key(key, action)  # of two at once, the other won
-            if known is None:
-                raise
-            return known
+            return known if known is not None else await self._take(action, key)
 
     async def _take(self, action: AnyAction, key: str) -> Job:
         match action:

@@ -318,6 +318,7 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
 
 def _remove_folders(driver: GuestDriver) -> None:
     places, guest_id = driver.house.places, driver.record.id
+    driver.house.cgroups.remove(guest_id)
     for folder in (places.guests_run / guest_id, places.guests / guest_id):
         shutil.rmtree(folder, ignore_errors=True)
 
