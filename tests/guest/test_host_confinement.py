@@ -10,7 +10,7 @@ from serai.host.cgroup import ROOT, Cgroups, find_layout
 from serai.model.node import CgroupLayout
 from serai.units import MIB
 
-SHARE_CHARGED = 0.9 if find_layout() is CgroupLayout.V2 else 1.0
+SHARE_CHARGED = 0.9 if find_layout() is CgroupLayout.V2 else 0.99
 """On v2 QEMU is moved while it is being loaded; what it touched before is charged to the daemon."""
 
 
@@ -49,14 +49,14 @@ def test_memory_is_charged_to_the_guests_group(guest: Guest) -> None:
     pid = guest.info.pid
     for folder in folders:
         assert (folder / "cgroup.procs").read_text().split() == [str(pid)]
+    anonymous = int(fields_of(pid)["RssAnon"].split()[0]) * 1024
+    owed = memory_file(pid).st_blocks * 512 + anonymous
     usage = [
         int(path.read_text())
         for folder in folders
         for path in (folder / "memory.current", folder / "memory.usage_in_bytes")
         if path.exists()
     ]
-    anonymous = int(fields_of(pid)["RssAnon"].split()[0]) * 1024
-    owed = memory_file(pid).st_blocks * 512 + anonymous
     assert owed > 64 * MIB
     assert usage and usage[0] >= SHARE_CHARGED * owed
     guest.delete(force=True)

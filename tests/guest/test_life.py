@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,10 @@ import pytest
 from keeper import Daemon
 
 from serai import Guest, SeraiError
+from serai.client.blocking import Connection
+from serai.client.calls import Call
 from serai.errors import Code
+from serai.model.job import Job
 
 LIMIT = 20.0
 
@@ -262,3 +266,22 @@ def test_a_failed_start_says_why_and_leaves_it_stopped(
         kernel.with_name("away").rename(kernel)
     guest_defined.start()
     assert guest_defined.info.problem is None
+
+
+def test_of_many_with_one_key_one_does_it(daemon: Daemon) -> None:
+    """Also while the first is not durable yet: a client that repeats itself gets its own job."""
+    body = b'{"image": "tiny", "name": "web1", "memory": 100663296, "start": false}'
+    call: Call[Job] = Call(
+        method="POST", path="/v1/guests", kind=Job, body=body, headers={"Idempotency-Key": "k"}
+    )
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(Connection(daemon.socket).ask(call).id))
+        for _ in range(30)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 30
+    assert len(set(found)) == 1

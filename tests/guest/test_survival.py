@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from keeper import Daemon
@@ -29,6 +30,23 @@ def test_a_guest_outlives_a_killed_daemon(daemon: Daemon, guest: Guest) -> None:
     assert again.info.pid == pid
     assert again.info.state == "running"
     assert uptime(again) > before
+
+
+def control_groups(guest: Guest) -> list[Path]:
+    top = Path("/sys/fs/cgroup")
+    return [*top.glob(f"*/serai/{guest.id}"), *top.glob(f"serai/{guest.id}")]
+
+
+def test_no_control_group_is_left_of_a_guest_that_ended_alone(daemon: Daemon) -> None:
+    guests = [daemon.inn.launch("tiny", name=n, memory="96MiB", wait=False) for n in ("a", "b")]
+    for guest in guests:
+        if guest.name == "b":
+            daemon.kill()
+        os.kill(guest.info.pid, signal.SIGKILL)
+    daemon.start()
+    for guest in guests:
+        assert daemon.inn.guest(guest.name).info.state == "crashed"
+        assert control_groups(guest) == []
 
 
 def test_a_graceful_end_of_the_daemon_stops_no_guest(daemon: Daemon, guest: Guest) -> None:

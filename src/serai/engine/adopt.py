@@ -87,6 +87,7 @@ async def _find_state(driver: GuestDriver, pids: list[int], *, decided: bool) ->
     process = await _tell_apart(driver, pids)
     if process is not None:
         return await _adopt(driver, process)
+    driver.house.cgroups.remove(driver.record.id)
     if decided:
         forget_running(driver)
         driver.state = GuestState.STOPPED

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -87,8 +88,8 @@ class Engine:
         self._describe = describe
         self._drivers: dict[str, GuestDriver] = {}
         self._creating: set[GuestDriver] = set()
-        self._coming_keys: dict[str, asyncio.Task[Job]] = {}
         self._damaged: set[str] = set()
+        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = SnapshotKeeper(house, self._by_name)
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
@@ -164,19 +165,15 @@ class Engine:
 
         Raises what refuses it; then nothing was changed.
         """
-        if not key:
-            return await self._house.supervisor.shielded(self._take(action, ""), name="submit")
-        while (coming := self._coming_keys.get(key)) is not None:
-            await asyncio.wait({coming})  # the same was asked a moment ago, and is being stored
-        taking = self._house.supervisor.start(self._take_once(action, key), name="submit")
-        self._coming_keys[key] = taking
-        taking.add_done_callback(lambda _: self._coming_keys.pop(key, None))
-        await asyncio.wait({taking})
-        return taking.result()
+        work = self._take_once(action, key) if key else self._take(action, "")
+        return await self._house.supervisor.shielded(work, name="submit")
 
     async def _take_once(self, action: AnyAction, key: str) -> Job:
-        known = await self._house.jobs.find_by_key(key, action)
-        return await self._take(action, key) if known is None else known
+        """Take an action on unless that was done with this key; of many at once one does it."""
+        lock = self._keys.setdefault(key, asyncio.Lock())
+        async with lock:
+            known = await self._house.jobs.find_by_key(key, action)
+            return known if known is not None else await self._take(action, key)
 
     def _image_keeper(self, images: Iterable[Image]) -> ImageKeeper:
         async def forget_snapshot(name: str) -> None:

@@ -336,6 +336,7 @@ async def remove_guest(driver: GuestDriver) -> None:
 
 def _remove_folders(driver: GuestDriver) -> None:
     places, guest_id = driver.house.places, driver.record.id
+    driver.house.cgroups.remove(guest_id)
     for folder in (places.guests_run / guest_id, places.guests / guest_id):
         shutil.rmtree(folder, ignore_errors=True)
 
