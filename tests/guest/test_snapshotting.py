@@ -144,6 +144,9 @@ def test_file_systems_are_quiet_when_asked_for(disky: Guest) -> None:
     made = disky.snapshot("quiet", quiesce=True)
     assert made.info.quiesced
     assert disky.run("touch /still-writable").ok
+    assert made.fork(name="thawed").run("touch /writable").ok
+    disky.restore(made, force=True)
+    assert disky.run("touch /writable").ok
 
 
 def test_a_snapshot_outlives_daemon_and_process(daemon: Daemon, guest: Guest) -> None:

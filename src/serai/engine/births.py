@@ -110,9 +110,19 @@ async def be_born(
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
     await instance.go_on()
+    if moment.quiesced:
+        await thaw(driver, instance)
     if answering and not keep_identity:
         await _tell_who_it_is(driver, instance, old_mac)
     driver.happen(Happening.UP)
+
+
+async def thaw(driver: GuestDriver, instance: Instance) -> None:
+    """Let the file systems go on that were frozen for the moment that was taken up."""
+    try:
+        await instance.agent.thaw(timeout=BIRTH_TIMEOUT)
+    except SeraiError as error:
+        log.warning("the file systems of %s stay frozen: %s", driver.name, error.message)
 
 
 async def _tell_who_it_is(driver: GuestDriver, instance: Instance, old_mac: str) -> None:

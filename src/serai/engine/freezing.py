@@ -53,13 +53,15 @@ class Moment:
     """A running guest's memory at one moment: what any number of QEMUs can take up.
 
     ``base`` names the frozen memory, ``state_fd`` is the stream of devices, ``pages_fd`` the pages
-    that differ from the base (None: none do). ``machine`` is what ran.
+    that differ from the base (None: none do). ``machine`` is what ran. ``quiesced``: its file systems
+    are frozen in it, and its agent has to thaw them first.
     """
 
     base: str
     machine: Machine
     state_fd: int
     pages_fd: int | None
+    quiesced: bool = False
 
     def close(self) -> None:
         """Let go of the descriptors; the base stays."""
@@ -114,6 +116,8 @@ async def freeze(
         if heads.volumes or also is not nothing_else:
             await _store(driver, heads, also(frozen))
         moment = await _freeze_running(driver, switched, memory=memory, quiesce=quiesce)
+        if moment is not None:
+            moment = dataclasses.replace(moment, quiesced=quiesce)
     except BaseException:
         if not switched.done:
             await _take_back(driver, record, heads)

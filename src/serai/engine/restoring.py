@@ -11,7 +11,7 @@ import logging
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import make_files, take_up
+from serai.engine.births import make_files, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
@@ -65,7 +65,8 @@ async def restore(
         )
     )
     await job.enter("start")
-    await _go_on(driver, upcoming, was_on=was_on)
+    quiesced = loaded.moment is not None and loaded.moment.quiesced
+    await _go_on(driver, upcoming, was_on=was_on, quiesced=quiesced)
     await asyncio.to_thread(_drop_heads, driver, before.volumes)
     driver.tell(EventKind.GUEST_RESTORED, snapshot=snapshot.name)
     await job.finish(PutGuest(driver.record), message=f"{driver.name} is at {snapshot.name}")
@@ -127,7 +128,9 @@ async def _end_present(driver: GuestDriver) -> None:
     driver.happen(Happening.GONE)
 
 
-async def _go_on(driver: GuestDriver, upcoming: Instance | None, *, was_on: bool) -> None:
+async def _go_on(
+    driver: GuestDriver, upcoming: Instance | None, *, was_on: bool, quiesced: bool
+) -> None:
     """Let the guest run as it was, or start it from its disks where it ran before."""
     if upcoming is None:
         if was_on:
@@ -139,6 +142,8 @@ async def _go_on(driver: GuestDriver, upcoming: Instance | None, *, was_on: bool
     attach(driver, upcoming)
     await upcoming.go_on()
     driver.happen(Happening.UP)
+    if quiesced:
+        await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:
         await _set_clock(driver, upcoming)
 

@@ -319,6 +319,7 @@ class SnapshotKeeper:
             machine=moment.machine,
             qemu_version=house.capabilities.qemu_version,
             accel=house.capabilities.accel,
+            processor=house.capabilities.processor,
             size=moment.machine.memory,
             stored=own,
         )
@@ -350,7 +351,11 @@ class SnapshotKeeper:
             await self._house.bases.find(memory.base)
             pages_fd, state_fd = await self._house.memory.load(memory.id)
             moment = Moment(
-                base=memory.base, machine=memory.machine, state_fd=state_fd, pages_fd=pages_fd
+                base=memory.base,
+                machine=memory.machine,
+                state_fd=state_fd,
+                pages_fd=pages_fd,
+                quiesced=snapshot.quiesced,
             )
         layers = tuple(shelf.layers[each.layer] for each in snapshot.volumes if each.layer)
         return Frozen(record=snapshot.guest, volumes=snapshot.volumes, layers=layers, moment=moment)

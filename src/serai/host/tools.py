@@ -129,8 +129,18 @@ async def _find(qemu: str, settings: Settings) -> Capabilities:
         privileged=os.geteuid() == 0,
         cpus=len(os.sched_getaffinity(0)),
         memory=total_memory(),
+        processor=_processor(),
         notes=_notes(),
     )
+
+
+def _processor() -> str:
+    """Return the model of the processor, which guests see under KVM; "" where it has no name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() == "model name":
+            return value.strip()
+    return ""
 
 
 def _notes() -> tuple[str, ...]:

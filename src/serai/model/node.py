@@ -39,6 +39,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     privileged: bool = False
     cpus: int = 1
     memory: int = 0
+    processor: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from serai.errors import Busy, Code, Conflict, Invalid
-from serai.model.guest import ExitReason, GuestRecord, Volume
+from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
 from serai.model.node import Capabilities
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, Snapshot, SnapshotRecord
 from serai.plan.layers import tops_of, users_of
@@ -138,6 +138,8 @@ def _unfit(memory: FrozenMemory, capabilities: Capabilities) -> str:
         return f"it ran under {memory.accel}, and here guests run under {capabilities.accel}"
     if memory.qemu_version != capabilities.qemu_version:
         return f"it ran under QEMU {memory.qemu_version}, and here is {capabilities.qemu_version}"
+    if memory.accel is Accel.KVM and memory.processor != capabilities.processor:
+        return f"it ran on {memory.processor}, and here is {capabilities.processor}"
     return ""
 
 
