@@ -121,6 +121,19 @@ def test_deleting_is_free_of_harm_in_any_order(daemon: Daemon, disky: Guest) -> 
     assert sums(reach(daemon, "kept")) == seen["b"]
 
 
+def test_a_guest_with_uefi_is_forked_and_put_back(daemon: Daemon) -> None:
+    guest = daemon.inn.launch("tiny", name="modern", firmware="uefi")
+    guest.run("touch /mark")
+    grandchild = guest.fork(name="child").fork(name="grandchild")
+    assert has(grandchild, "/mark")
+    grandchild.snapshot("s")
+    grandchild.run("rm /mark")
+    grandchild.restore("s", force=True)
+    assert has(grandchild, "/mark")
+    grandchild.restart(force=True)
+    assert not has(reach(daemon, "grandchild"), "/mark")
+
+
 def test_a_stopped_guest_is_saved_and_put_back(daemon: Daemon, disky: Guest) -> None:
     put(disky, "a", 0)
     before = sums(disky)

@@ -68,6 +68,7 @@ async def restore(
     quiesced = loaded.moment is not None and loaded.moment.quiesced
     await _go_on(driver, upcoming, was_on=was_on, quiesced=quiesced)
     await asyncio.to_thread(_drop_heads, driver, before.volumes)
+    await asyncio.to_thread(_drop_firmware_aside, driver)
     driver.tell(EventKind.GUEST_RESTORED, snapshot=snapshot.name)
     await job.finish(PutGuest(driver.record), message=f"{driver.name} is at {snapshot.name}")
 
@@ -105,6 +106,10 @@ def _take_firmware_back(driver: GuestDriver) -> None:
     folder = driver.house.places.guests / driver.record.id
     with contextlib.suppress(FileNotFoundError):
         (folder / FIRMWARE_ASIDE).rename(folder / UEFI_VARS_NAME)
+
+
+def _drop_firmware_aside(driver: GuestDriver) -> None:
+    (driver.house.places.guests / driver.record.id / FIRMWARE_ASIDE).unlink(missing_ok=True)
 
 
 async def _give_up(driver: GuestDriver, before: GuestRecord, upcoming: Instance | None) -> None:

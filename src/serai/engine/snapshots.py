@@ -358,7 +358,14 @@ class SnapshotKeeper:
                 quiesced=snapshot.quiesced,
             )
         layers = tuple(shelf.layers[each.layer] for each in snapshot.volumes if each.layer)
-        return Frozen(record=snapshot.guest, volumes=snapshot.volumes, layers=layers, moment=moment)
+        firmware = self._house.places.firmware / f"{snapshot.id}.fd"
+        return Frozen(
+            record=snapshot.guest,
+            volumes=snapshot.volumes,
+            layers=layers,
+            moment=moment,
+            uefi_vars=firmware.read_bytes() if firmware.exists() else b"",
+        )
 
     async def _restore(self, job: LiveJob, driver: GuestDriver, snapshot: SnapshotRecord) -> None:
         await job.enter("prepare")
@@ -447,6 +454,9 @@ class SnapshotKeeper:
         ids, bases = {each.id for each in memories}, {each.base for each in memories}
         await asyncio.to_thread(self._house.memory.sweep, ids, bases)
         shelf.bases = await asyncio.to_thread(self._house.memory.bases)
+        for path in self._house.places.firmware.glob("*.fd"):
+            if path.stem not in shelf.snapshots:
+                path.unlink()
         return sentences
 
     def _event(self, kind: EventKind, driver: GuestDriver, snapshot: SnapshotRecord) -> Any:
