@@ -15,6 +15,8 @@ from tiny import CACHE, ROOT, copy_state
 
 MADE_FROM = ("disk/build_debian.py", "disk/boot_disk.py", "disk/recipes/debian/*")
 
+HOST_LISTS = Path("/var/lib/apt/lists")
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -37,7 +39,10 @@ def _build(folder: Path) -> None:
     daemon = Daemon(home)
     daemon.start()
     try:
+        before = {path.name for path in HOST_LISTS.iterdir()}
         daemon.inn.build_image("debian")
+        left = {path.name for path in HOST_LISTS.iterdir()}
+        assert before <= left, "the build has emptied the host's own package lists"
         daemon.stop()
         for path in CACHE.glob("debian-????????????????"):
             shutil.rmtree(path)

@@ -9,6 +9,7 @@ differs between two builds is what packages' own scripts leave behind, if they d
 """
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from serai.disk.images import NewImage
 from serai.disk.packages import ensure_lists
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure, Invalid
-from serai.host.process import run
+from serai.host.process import find_program, run
 from serai.model.image import DiskFormat, Expect, ImageKind
 from serai.units import GIB, MIB, shorten
 
@@ -51,6 +52,8 @@ async def build_debian(
     """
     suite = suite or _host_suite()
     _check_names(suite, include)
+    if os.geteuid() != 0:
+        find_program("newuidmap")  # mmdebstrap's own words for this tell nobody what to do
     await ensure_lists()
     ids = _ids(suite, include)
     with as_file(files("serai.disk") / "recipes" / "debian") as recipe:
@@ -129,7 +132,8 @@ async def _bootstrap(
         "TMPDIR": str(scratch),
     }
     argv = [
-        "mmdebstrap", "--variant=minbase", "--format=null", "--skip=output/dev",
+        *_as_root(),
+        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=null", "--skip=output/dev,cleanup",
         f"--include={','.join((*PACKAGES, *include))}",
         '--aptopt=APT::Install-Recommends "false"',
         '--dpkgopt=path-exclude=/usr/share/man/*',
@@ -152,6 +156,19 @@ async def _bootstrap(
             hint="Look at apt's sources and the names of packages and release; serai doctor",
             details=error.details,
         ) from error
+
+
+def _as_root() -> list[str]:
+    """Return the words that make an ordinary user root of a namespace of its own; none for root.
+
+    mmdebstrap can do that itself, but then its root is not us, and may not enter our folders.
+    """
+    if os.geteuid() == 0:
+        return []
+    return [
+        "unshare", "--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--kill-child",
+        "--mount-proc", "--",
+    ]  # fmt: skip
 
 
 class _Watch:

@@ -42,6 +42,7 @@ PACKAGES = (
     Package("xz-utils", "xz", "unpacks images"),
     Package("bzip2", "bzip2", "unpacks images"),
     Package("mmdebstrap", "mmdebstrap", "builds the debian image"),
+    Package("uidmap", "newuidmap", "lets an ordinary user build the debian image"),
     Package("e2fsprogs", "mke2fs", "makes the debian image's file system"),
     Package("dosfstools", "mkfs.vfat", "makes the debian image's EFI partition"),
     Package("mtools", "mcopy", "fills the debian image's EFI partition"),
