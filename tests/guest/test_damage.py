@@ -44,7 +44,7 @@ def test_running_guests_are_kept_whatever_stands_beside_them(daemon: Daemon) -> 
         assert guest.stop(force=True).info.state == "stopped"
     with pytest.raises(SeraiError) as caught:
         daemon.inn.guest("both").start()
-    assert caught.value.code == "guest-start-failed"
+    assert caught.value.code == "file-failed"
     beside["folder"].rmdir()
 
 
