@@ -1,7 +1,7 @@
 """Measure everything that is promised about speed and write ``docs/benchmarks.md``.
 
 ``python -m bench``        all of it (some minutes), and the page
-``python -m bench NAME …`` only these measurements, and no page: one many launch api list cost adopt
+``python -m bench NAME …`` only these measurements, and no page; a wrong name shows them
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import adopting, asking, starting
+from bench import adopting, asking, forking, snapshots, starting
 from bench.figures import Row, table
 from bench.host import describe, free_memory, warm_up
 from bench.scene import Scene, open_scene
@@ -58,6 +58,12 @@ MEASUREMENTS: dict[str, Callable[[Scene], Awaitable[list[Row]]]] = {
     "one": _one,
     "many": starting.measure_many,
     "launch": starting.measure_launch,
+    "fork": forking.measure_forks,
+    "rate": forking.measure_rate,
+    "alive": forking.measure_alive,
+    "pause": snapshots.measure_pauses,
+    "durable": snapshots.measure_durable,
+    "listing": snapshots.measure_listing,
     "api": _api,
     "list": _list,
     "cost": _cost,
@@ -80,7 +86,7 @@ def main() -> int:
     """Measure; exit code 0 whether or not every limit is kept: the page says which are not."""
     wanted = sys.argv[1:]
     if unknown := set(wanted) - MEASUREMENTS.keys():
-        sys.exit(f"bench: no such measurement: {', '.join(sorted(unknown))}")
+        sys.exit(f"bench: {', '.join(sorted(unknown))} is none of: {' '.join(MEASUREMENTS)}")
     warm_up(min(WARM, free_memory() // 2))
     with open_scene() as scene:
         rows = asyncio.run(_measure(scene, wanted or list(MEASUREMENTS)))

@@ -20,6 +20,9 @@ from serai.model.machine import Machine
 from serai.qemu.commandline import build_argv
 
 SOCKETS = ("qmp", "agent", "console")
+UNLIMITED = 1 << 50
+POLL = 0.001
+AGENT_POLL = 0.1
 
 
 def read_machine(running: Path) -> Machine:
@@ -33,13 +36,28 @@ def another(machine: Machine) -> Machine:
 
 
 class BareGuest:
-    """One QEMU without drives (the tiny image has none)."""
+    """One QEMU without drives (the tiny image has none).
 
-    def __init__(self, machine: Machine, qemu: str, folder: Path) -> None:
+    ``memory`` is an open RAM file (-1: it gets a new one); with ``machine.ram_private`` it maps that
+    privately and waits for a state. ``state`` is the file that its devices are saved to or loaded from.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        qemu: str,
+        folder: Path,
+        *,
+        memory: int = -1,
+        state: Path | None = None,
+    ) -> None:
         self._machine = machine
+        self._memory = memory
+        self._state = state
         self._qemu = qemu
         self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
+        self._socket: socket.socket
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,14 +74,17 @@ class BareGuest:
                 stdout=fds["log"],
                 stderr=fds["log"],
             )
-        self._reader, self._writer = await asyncio.open_unix_connection(self._folder / "qmp.sock")
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(str(self._folder / "qmp.sock"))
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         await self._reader.readline()
         await self._ask("qmp_capabilities")
 
     def _open(self, stack: ExitStack) -> dict[str, int]:
         machine = self._machine
-        fds = {"memory": os.memfd_create("memory")}
-        os.truncate(fds["memory"], machine.memory)
+        fds = {"memory": os.dup(self._memory) if self._memory >= 0 else os.memfd_create("memory")}
+        if self._memory < 0:
+            os.truncate(fds["memory"], machine.memory)
         for name in SOCKETS:
             listener = socket.socket(socket.AF_UNIX)
             path = self._folder / f"{name}.sock"
@@ -79,17 +100,75 @@ class BareGuest:
             stack.callback(os.close, fd)
         return fds
 
-    async def _ask(self, command: str) -> Any:
-        self._writer.write(json.dumps({"execute": command}).encode())
+    async def _ask(self, command: str, **arguments: object) -> Any:
+        request = {"execute": command, "arguments": arguments}
+        self._writer.write(json.dumps(request).encode())
         while "return" not in (answer := json.loads(await self._reader.readline())):
-            pass
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']}")
         return answer["return"]
+
+    def keep_memory(self) -> int:
+        """Open the RAM file of the running QEMU; its caller closes it."""
+        assert self._process is not None
+        return os.open(f"/proc/{self._process.pid}/map_files/{self._mapping()}", os.O_RDWR)
+
+    def _mapping(self) -> str:
+        assert self._process is not None
+        maps = Path(f"/proc/{self._process.pid}/maps").read_text()
+        return next(line.split()[0] for line in maps.splitlines() if "memfd:memory" in line)
+
+    async def freeze(self) -> None:
+        """Hold it, and save its devices: its memory stays in the RAM file."""
+        await self._ask("stop")
+        await self._skip_shared()
+        await self._migrate("migrate")
+
+    async def save(self) -> None:
+        """Hold it, and save all of it, as stop-and-save does."""
+        await self._ask("stop")
+        await self._ask("migrate-set-parameters", **{"max-bandwidth": UNLIMITED})
+        await self._migrate("migrate")
+
+    async def take_up(self) -> None:
+        """Load what was saved, and let it run."""
+        await self._skip_shared()
+        await self._migrate("migrate-incoming")
+        await self._ask("cont")
+
+    async def _skip_shared(self) -> None:
+        wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        await self._ask("migrate-set-capabilities", capabilities=wanted)
+
+    async def _migrate(self, command: str) -> None:
+        assert self._state is not None
+        fd = os.open(self._state, os.O_RDWR | os.O_CREAT)
+        socket.send_fds(self._socket, [b'{"execute":"getfd","arguments":{"fdname":"state"}}'], [fd])
+        os.close(fd)
+        await self._reader.readline()
+        await self._ask(command, uri="fd:state")
+        while (await self._ask("query-migrate")).get("status") != "completed":
+            await asyncio.sleep(POLL)
 
     async def wait_agent(self) -> None:
         """Wait until the agent inside has answered a ping, which waits in its channel till then."""
         reader, writer = await asyncio.open_unix_connection(self._folder / "agent.sock")
         writer.write(b'{"execute":"guest-ping"}\n')
         await reader.readline()
+        writer.close()
+
+    async def execute(self, script: str) -> None:
+        """Run a script inside, and wait for its end."""
+        reader, writer = await asyncio.open_unix_connection(self._folder / "agent.sock")
+
+        async def ask(command: str, **arguments: object) -> Any:
+            writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+            return json.loads(await reader.readline())["return"]
+
+        await ask("guest-ping")
+        begun = await ask("guest-exec", path="/bin/sh", arg=["-c", script])
+        while not (await ask("guest-exec-status", pid=begun["pid"]))["exited"]:
+            await asyncio.sleep(AGENT_POLL)
         writer.close()
 
     async def quit(self) -> None:

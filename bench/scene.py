@@ -1,6 +1,7 @@
 """What is measured: a real daemon with the tiny image, bare QEMU beside it, libvirt where it is."""
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -32,19 +33,32 @@ class Scene:
     no_libvirt: str
 
     @asynccontextmanager
-    async def bare(self, name: str) -> AsyncIterator[BareGuest]:
-        """A bare guest, not started yet; gone at the end of the block."""
-        guest = BareGuest(another(self.machine), self.qemu, self.folder / "bare" / name)
+    async def bare(
+        self, name: str, *, memory: int = 0, share: int = -1, state: Path | None = None
+    ) -> AsyncIterator[BareGuest]:
+        """A bare guest, not started yet; gone at the end of the block.
+
+        With ``share``, a RAM file, it maps that privately and waits for ``state``.
+        """
+        machine = dataclasses.replace(
+            another(self.machine), memory=memory or MEMORY, ram_private=share >= 0
+        )
+        folder = self.folder / "bare" / name
+        guest = BareGuest(machine, self.qemu, folder, memory=share, state=state)
         try:
             yield guest
         finally:
             guest.kill()
 
     async def post(self, path: str, body: dict[str, object] | None = None) -> Any:
-        """POST to the daemon and return the answer; a new connection, and no library."""
-        text = json.dumps(body or {}).encode()
+        """POST to the daemon and return the answer."""
+        return await self._ask("POST", path, body)
+
+    async def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> Any:
+        """Ask the daemon: a new connection each time, and no library."""
+        text = json.dumps(body or {}).encode() if method == "POST" else b""
         reader, writer = await asyncio.open_unix_connection(self.daemon.socket)
-        head = f"POST {path} HTTP/1.1\r\nhost: serai\r\ncontent-length: {len(text)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: serai\r\ncontent-length: {len(text)}\r\n"
         writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + text)
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0])
@@ -53,6 +67,10 @@ class Scene:
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(f"{path}: {content}")
         return content
+
+    async def delete(self, guest: str) -> None:
+        """Throw a guest away; returns when it is gone for good."""
+        await self._ask("DELETE", f"/v1/guests/{guest}?wait=60&force=true")
 
     async def start(self, guest: str) -> None:
         """Start a guest; returns when its QEMU answers and that is durable."""
@@ -67,9 +85,9 @@ class Scene:
         spec = {"image": "tiny", "name": guest, "memory": MEMORY, "start": False}
         await self.post("/v1/guests?wait=60", spec)
 
-    async def launch(self, guest: str, *, wait_agent: bool = True) -> None:
+    async def launch(self, guest: str, *, wait_agent: bool = True, **spec: object) -> None:
         """Define and start a guest, and wait for its agent."""
-        spec = {"image": "tiny", "name": guest, "memory": MEMORY, "wait_agent": wait_agent}
+        spec = {"image": "tiny", "name": guest, "memory": MEMORY, "wait_agent": wait_agent, **spec}
         await self.post("/v1/guests?wait=120", spec)
 
 
