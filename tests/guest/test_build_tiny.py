@@ -47,8 +47,8 @@ def test_its_tools_are_there(guest: Guest) -> None:
 @pytest.mark.timeout(240)
 async def test_the_same_packages_give_the_same_bytes(tmp_path: Path) -> None:
     found = []
-    for number in range(2):
-        scratch = tmp_path / str(number)
+    for name in ("plain", "odd ü'% x:y"):
+        scratch = tmp_path / name
         scratch.mkdir()
         built = await build_tiny(scratch, no_progress)
         assert built.kernel is not None

@@ -113,14 +113,22 @@ def _check_size(kernel: Path, initrd: Path) -> None:
 
 
 async def _libraries(tree: Path) -> list[str]:
-    """Return the libraries that the agent needs, relative to the tree, as its own loader says."""
-    path = ":".join(str(tree / folder) for folder in LIBRARY_FOLDERS)
+    """Return the libraries that the agent needs, relative to the tree, as its own loader says.
+
+    The loader works in the tree, so that no character in the tree's own path means anything to it.
+    Raises HostFailure ``build-failed`` when the tree does not have them all.
+    """
     done = await run(
-        [str(tree / LOADER), "--library-path", path, "--list", str(tree / AGENT)], timeout=20.0
+        [str(tree / LOADER), "--library-path", ":".join(LIBRARY_FOLDERS), "--list", AGENT],
+        cwd=tree,
+        timeout=20.0,
+        ok=(0, 127),
     )
-    found = re.findall(r"=> (\S+)", done.stdout.decode(errors="replace"))
-    inside = [Path(each) for each in found if each.startswith(str(tree))]
-    return [str(each.relative_to(tree)) for each in inside]
+    told = done.stdout.decode(errors="replace")
+    found = re.findall(r"^\s*[^/\s]+ => (\S+)", told, re.M)
+    if done.code or not found or any(not (tree / each).is_file() for each in found):
+        raise HostFailure(Code.BUILD_FAILED, f"libraries of the agent are missing: {told.strip()}")
+    return found
 
 
 def _entries(tree: Path, libraries: Sequence[str]) -> list[Entry]:
