@@ -184,7 +184,8 @@ async def test_the_console_is_written_and_read_and_logged(
         writer.write(b"echo $((6 * 7))!\n")
         await reader.readuntil(b"42!")
     writer.close()
-    assert "42!" in shared_host.serial_log()
+    # QEMU writes the log after it has written to whoever reads the console.
+    await wait_until("the log", lambda: "42!" in shared_host.serial_log(), timeout=SOON, every=0.01)
 
 
 async def test_a_shortened_log_has_no_hole(inside: Instance, shared_host: Host) -> None:
