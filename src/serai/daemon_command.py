@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -72,7 +72,7 @@ def start(form: str) -> None:
     places = current_places()
     was_there = holder_of(places) is not None
     if not was_there:
-        was_there = not _spawn(places)
+        was_there = not start_daemon(places, os.environ)
     status = connection().ask(calls.show_system())
     if form == "json":
         print_json(status)
@@ -82,15 +82,18 @@ def start(form: str) -> None:
         say(f"note: {status.problem}; see: serai doctor")
 
 
-def _spawn(places: Places) -> bool:
-    """Start a daemon and wait until it answers; False when another one was faster."""
+def start_daemon(places: Places, environ: Mapping[str, str]) -> bool:
+    """Start a daemon and wait until it answers; False when another one was faster.
+
+    ``environ`` must lead to ``places``. Raises HostFailure (``daemon-start-failed``).
+    """
     places.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     reading, writing = os.pipe()
     argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
     try:
         with open(places.log, "ab") as log:
             begun_at = log.tell()
-            pid = start_detached(argv, env=os.environ, pass_fds=(writing,), output_to=log.fileno())
+            pid = start_detached(argv, env=environ, pass_fds=(writing,), output_to=log.fileno())
     finally:
         os.close(writing)
     with _child(pid) as child:
@@ -154,7 +157,7 @@ def stop(form: str) -> None:
     pid = holder_of(places)
     message = "no daemon runs"
     if pid is not None:
-        _end(places, pid)
+        end_daemon(places, pid)
         running = f"; {_guests(status.running)} on" if status and status.running else ""
         message = f"the daemon is stopped{running}"
     if form == "json":
@@ -185,8 +188,8 @@ def holder_of(places: Places) -> int | None:
     return None
 
 
-def _end(places: Places, pid: int) -> None:
-    """End the daemon and wait until it is gone.
+def end_daemon(places: Places, pid: int) -> None:
+    """End the daemon and wait until it is gone; guests run on.
 
     The lock is looked at once more when the process is held by a descriptor: its number can't be
     another's by then.

@@ -21,7 +21,11 @@ STOREYS: tuple[set[str], ...] = (
     {"units"},
     {"errors"},
 )
-OUTSIDE = {"cli": {"client", "model", "errors", "units", "settings"}}
+OUTSIDE = {
+    "cli": {"client", "model", "errors", "units", "settings"},
+    "testing": {"client", "model", "errors", "units", "settings"},
+    "pytest_plugin": {"testing", "errors"},
+}
 ROOT_MODULE = {room: {"client", "errors", "model", "settings"} for room in ("serai", "aio")}
 
 DOORS = {
@@ -40,6 +44,7 @@ DOORS = {
         "serai.doctor_command": "a command of its own beside what it asks",
     },
     "rich": {"serai.cli": "drawing"},
+    "pytest": {"serai.pytest_plugin": "no dependency of a running serai"},
 }
 """Outside thing → modules or rooms that may import it, and why."""
 
