@@ -28,7 +28,7 @@ def start(daemon: Daemon, *words: str, **more: object) -> "subprocess.Popen[byte
     return subprocess.Popen(argv, env=daemon.environ, **more)  # type: ignore[call-overload,no-any-return]
 
 
-def test_the_example_of_the_readme(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_example(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERAI_HOME", str(daemon.home))
     with serai.connect() as inn:
         guest = inn.launch("tiny", name="web1", memory="256MiB")

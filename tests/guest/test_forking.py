@@ -44,7 +44,7 @@ def reach(daemon: Daemon, name: str) -> Guest:
     return guest
 
 
-def test_the_example_of_the_readme(daemon: Daemon) -> None:
+def test_ten_forks_of_a_fresh_guest(daemon: Daemon) -> None:
     with daemon.inn.launch("tiny") as guest:
         guest.run("touch /ready")
         for fork in guest.fork(10):
@@ -64,6 +64,14 @@ def test_a_fork_goes_on_where_its_source_was(guest: Guest) -> None:
         int(fork.run("wc -c < /busy; sleep 0.3; wc -c < /busy").stdout.split()[-1]) > seen
     )  # runs on
     assert guest.run("pidof sh").ok
+
+
+def test_cpus_that_were_plugged_in_are_forked_too(daemon: Daemon, guest: Guest) -> None:
+    guest.set(cpus=2)
+    assert guest.fork(name="web2").run("nproc").stdout.strip() == "2"
+    daemon.kill()
+    daemon.start()
+    assert daemon.inn.guest("web1").fork(name="web3").run("nproc").stdout.strip() == "2"
 
 
 def test_neither_sees_what_the_other_writes(guest: Guest) -> None:

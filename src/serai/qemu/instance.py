@@ -5,6 +5,7 @@ How it begins and ends is in ``life``. Not for: deciding anything about the gues
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -77,15 +78,15 @@ class Instance(Life):
         return await commands.query_balloon(await self._connected(timeout), timeout)
 
     async def plug_cpus(self, count: int, timeout: float = TIMEOUT) -> None:
-        """Plug CPUs in until there are ``count``; those that are there stay.
+        """Plug CPUs in until there are ``count``; those that are there stay. ``machine`` counts them.
 
         The guest may still have to bring them up (``Agent.online_cpus``).
         """
         monitor = await self._connected(timeout)
-        slots = await commands.query_cpu_slots(monitor, timeout)
-        empty = [slot for slot in slots if slot.qom_path is None]
-        for slot in empty[: max(0, count - (len(slots) - len(empty)))]:
+        empty = await self._count_cpus(timeout)
+        for slot in empty[: max(0, count - self.machine.cpus)]:
             await commands.plug_cpu(monitor, slot, timeout)
+            self.machine = dataclasses.replace(self.machine, cpus=self.machine.cpus + 1)
 
     # -- disks -------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from serai.qemu import commands
 from serai.qemu.agent import Agent
 from serai.qemu.agent_wire import Port
 from serai.qemu.commandline import build_argv
+from serai.qemu.commands import CpuSlot
 from serai.qemu.events import (
     EventQueue,
     InstanceEvent,
@@ -150,8 +151,16 @@ class Life:
         instance = cls(machine, process, started_at, run_dir, state_dir)
         with contextlib.suppress(SeraiError):
             await instance._connected(timeout)
+            await instance._count_cpus(timeout)
         instance._tasks.start(instance._watch_exit(), name="exit")
         return instance
+
+    async def _count_cpus(self, timeout: float) -> list[CpuSlot]:
+        """Let ``machine`` say how many CPUs there are, plugged in ones too; return the free slots."""
+        slots = await commands.query_cpu_slots(await self._connected(timeout), timeout)
+        empty = [slot for slot in slots if slot.qom_path is None]
+        self.machine = dataclasses.replace(self.machine, cpus=len(slots) - len(empty))
+        return empty
 
     async def _greet(self, timeout: float) -> None:
         """Wait for the monitor's first answer, or for the process's early end."""
