@@ -129,7 +129,7 @@ class Engine:
         """Return how the daemon is."""
         shown = self._shown()
         running = sum(each.state in ON_STATES for each in shown)
-        return self._describe(len(shown), running, len(self._drivers) - len(shown))
+        return self._describe(len(shown), running, self._forker.pool.count)
 
     def log_path(self, guest: str) -> Path:
         """Return the serial log of a guest, running or not."""

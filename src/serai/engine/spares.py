@@ -42,6 +42,8 @@ LEAST_LEFT = 10
 HOST_NAME = "/proc/sys/kernel/hostname"
 HOST_NAME_FILE = "/etc/hostname"
 LARGEST_NAME_FILE = 256
+NAMING_LIMIT = 2.0
+"""One that does not answer by then is slower than a new one."""
 
 Adopt = Callable[[GuestRecord], GuestDriver]
 
@@ -83,6 +85,11 @@ class SparePool:
         self._task: asyncio.Task[None] | None = None
 
     # -- taking ------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """How many are ready."""
+        return len(self._ready)
 
     def take(self, snapshot: str, count: int) -> list[Spare]:
         """Take up to ``count`` spares of a snapshot, and remember that so many were asked for."""
@@ -223,11 +230,15 @@ async def _ready_to_be_named(driver: GuestDriver, snapshot: str) -> Spare:
 
 
 async def name_spare(spare: Spare, name: str) -> None:
-    """Tell the guest inside what it is called; in its own task. Raises what the agent raises."""
+    """Tell the guest inside what it is called; in its own task.
+
+    Raises TimeoutError, or what the agent raises.
+    """
     instance = spare.driver.instance
     if instance is None:
         raise Conflict(Code.GUEST_STATE, "the spare has ended")
     line = f"{name}\n".encode()
-    await instance.agent.write_opened(spare.handle, line)
-    if spare.has_name_file:
-        await instance.agent.write_opened(await instance.agent.open_file(HOST_NAME_FILE), line)
+    async with asyncio.timeout(NAMING_LIMIT):
+        await instance.agent.write_opened(spare.handle, line)
+        if spare.has_name_file:
+            await instance.agent.write_opened(await instance.agent.open_file(HOST_NAME_FILE), line)
