@@ -420,7 +420,7 @@ class Engine:
         return used | {each.image_digest for each in house.shelf.layers.values()}
 
     def _digests_named(self) -> set[str]:
-        return self._digests_in_use() | {each.digest for each in self._images.all()}
+        return (self._digests_in_use() | {each.digest for each in self._images.all()}) - {""}
 
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
