@@ -41,6 +41,12 @@ MACHINE = Machine(
 )  # fmt: skip
 
 
+def memory_over(memory: str, base: str) -> FrozenMemory:
+    return FrozenMemory(
+        id=memory, base=base, machine=MACHINE, qemu_version="7.2", accel=Accel.TCG, size=SIZE
+    )
+
+
 class Peer:
     """A house with a guest that has two snapshots: of ``one``, and of ``two`` with memory."""
 
@@ -60,14 +66,7 @@ class Peer:
             layers.append(Layer(id=name, parent=parent, virtual_size=8 * MIB, created_at=0.0))
         await self.house.memory.store_base("base", a_ram({0: page("a")}), SIZE, STATE)
         await self.house.memory.store("memory", "base", a_page_set({5: page("x")}), STATE)
-        memory = FrozenMemory(
-            id="memory",
-            base="base",
-            machine=MACHINE,
-            qemu_version="7.2",
-            accel=Accel.TCG,
-            size=SIZE,
-        )
+        memory = memory_over("memory", "base")
         snapshots = [
             a_snapshot(number, state=SnapshotState.READY, memory=memory if layer == "two" else None,
                        volumes=(FrozenVolume(name="root", layer=layer, size=8 * MIB),))
@@ -127,20 +126,18 @@ def flip(path: Path, where: int = -300) -> None:
 
 
 def meanwhile(
-    monkeypatch: pytest.MonkeyPatch, folder: object, method: str, do: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch, folder: object, each: str, do: Callable[[], None]
 ) -> list[str]:
-    """Have something done at the moment when a method has ended for the first time."""
-    real, calls = getattr(folder, method), list[str]()
+    """Have something done when ``each`` is about to be read for the first time; list what is read."""
+    real, calls = folder.verify, list[str]()  # type: ignore[attr-defined]
 
-    async def wrapped(thing: Any, **options: Any) -> None:
-        try:
-            await real(thing, **options)
-        finally:
-            calls.append(str(getattr(thing, "id", thing)))
-            if len(calls) == 1:
-                do()
+    async def verify(thing: Any, **options: Any) -> None:
+        calls.append(str(getattr(thing, "id", thing)))
+        if calls.count(each) == 1 and calls[-1] == each:
+            do()
+        await real(thing, **options)
 
-    monkeypatch.setattr(folder, method, wrapped)
+    monkeypatch.setattr(folder, "verify", verify)
     return calls
 
 
@@ -243,9 +240,9 @@ async def test_what_is_deleted_under_the_check_is_no_finding(
             peer.house.memory.delete(each)
         peer.house.layers.delete("two")
 
-    calls = meanwhile(monkeypatch, peer.house.layers, "verify", go)
+    calls = meanwhile(monkeypatch, peer.house.layers, "two", go)
     report = await peer.check(repair=True)
-    assert (report.findings, calls) == ((), ["one"])
+    assert (report.findings, calls) == ((), ["one", "two"])
     assert len(peer.shelf.snapshots) == 1
 
 
@@ -261,9 +258,12 @@ async def test_what_is_being_worked_on_is_looked_at_again(
 
     def end() -> None:
         aside.rename(path)
-        asyncio.get_running_loop().call_soon(lambda: work.__exit__(None, None, None))
+        work.__exit__(None, None, None)
 
-    calls = meanwhile(monkeypatch, peer.house.layers, "verify", end)
+    def soon() -> None:
+        asyncio.get_running_loop().call_later(0.05, end)
+
+    calls = meanwhile(monkeypatch, peer.house.layers, "one", soon)
     assert (await peer.check()).findings == ()
     assert calls == ["one", "one", "two"]
 
@@ -274,18 +274,23 @@ async def test_orphans_are_deleted_and_what_became_somebodys_meanwhile_is_not(
     for name in ("stranger", "coming"):
         write_layer(peer.house.layers.path(name), {0: 1})
     await peer.house.memory.store_base("other", a_ram({}), SIZE, STATE)
-    await peer.house.memory.store("another", "other", None, STATE)
+    for name in ("another", "third"):
+        await peer.house.memory.store(name, "other", None, STATE)
     peer.shelf.bases = peer.house.memory.bases()
-    assert (await peer.check()).orphans == 4
+    assert (await peer.check()).orphans == 5
 
     def come() -> None:
         layer = Layer(id="coming", virtual_size=8 * MIB, created_at=0.0)
         peer.shelf.layers["coming"] = layer
+        peer.shelf.put(a_snapshot(9, memory=memory_over("third", "other"), volumes=()))
 
-    meanwhile(monkeypatch, peer.house.layers, "verify", come)
+    meanwhile(monkeypatch, peer.house.layers, "one", come)
     report = await peer.check(repair=True)
-    assert (report.mended, report.orphans, report.unsound) == (3, 1, 0)
+    assert (report.mended, report.orphans, report.unsound) == (2, 3, 0)
     assert peer.house.layers.stored() == {"one", "two", "coming"}
+    assert peer.house.memory.memories() == {"memory", "third"}
+    peer.shelf.drop(next(each for each in peer.shelf.snapshots.values() if each.name == "s9"))
+    assert (await peer.check(repair=True)).mended == 2
     assert (peer.house.memory.memories(), set(peer.shelf.bases)) == ({"memory"}, {"base"})
 
 
@@ -298,11 +303,7 @@ async def test_a_base_on_which_a_memory_is_stored_just_now_stays(peer: Peer) -> 
         while job.job.phase != "mend":
             await asyncio.sleep(0.001)
         await peer.house.memory.store("newer", "other", None, STATE)
-        peer.shelf.put(
-            a_snapshot(9, memory=FrozenMemory(
-                id="newer", base="other", machine=MACHINE, qemu_version="7.2", accel=Accel.TCG, size=SIZE,
-            ), volumes=())
-        )  # fmt: skip
+        peer.shelf.put(a_snapshot(9, memory=memory_over("newer", "other"), volumes=()))
     await task
     assert (peer.report(job.job).mended, set(peer.shelf.bases)) == (0, {"base", "other"})
 
@@ -313,7 +314,7 @@ async def test_a_check_that_is_cancelled_changes_nothing(
     flip(peer.house.memory.path / "base" / "ram", 0)
     _, work = await peer.begin(repair=True)
     task = asyncio.ensure_future(work)
-    meanwhile(monkeypatch, peer.house.memory, "verify", task.cancel)
+    meanwhile(monkeypatch, peer.house.memory, "base", task.cancel)
     with pytest.raises(asyncio.CancelledError):
         await task
     assert peer.states() == [SnapshotState.READY, SnapshotState.READY]
