@@ -256,14 +256,15 @@ async def test_what_is_being_worked_on_is_looked_at_again(
     work = peer.shelf.under_way.on("one")
     work.__enter__()
 
-    def end() -> None:
+    over = peer.shelf.under_way.over
+
+    async def end_and_over(each: str) -> None:
         aside.rename(path)
         work.__exit__(None, None, None)
+        await over(each)
 
-    def soon() -> None:
-        asyncio.get_running_loop().call_later(0.05, end)
-
-    calls = meanwhile(monkeypatch, peer.house.layers, "one", soon)
+    monkeypatch.setattr(peer.shelf.under_way, "over", end_and_over)
+    calls = meanwhile(monkeypatch, peer.house.layers, "", lambda: None)
     assert (await peer.check()).findings == ()
     assert calls == ["one", "one", "two"]
 
