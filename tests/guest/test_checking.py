@@ -12,7 +12,7 @@ from keeper import Daemon
 
 from serai import Guest, SeraiError
 from serai.errors import Code
-from serai.model.check import CheckReport, Fault, Finding, Kind
+from serai.model.check import CheckReport, Fault, Finding, FindingKind
 from serai.model.snapshot import SnapshotState
 
 STRANGER = "00000000-0000-4000-8000-000000000000"
@@ -91,7 +91,7 @@ def test_damage_is_named_and_refused_and_repair_deletes_orphans_only(
     layers = sorted(state.glob("layers/*.qcow2"), key=lambda path: path.stat().st_mtime_ns)
     lowest, ids = layers[0], {each.name: each.id for each in house.snapshots()}
 
-    def check(*found: tuple[Fault, Kind, str], broken: set[str]) -> tuple[Finding, ...]:
+    def check(*found: tuple[Fault, FindingKind, str], broken: set[str]) -> tuple[Finding, ...]:
         """Check; what is found, and what becomes of the snapshots, is as given."""
         report = daemon.inn.check()
         assert [(each.fault, each.kind, each.id) for each in report.findings] == list(found)
@@ -102,23 +102,23 @@ def test_damage_is_named_and_refused_and_repair_deletes_orphans_only(
 
     with flipped(lowest):
         [finding] = check(
-            (Fault.DAMAGED, Kind.LAYER, lowest.stem), broken={"first", "disks", "last"}
+            (Fault.DAMAGED, FindingKind.LAYER, lowest.stem), broken={"first", "disks", "last"}
         )
         assert finding.snapshots == ("disky@disks", "disky@first", "disky@last")
         assert finding.guests == ("disky",)
     with flipped(base / "ram"):
-        check((Fault.DAMAGED, Kind.MEMORY, base.name), broken={"first", "last"})
+        check((Fault.DAMAGED, FindingKind.MEMORY, base.name), broken={"first", "last"})
         daemon.kill()  # what was found is stored
         daemon.start()
         house = daemon.inn.guest("disky")
         assert states(house)["first"] == "broken"
         refused(daemon, "disky@first", base.name)
     with flipped(pages):
-        check((Fault.DAMAGED, Kind.MEMORY, ids["last"]), broken={"last"})
+        check((Fault.DAMAGED, FindingKind.MEMORY, ids["last"]), broken={"last"})
     with flipped(state / "memory" / ids["first"] / "about"):
-        check((Fault.DAMAGED, Kind.MEMORY, ids["first"]), broken={"first"})
+        check((Fault.DAMAGED, FindingKind.MEMORY, ids["first"]), broken={"first"})
     with away(layers[-1], tmp_path / "layer"):
-        check((Fault.MISSING, Kind.LAYER, layers[-1].stem), broken={"last"})
+        check((Fault.MISSING, FindingKind.LAYER, layers[-1].stem), broken={"last"})
     check(broken=set())
 
     shutil.copyfile(lowest, state / "layers" / f"{STRANGER}.qcow2")

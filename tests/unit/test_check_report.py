@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serai.engine.checking import MOST_FINDINGS, judged, report_of
-from serai.model.check import CheckReport, Fault, Finding, Kind
+from serai.model.check import CheckReport, Fault, Finding, FindingKind
 from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.snapshot import SnapshotRecord, SnapshotState
 
@@ -20,7 +20,7 @@ READY = SnapshotRecord(
 FINDINGS = st.builds(
     Finding,
     fault=st.sampled_from(Fault),
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(FindingKind),
     id=st.just("x"),
     message=st.just("it is wrong"),
     mended=st.booleans(),
@@ -48,7 +48,9 @@ def test_the_sentence_counts_in_words():
 
 
 def test_a_snapshot_becomes_broken_and_ready_again():
-    reason = Finding(fault=Fault.MISSING, kind=Kind.LAYER, id="l", message="the layer l is gone")
+    reason = Finding(
+        fault=Fault.MISSING, kind=FindingKind.LAYER, id="l", message="the layer l is gone"
+    )
     broken = judged(READY, reason)
     assert (broken.state, broken.problem and broken.problem.message) == (
         SnapshotState.BROKEN, "the layer l is gone",

@@ -28,7 +28,7 @@ from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.qcow2 import create_head
 from serai.errors import Code, HostFailure
-from serai.model.check import Fault, Finding, Kind
+from serai.model.check import Fault, Finding, FindingKind
 from serai.model.guest import Accel, Firmware, Volume
 from serai.model.machine import Machine
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer
@@ -100,7 +100,7 @@ def mend(found: list[Finding], folders: Folders) -> int:
     return len(mendable)
 
 
-def short(findings: list[Finding]) -> list[tuple[Fault, Kind, str, bool]]:
+def short(findings: list[Finding]) -> list[tuple[Fault, FindingKind, str, bool]]:
     return [(each.fault, each.kind, each.id, each.mendable) for each in findings]
 
 
@@ -113,14 +113,14 @@ async def test_nothing_is_found_where_nothing_is_wrong(folders: Folders):
 @pytest.mark.parametrize(
     ("path", "kind", "name", "broken"),
     [
-        ("layers/one.qcow2", Kind.LAYER, "one", {0, 1}),
-        ("layers/two.qcow2", Kind.LAYER, "two", {1}),
-        ("memory/base/ram", Kind.MEMORY, "base", {0, 1}),
-        ("memory/memory/memory.pages", Kind.MEMORY, "memory", {1}),
+        ("layers/one.qcow2", FindingKind.LAYER, "one", {0, 1}),
+        ("layers/two.qcow2", FindingKind.LAYER, "two", {1}),
+        ("memory/base/ram", FindingKind.MEMORY, "base", {0, 1}),
+        ("memory/memory/memory.pages", FindingKind.MEMORY, "memory", {1}),
     ],
 )
 async def test_damage_is_found_and_breaks_what_stands_on_it(
-    folders: Folders, gone: bool, path: str, kind: Kind, name: str, broken: set[int]
+    folders: Folders, gone: bool, path: str, kind: FindingKind, name: str, broken: set[int]
 ):
     known = await sound(folders)
     file = folders.guests.parent / path
@@ -133,19 +133,21 @@ async def test_damage_is_found_and_breaks_what_stands_on_it(
         file.write_bytes(content)
     (finding,) = await find(known, folders)
     assert (finding.kind, finding.id, finding.mendable) == (kind, name, False)
-    assert (finding.fault is Fault.MISSING) is (gone and kind is Kind.LAYER)
+    assert (finding.fault is Fault.MISSING) is (gone and kind is FindingKind.LAYER)
     assert name in finding.message
     assert broken_snapshots(known, [finding]) == {known.snapshots[n].id: finding for n in broken}
     assert mend([finding], folders) == 0
     [named] = name_users(known, [finding])
     assert named.snapshots == tuple(f"g1@s{n}" for n in sorted(broken))
-    assert named.guests == (("g1",) if kind is Kind.LAYER else ())
+    assert named.guests == (("g1",) if kind is FindingKind.LAYER else ())
 
 
 async def test_a_folder_of_memory_that_is_gone(folders: Folders):
     known = await sound(folders)
     (folders.memory.path / "memory").rename(folders.guests.parent / "away")
-    assert short(await find(known, folders)) == [(Fault.MISSING, Kind.MEMORY, "memory", False)]
+    assert short(await find(known, folders)) == [
+        (Fault.MISSING, FindingKind.MEMORY, "memory", False)
+    ]
 
 
 async def test_records_that_name_what_is_not_known(folders: Folders):
@@ -154,12 +156,14 @@ async def test_records_that_name_what_is_not_known(folders: Folders):
     less = Known(guests=known.guests, snapshots=known.snapshots, layers={"two": two})
     found = find_dangling(less)
     assert short(found) == [
-        (Fault.DANGLING, Kind.SNAPSHOT, known.snapshots[0].id, False),
-        (Fault.DANGLING, Kind.LAYER, "two", False),
+        (Fault.DANGLING, FindingKind.SNAPSHOT, known.snapshots[0].id, False),
+        (Fault.DANGLING, FindingKind.LAYER, "two", False),
     ]
     assert set(broken_snapshots(less, found)) == {each.id for each in known.snapshots}
     none = Known(guests=known.guests, snapshots=[], layers={})
-    assert short(find_dangling(none)) == [(Fault.DANGLING, Kind.GUEST, known.guests[0].id, False)]
+    assert short(find_dangling(none)) == [
+        (Fault.DANGLING, FindingKind.GUEST, known.guests[0].id, False)
+    ]
     round_ = Known(
         guests=[],
         snapshots=[],
@@ -179,9 +183,9 @@ async def test_what_no_record_names_is_deleted(folders: Folders):
     await folders.memory.store("another", "other", None, STATE)
     found = await find(known, folders)
     assert sorted(short(found)) == [
-        (Fault.ORPHAN, Kind.LAYER, "stranger", True),
-        (Fault.ORPHAN, Kind.MEMORY, "another", True),
-        (Fault.ORPHAN, Kind.MEMORY, "other", True),
+        (Fault.ORPHAN, FindingKind.LAYER, "stranger", True),
+        (Fault.ORPHAN, FindingKind.MEMORY, "another", True),
+        (Fault.ORPHAN, FindingKind.MEMORY, "other", True),
     ]
     assert mend(found, folders) == 3
     assert await find(known, folders) == []
@@ -223,7 +227,7 @@ async def test_a_guest_whose_disk_is_not_sound(folders: Folders, content: bytes 
     if content is not None:
         head.write_bytes(content)
     fault = Fault.MISSING if content is None else Fault.DAMAGED
-    assert short(await find(known, folders)) == [(fault, Kind.GUEST, guest.id, False)]
+    assert short(await find(known, folders)) == [(fault, FindingKind.GUEST, guest.id, False)]
 
 
 async def test_a_layer_whose_record_is_lost_is_not_deleted_while_another_stands_on_it(
@@ -272,7 +276,7 @@ async def test_an_image_that_is_gone_is_found(folders: Folders):
     digest = "sha256:" + "0" * 64
     found = await look_at_image(digest, folders)
     assert found is not None
-    assert (found.fault, found.kind, found.id) == (Fault.MISSING, Kind.IMAGE, digest)
+    assert (found.fault, found.kind, found.id) == (Fault.MISSING, FindingKind.IMAGE, digest)
 
 
 async def test_a_host_that_is_short_of_memory_is_no_damage(

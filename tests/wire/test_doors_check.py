@@ -11,16 +11,16 @@ import serai
 import serai.aio
 from serai.errors import Code, Conflict, Interrupted
 from serai.model.actions import CheckStorage
-from serai.model.check import CheckReport, Fault, Finding, Kind
+from serai.model.check import CheckReport, Fault, Finding, FindingKind
 
 SOUND = CheckReport(layers=37, memories=4, images=1, snapshots=12)
 DAMAGED = Finding(
-    fault=Fault.DAMAGED, kind=Kind.LAYER, id="l1", message="the layer l1 can't be used",
+    fault=Fault.DAMAGED, kind=FindingKind.LAYER, id="l1", message="the layer l1 can't be used",
     snapshots=("web1@s1", "web1@s2"), guests=("web1",),
 )  # fmt: skip
 ORPHAN = Finding(
     fault=Fault.ORPHAN,
-    kind=Kind.MEMORY,
+    kind=FindingKind.MEMORY,
     id="m1",
     message="no record is of m1\x1b[2J",
     mendable=True,

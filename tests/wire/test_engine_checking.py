@@ -25,7 +25,7 @@ from serai.engine.journal import Journal
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.shelf import Shelf
 from serai.model.actions import CheckStorage
-from serai.model.check import CheckReport, Fault, Kind
+from serai.model.check import CheckReport, Fault, FindingKind
 from serai.model.guest import Accel, Firmware, GuestRecord
 from serai.model.job import Job
 from serai.model.machine import Machine
@@ -150,7 +150,7 @@ async def test_the_first_check_seals_layers_and_the_next_finds_a_flipped_bit(pee
     }
     flip(peer.house.layers.path("two"))
     [finding] = (await peer.check()).findings
-    assert (finding.fault, finding.kind, finding.id) == (Fault.DAMAGED, Kind.LAYER, "two")
+    assert (finding.fault, finding.kind, finding.id) == (Fault.DAMAGED, FindingKind.LAYER, "two")
     assert (finding.snapshots, finding.guests) == (("g1@s1",), ())
     assert peer.states() == [SnapshotState.READY, SnapshotState.BROKEN]
     stored = await peer.house.journal.store.snapshots()
@@ -163,7 +163,7 @@ async def test_what_is_brought_back_is_ready_again(peer: Peer) -> None:
     path = peer.house.memory.path / "base" / "ram"
     flip(path, 0)
     [finding] = (await peer.check()).findings
-    assert (finding.kind, finding.id, finding.snapshots) == (Kind.MEMORY, "base", ("g1@s1",))
+    assert (finding.kind, finding.id, finding.snapshots) == (FindingKind.MEMORY, "base", ("g1@s1",))
     flip(path, 0)
     assert (await peer.check()).is_sound
     assert peer.states() == [SnapshotState.READY, SnapshotState.READY]

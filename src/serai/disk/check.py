@@ -19,7 +19,7 @@ from serai.disk.memory import MemoryFolder
 from serai.disk.qcow2 import head_length, read_head
 from serai.disk.volumes import drop_head, stray_heads
 from serai.errors import Code, HostFailure, SeraiError
-from serai.model.check import Fault, Finding, Kind
+from serai.model.check import Fault, Finding, FindingKind
 from serai.model.guest import GuestRecord, Volume
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.plan.layers import tops_of
@@ -27,7 +27,7 @@ from serai.plan.layers import tops_of
 NAMED = 10
 """How many guests and snapshots a finding names."""
 
-Thing = tuple[Kind, str]
+Thing = tuple[FindingKind, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +60,16 @@ def find_dangling(known: Known) -> list[Finding]:
     found: list[Finding] = []
     for guest in known.guests:
         for volume in guest.volumes:
-            found += _dangling(known, Kind.GUEST, guest.id, volume.layer)
+            found += _dangling(known, FindingKind.GUEST, guest.id, volume.layer)
     for snapshot in known.snapshots:
         for frozen in snapshot.volumes:
-            found += _dangling(known, Kind.SNAPSHOT, snapshot.id, frozen.layer)
+            found += _dangling(known, FindingKind.SNAPSHOT, snapshot.id, frozen.layer)
     for layer in known.layers.values():
-        found += _dangling(known, Kind.LAYER, layer.id, layer.parent)
+        found += _dangling(known, FindingKind.LAYER, layer.id, layer.parent)
     return found + _circles(known.layers)
 
 
-def _dangling(known: Known, kind: Kind, where: str, layer: str) -> list[Finding]:
+def _dangling(known: Known, kind: FindingKind, where: str, layer: str) -> list[Finding]:
     if not layer or layer in known.layers or layer in known.under_way:
         return []
     message = f"the {kind} {where} stands on the layer {layer}, which is not known"
@@ -88,7 +88,9 @@ def _circles(layers: Mapping[str, Layer]) -> list[Finding]:
             layer = layers[layer].parent
         if layer in way:
             message = f"the layer {layer} stands on itself"
-            found.append(Finding(fault=Fault.DANGLING, kind=Kind.LAYER, id=layer, message=message))
+            found.append(
+                Finding(fault=Fault.DANGLING, kind=FindingKind.LAYER, id=layer, message=message)
+            )
         done |= set(way)
     return found
 
@@ -100,15 +102,15 @@ def memories_of(snapshot: SnapshotRecord) -> tuple[str, ...]:
 
 def needs_of(known: Known, snapshot: SnapshotRecord) -> list[Thing]:
     """Return all that a snapshot stands on, itself first. Pure."""
-    needed = [(Kind.SNAPSHOT, snapshot.id), (Kind.IMAGE, snapshot.guest.image_digest)]
-    needed += [(Kind.MEMORY, each) for each in memories_of(snapshot)]
+    needed = [(FindingKind.SNAPSHOT, snapshot.id), (FindingKind.IMAGE, snapshot.guest.image_digest)]
+    needed += [(FindingKind.MEMORY, each) for each in memories_of(snapshot)]
     for volume in snapshot.volumes:
         needed += _down(known.layers, volume.layer)
     return needed
 
 
 def _guest_needs(known: Known, guest: GuestRecord) -> list[Thing]:
-    needed = [(Kind.GUEST, guest.id), (Kind.IMAGE, guest.image_digest)]
+    needed = [(FindingKind.GUEST, guest.id), (FindingKind.IMAGE, guest.image_digest)]
     for volume in guest.volumes:
         needed += _down(known.layers, volume.layer)
     return needed
@@ -120,7 +122,9 @@ def _down(layers: Mapping[str, Layer], top: str) -> list[Thing]:
         way[top] = None
         top = layers[top].parent
     images = {layers[each].image_digest for each in way} - {""}
-    return [(Kind.LAYER, each) for each in way] + [(Kind.IMAGE, each) for each in sorted(images)]
+    return [(FindingKind.LAYER, each) for each in way] + [
+        (FindingKind.IMAGE, each) for each in sorted(images)
+    ]
 
 
 def broken_snapshots(known: Known, findings: Iterable[Finding]) -> dict[str, Finding]:
@@ -172,11 +176,11 @@ def find_orphans(known: Known, folders: Folders) -> list[Finding]:
     named = _named_layers(known)
     for each in folders.layers.orphans({*known.layers, *known.under_way}):
         size = folders.layers.size(each)
-        found.append(_orphan(known, Kind.LAYER, each, size, is_named=each in named))
+        found.append(_orphan(known, FindingKind.LAYER, each, size, is_named=each in named))
     memories = {each for snapshot in known.snapshots for each in memories_of(snapshot)}
     for each in folders.memory.orphans({*memories, *known.under_way}):
         size = folders.memory.sizes(each).own
-        found.append(_orphan(known, Kind.MEMORY, each, size, is_named=False))
+        found.append(_orphan(known, FindingKind.MEMORY, each, size, is_named=False))
     return found
 
 
@@ -188,7 +192,7 @@ def _named_layers(known: Known) -> set[str]:
     }
 
 
-def _orphan(known: Known, kind: Kind, where: str, size: int, *, is_named: bool) -> Finding:
+def _orphan(known: Known, kind: FindingKind, where: str, size: int, *, is_named: bool) -> Finding:
     message = f"no record is of the {kind} {where} ({size} bytes)"
     if is_named:
         message += ", but others stand on it: it is not to be deleted"
@@ -216,7 +220,7 @@ def _stray(guest: GuestRecord, head: Path) -> Finding:
     """A disk may go when it is empty, or has another name as a layer; else it may be somebody's."""
     return Finding(
         fault=Fault.ORPHAN,
-        kind=Kind.GUEST,
+        kind=FindingKind.GUEST,
         id=guest.id,
         name=head.name,
         message=f"the disk {head.name} of {guest.spec.name} belongs to none of its volumes",
@@ -240,21 +244,21 @@ def delete(finding: Finding, folders: Folders) -> None:
     does not let us.
     """
     match finding.kind:
-        case Kind.LAYER:
+        case FindingKind.LAYER:
             folders.layers.delete(finding.id)
-        case Kind.MEMORY:
+        case FindingKind.MEMORY:
             folders.memory.delete(finding.id)
-        case Kind.GUEST:
+        case FindingKind.GUEST:
             volume = Volume(name="stray", head=finding.name, size=0)
             drop_head(folders.guests / finding.id, volume)
-        case Kind.SNAPSHOT | Kind.IMAGE:
+        case FindingKind.SNAPSHOT | FindingKind.IMAGE:
             pass
 
 
 # -- files that are needed -------------------------------------------------------------------------
 
 
-def damage_of(kind: Kind, where: str, error: HostFailure, *, is_gone: bool) -> Finding:
+def damage_of(kind: FindingKind, where: str, error: HostFailure, *, is_gone: bool) -> Finding:
     """Return the finding that ``error`` tells of; what is none of a file's is raised again."""
     if error.code not in (Code.SNAPSHOT_CORRUPT, Code.IMAGE_CORRUPT):
         raise error
@@ -268,7 +272,7 @@ async def look_at_layer(layer: Layer, folders: Folders) -> Finding | None:
         await folders.layers.verify(layer, again=True)
     except HostFailure as error:
         is_gone = not folders.layers.path(layer.id).exists()
-        return damage_of(Kind.LAYER, layer.id, error, is_gone=is_gone)
+        return damage_of(FindingKind.LAYER, layer.id, error, is_gone=is_gone)
     return None
 
 
@@ -278,7 +282,7 @@ async def look_at_memory(memory_id: str, folders: Folders) -> Finding | None:
         await folders.memory.verify(memory_id)
     except HostFailure as error:
         there = {*folders.memory.memories(), *folders.memory.bases()}
-        return damage_of(Kind.MEMORY, memory_id, error, is_gone=memory_id not in there)
+        return damage_of(FindingKind.MEMORY, memory_id, error, is_gone=memory_id not in there)
     return None
 
 
@@ -288,10 +292,10 @@ async def look_at_image(digest: str, folders: Folders) -> Finding | None:
         image = folders.images.read(digest)
         if image is None:
             message = f"the image {digest} is gone"
-            return Finding(fault=Fault.MISSING, kind=Kind.IMAGE, id=digest, message=message)
+            return Finding(fault=Fault.MISSING, kind=FindingKind.IMAGE, id=digest, message=message)
         await folders.images.verify(image)
     except HostFailure as error:
-        return damage_of(Kind.IMAGE, digest, error, is_gone=False)
+        return damage_of(FindingKind.IMAGE, digest, error, is_gone=False)
     return None
 
 
@@ -307,7 +311,7 @@ def look_at_heads(guest: GuestRecord, folders: Folders) -> list[Finding]:
             found.append(
                 Finding(
                     fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
-                    kind=Kind.GUEST,
+                    kind=FindingKind.GUEST,
                     id=guest.id,
                     name=volume.head,
                     message=f"the disk {volume.head} of {guest.spec.name} can't be used: {reason}",

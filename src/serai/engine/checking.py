@@ -35,7 +35,7 @@ from serai.engine.jobs import LiveJob
 from serai.engine.layer_keeper import LayerKeeper
 from serai.errors import Code, Family, HostFailure, Problem
 from serai.model.actions import CheckStorage
-from serai.model.check import CheckReport, Fault, Finding, Kind
+from serai.model.check import CheckReport, Fault, Finding, FindingKind
 from serai.model.event import EventKind
 from serai.model.lifecycle import ON_STATES, GuestState
 from serai.model.snapshot import SnapshotRecord, SnapshotState
@@ -47,13 +47,19 @@ MOST_FINDINGS = 100
 """How many findings are kept with a job: a house that is lost altogether must still be told of."""
 
 KINDS = {
-    "guests": Kind.GUEST,
-    "snapshots": Kind.SNAPSHOT,
-    "layers": Kind.LAYER,
-    "images": Kind.IMAGE,
+    "guests": FindingKind.GUEST,
+    "snapshots": FindingKind.SNAPSHOT,
+    "layers": FindingKind.LAYER,
+    "images": FindingKind.IMAGE,
 }
 """What the rows are of that can't be read."""
-ORDER = (Kind.IMAGE, Kind.LAYER, Kind.MEMORY, Kind.SNAPSHOT, Kind.GUEST)
+ORDER = (
+    FindingKind.IMAGE,
+    FindingKind.LAYER,
+    FindingKind.MEMORY,
+    FindingKind.SNAPSHOT,
+    FindingKind.GUEST,
+)
 COMING = (GuestState.CREATING, GuestState.DELETING)
 
 
@@ -197,7 +203,7 @@ class Checker:
             await self._layers.seal(layer_id)
         except HostFailure as error:
             is_gone = not self._house.layers.path(layer_id).exists()
-            return damage_of(Kind.LAYER, layer_id, error, is_gone=is_gone)
+            return damage_of(FindingKind.LAYER, layer_id, error, is_gone=is_gone)
         return None
 
     async def _certain(
@@ -270,14 +276,14 @@ class Checker:
         """Delete an orphan if it is one still; False when it stays."""
         shelf = self._house.shelf
         match finding.kind:
-            case Kind.MEMORY:
+            case FindingKind.MEMORY:
                 async with shelf.storing:
                     return self._is_orphan(finding) and await self._delete_memory(finding)
-            case Kind.LAYER if self._is_orphan(finding):
+            case FindingKind.LAYER if self._is_orphan(finding):
                 with shelf.under_way.on(finding.id):
                     await asyncio.to_thread(delete, finding, self._folders)
                 return True
-            case Kind.GUEST if self._is_stray(finding):
+            case FindingKind.GUEST if self._is_stray(finding):
                 delete(finding, self._folders)  # at this moment: nobody can begin anything with it
                 return True
             case _:

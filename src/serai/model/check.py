@@ -14,7 +14,7 @@ class Fault(StrEnum):
     ORPHAN = "orphan"  # a file that no record names: it takes room, and harms nothing
 
 
-class Kind(StrEnum):
+class FindingKind(StrEnum):
     """What it is wrong with."""
 
     GUEST = "guest"
@@ -33,7 +33,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     fault: Fault
-    kind: Kind
+    kind: FindingKind
     id: str
     message: str
     name: str = ""
