@@ -145,7 +145,7 @@ def name_users(known: Known, findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings with the names of the guests and snapshots that stand on each. Pure."""
     names = {guest.id: guest.spec.name for guest in known.guests}
     guests, snapshots = defaultdict[Thing, list[str]](list), defaultdict[Thing, list[str]](list)
-    for guest in known.guests:
+    for guest in [each for each in known.guests if not each.is_spare]:
         for thing in dict.fromkeys(_guest_needs(known, guest)):
             guests[thing].append(guest.spec.name)
     for snapshot in known.snapshots:

@@ -3,7 +3,7 @@
 It holds nothing up. What it compares with the records, it compares at one moment, without what
 somebody is at work on (``under_way``). What it reads takes time, so whatever seems wrong is looked at
 again until nobody was at work on it meanwhile and its record has not changed; then it is so. Deleting
-looks once more, at the moment before (docs/design/0032).
+looks once more, at the moment before (docs/design/0033).
 """
 
 import asyncio
