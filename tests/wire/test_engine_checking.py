@@ -24,6 +24,7 @@ from serai.engine.jobs import Jobs, LiveJob
 from serai.engine.journal import Journal
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.shelf import Shelf
+from serai.errors import HostFailure
 from serai.model.actions import CheckStorage
 from serai.model.check import CheckReport, Fault, FindingKind
 from serai.model.guest import Accel, Firmware, GuestRecord
@@ -190,6 +191,19 @@ async def test_a_layer_with_broken_tables_gets_no_digest(peer: Peer) -> None:
     [finding] = (await peer.check()).findings
     assert (finding.fault, finding.id) == (Fault.DAMAGED, "two")
     assert not peer.shelf.layers["two"].digest
+    with pytest.raises(HostFailure):
+        await peer.layers.turn()
+    assert await peer.layers.turn() == ""  # it was told of
+
+
+async def test_a_pair_that_can_not_be_merged_keeps_no_other_layer_waiting(peer: Peer) -> None:
+    peer.shelf.drop(next(iter(peer.shelf.snapshots.values())))
+    write_layer(peer.house.layers.path("three"), {0: 1})
+    peer.shelf.layers["three"] = Layer(id="three", virtual_size=8 * MIB, created_at=0.0)
+    peer.house.layers.path("one").write_bytes(b"what is this")
+    with pytest.raises(HostFailure):
+        await peer.layers.turn()
+    assert await peer.layers.turn() == "the layer three has a digest now"
 
 
 async def test_a_merge_keeps_the_digest_that_it_made(peer: Peer) -> None:

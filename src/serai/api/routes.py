@@ -155,7 +155,7 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),

@@ -5,10 +5,13 @@ the layer any more, outside the freeze, so that no guest and no fork waits for i
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
 from serai.engine.house import House
+from serai.errors import Code, HostFailure
 from serai.model.snapshot import Layer
 from serai.plan.layers import mergeable, tops_of
 from serai.store.changes import DropLayer, PutLayer
@@ -20,26 +23,44 @@ class LayerKeeper:
     def __init__(self, house: House) -> None:
         self._house = house
         self._one = asyncio.Lock()
+        self._unsound: set[str] = set()
 
     async def turn(self) -> str:
-        """Merge two layers or, if none can be, seal one; return a sentence, or "" for nothing."""
+        """Merge two layers or, if none can be, seal one; return a sentence, or "" for nothing.
+
+        What is found not to be sound is told of once, and left alone by later turns.
+        """
         sentence = await self.merge_one()
         if sentence:
             return sentence
         for layer in list(self._house.shelf.layers.values()):
-            if not layer.digest and await self.seal(layer.id):
-                return f"the layer {layer.id} has a digest now"
+            if layer.digest or layer.id in self._unsound:
+                continue
+            with self._noting(layer.id):
+                if await self.seal(layer.id):
+                    return f"the layer {layer.id} has a digest now"
         return ""
+
+    @contextmanager
+    def _noting(self, *ids: str) -> Iterator[None]:
+        """Note that one of these layers is not sound, when that is what is raised."""
+        try:
+            yield
+        except HostFailure as error:
+            if error.code is Code.SNAPSHOT_CORRUPT:
+                self._unsound |= set(ids)
+            raise
 
     async def merge_one(self) -> str:
         """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
         async with self._one:
             shelf = self._house.shelf
             pairs = mergeable(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
+            pairs = [pair for pair in pairs if not self._unsound.intersection(pair)]
             if not pairs or not shelf.is_whole:  # what can't be read may stand on any of them
                 return ""
             child, parent = (shelf.layers[each] for each in pairs[0])
-            with shelf.under_way.on(child.id, parent.id):
+            with self._noting(child.id, parent.id), shelf.under_way.on(child.id, parent.id):
                 return await self._merge(child, parent)
 
     async def _merge(self, child: Layer, parent: Layer) -> str:
