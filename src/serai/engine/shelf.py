@@ -18,9 +18,11 @@ from serai.units import shorten
 class Shelf:
     """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes.
 
-    ``guests`` gives the records of all guests, which stand on layers too; the engine sets it.
-    ``is_whole`` is False when the store has records that can't be read: then nothing that seems to
-    belong to nobody may go. ``storing`` is held while a memory or a base is stored or a base deleted.
+    ``used`` tells when a snapshot was last loaded by this daemon, ``cooled`` which memories it has
+    looked at to compress them. ``guests`` gives the records of all guests, which stand on layers
+    too; the engine sets it. ``is_whole`` is False when the store has records that can't be read:
+    then nothing that seems to belong to nobody may go. ``storing`` is held while a memory or a base
+    is stored or a base deleted.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,8 @@ class Shelf:
         self.layers: dict[str, Layer] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.bases: dict[str, int] = {}
+        self.used: dict[str, float] = {}
+        self.cooled: set[str] = set()
         self.is_whole = True
         self.under_way = UnderWay()
         self.storing = asyncio.Lock()
@@ -49,6 +53,7 @@ class Shelf:
 
     def drop(self, snapshot: SnapshotRecord) -> None:
         """Forget a snapshot; one that is not there is forgotten already."""
+        self.used.pop(snapshot.id, None)
         if self.snapshots.pop(snapshot.id, None) is not None:
             names = self._by_guest[snapshot.guest_id]
             names.pop(snapshot.name, None)
