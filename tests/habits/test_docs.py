@@ -15,6 +15,7 @@ from serai.api.problems import CODE_STATUS
 from serai.api.routes import ROUTES, SOCKETS
 from serai.errors import Code
 from serai.model.actions import ACTIONS
+from serai.model.check import Fault, FindingKind
 from serai.model.event import EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, RestartPolicy
 from serai.model.job import JobState
@@ -32,6 +33,8 @@ WORDS: tuple[type[StrEnum], ...] = (
     Accel,
     RestartPolicy,
     SnapshotState,
+    Fault,
+    FindingKind,
 )
 
 

@@ -31,6 +31,7 @@ CONTRACT = {
     "snapshot delete": ["--format"],
     "snapshot rename": ["--format"],
     "snapshot note": ["--format"],
+    "check": ["--repair", "--format"],
     "fork": ["--count", "--keep-identity", "--ttl", "--no-wait", "--format"],
     "launch": [
         "--cpus",

@@ -16,6 +16,7 @@ from serai.model.actions import (
     AnyAction,
     BuildImage,
     ChangeSnapshot,
+    CheckStorage,
     CreateGuest,
     CreateSnapshot,
     DeleteGuest,
@@ -34,6 +35,7 @@ from serai.model.actions import (
     StopGuest,
     kind_of,
 )
+from serai.model.check import CheckReport
 from serai.model.event import Event, EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
 from serai.model.image import Expect, Image, ImageFile, ImageKind
@@ -91,6 +93,7 @@ class FakeEngine:
         self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
         self.all_jobs: dict[str, Job] = {}
         self.shelf = FakeShelf()
+        self.report = CheckReport(layers=37, memories=4, images=1, snapshots=12)
         self.all_events: list[Event] = []
         self.actions: list[AnyAction] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -189,6 +192,7 @@ class FakeEngine:
             action=msgspec.json.encode(action).decode(),
             key=key,
             results=tuple(results),
+            report=self.report if isinstance(action, CheckStorage) else None,
         )
         self.all_jobs[job.id] = job
         await self.tell(EventKind.JOB_CHANGED, subject)
@@ -222,6 +226,8 @@ class FakeEngine:
             if action.recipe not in ("tiny", "debian"):
                 raise Invalid(Code.VALUE_INVALID, f"{shorten(action.recipe)} is no recipe")
             return [action.name or action.recipe]
+        if isinstance(action, CheckStorage):
+            return ["storage"]
         if isinstance(action, ImportImage):
             return [action.name or "imported"]
         assert isinstance(action, DeleteImage)

@@ -237,6 +237,12 @@ class PublishBody(Body, frozen=True):
     replace: bool = False
 
 
+class CheckBody(Body, frozen=True):
+    """How to check: with ``repair`` files that nobody has are deleted."""
+
+    repair: bool = False
+
+
 class BuildBody(Body, frozen=True):
     """What to build: ``recipe`` is ``tiny`` or ``debian``; the name is the recipe's unless given."""
 
@@ -301,6 +307,7 @@ EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
     ForkBody: {"name": "test", "count": 10, "ttl": 3600},
     PublishBody: {"image": "web-ready", "snapshot": "ready"},
     ExecRequest: {"argv": ["uname", "-a"], "timeout": 10},
+    CheckBody: {"repair": True},
     BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},
     ImportBody: {"source": "https://example.org/disk.qcow2", "name": "mine"},
 }

@@ -13,6 +13,7 @@ from typing import Any
 from serai.api.answers import BYTES, HTML, JSON, PNG, SSE, TAR, TEXT
 from serai.api.bodies import (
     BuildBody,
+    CheckBody,
     DeleteQuery,
     EventPage,
     EventsQuery,
@@ -39,6 +40,7 @@ from serai.api.bodies import (
     WaitQuery,
 )
 from serai.api.calls import Reply, Route, SocketRoute, route, socket_route
+from serai.api.checking import check_storage
 from serai.api.events import list_events
 from serai.api.guests import (
     change_guest,
@@ -153,7 +155,7 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -203,6 +205,8 @@ ROUTES: tuple[Route, ...] = (
     action("DELETE", IMAGE, delete_image, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_IN_USE)),
     route("GET", f"{IMAGE}/export", export_image, query=ExportQuery, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_CORRUPT),
           replies=(*_gives("All of it.", None, TAR, "Content-Length"), *_gives("One file.", None, BYTES, "Content-Length"))),
+
+    action("POST", "/v1/check", check_storage, body=CheckBody, problems=(_C.DATABASE_FAILED, _C.FILE_FAILED)),
 
     route("GET", JOBS, list_jobs, query=JobsQuery, replies=_gives("A page of jobs.", JobPage)),
     route("GET", JOB, show_job, query=WaitQuery, replies=_gives("The job.", Job), problems=(_C.JOB_NOT_FOUND,)),

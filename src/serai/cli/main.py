@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
     "snapshot": Entry("serai.cli.snapshots:snapshot", "Save guests, look at what is saved, go back to it."),
     "fork": Entry("serai.cli.fork:fork", "Make new guests from a guest or from a snapshot."),
     "image": Entry("serai.cli.images:image", "Build, import and manage images."),
+    "check": Entry("serai.cli.checking:check", "Read everything that is stored and say what is wrong."),
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
     "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),
     "daemon": Entry("serai.daemon_command:daemon", "Run, start, stop the daemon."),

@@ -29,6 +29,7 @@ from serai.client.words import (
     tell_of_cleaning,
 )
 from serai.errors import SeraiError
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
@@ -456,6 +457,13 @@ class AsyncInn:
         with copying.written_whole(Path(target)) as written:
             async for chunk in self.connection.stream(calls.export_image(name, file)):
                 written.write(chunk)
+
+    async def check(
+        self, *, repair: bool = False, on_progress: OnProgress | None = None
+    ) -> CheckReport:
+        """Read everything that is stored and return what is wrong; see the twin."""
+        call = calls.check_storage(repair=repair)
+        return calls.report_of(await self.connection.finish(call, on_progress))
 
     async def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""

@@ -22,6 +22,7 @@ from serai.errors import (
     SeraiError,
     error_from_problem,
 )
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
@@ -246,6 +247,18 @@ def waiting(call: Call[Job], seconds: float) -> Call[Job]:
 def show_system() -> Call[DaemonStatus]:
     """How the daemon is."""
     return _get("/v1/system", DaemonStatus)
+
+
+def check_storage(*, repair: bool = False) -> Call[Job]:
+    """Read everything that is stored."""
+    return _post("/v1/check", Job, {"repair": repair})
+
+
+def report_of(job: Job) -> CheckReport:
+    """Return what a check that is done has found."""
+    if job.report is None:
+        raise Bug(Code.BUG, f"the job {job.id} has no report")
+    return job.report
 
 
 def list_jobs(state: str = "", limit: int = 100) -> Call[Page[Job]]:

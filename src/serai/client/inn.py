@@ -26,6 +26,7 @@ from serai.client.words import (
     spec_of,
     tell_of_cleaning,
 )
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
@@ -421,6 +422,14 @@ class Inn:
         with copying.written_whole(Path(target)) as written:
             for chunk in self.connection.stream(calls.export_image(name, file)):
                 written.write(chunk)
+
+    def check(self, *, repair: bool = False, on_progress: OnProgress | None = None) -> CheckReport:
+        """Read everything that is stored and return what is wrong, if anything is.
+
+        With ``repair`` files that nobody has are deleted. Snapshots that can't be used become broken.
+        """
+        call = calls.check_storage(repair=repair)
+        return calls.report_of(self.connection.finish(call, on_progress))
 
     def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""

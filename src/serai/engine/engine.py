@@ -13,13 +13,15 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from serai.disk.files import check_room as check_disk_room
-from serai.engine import talk
+from serai.engine import checking, talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
+from serai.engine.checking import Checker
 from serai.engine.driver import CancelJob, GuestDriver, Script
 from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
+from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -40,6 +42,7 @@ from serai.model.actions import (
     AnyAction,
     BuildImage,
     ChangeSnapshot,
+    CheckStorage,
     CreateGuest,
     CreateSnapshot,
     DeleteGuest,
@@ -91,9 +94,11 @@ class Engine:
         self._damaged: set[str] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = SnapshotKeeper(house, self._by_name)
+        self._layers = LayerKeeper(house)
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
+        self._checker = Checker(house, self._layers, self._drivers.values(), self._digests_named)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -210,6 +215,10 @@ class Engine:
             case PublishImage():
                 publisher = Publisher(self._house, self._snapshots, self._images)
                 return await publisher.publish(self._find(action.guest), action, key)
+            case CheckStorage():
+                return await self._snapshots.begin(
+                    action, checking.SUBJECT, checking.PHASES, self._checker.work(action), key
+                )
             case _:
                 driver = self._find(action.guest)
                 self._check_before(driver, action)
@@ -418,9 +427,12 @@ class Engine:
         used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
         return used | {each.image_digest for each in house.shelf.layers.values()}
 
+    def _digests_named(self) -> set[str]:
+        return (self._digests_in_use() | {each.digest for each in self._images.all()}) - {""}
+
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
-        return Upkeep(self._house, self._drivers.values(), self._snapshots, self.submit)
+        return Upkeep(self._house, self._drivers.values(), self._layers, self.submit)
 
     # -- the daemon's start --------------------------------------------------------------------------
 
@@ -453,6 +465,7 @@ class Engine:
         """Keep the names and numbers of guests whose records can't be read from being used again."""
         damaged = await self._house.journal.store.damaged()
         self._damaged = {row.key for row in damaged if row.table == "guests"}
+        self._house.shelf.is_whole = not any(row.table in checking.KINDS for row in damaged)
         for row in damaged:
             if row.name:
                 self._house.names.claim(row.name, row.key)
@@ -481,7 +494,7 @@ class Engine:
                 return self._images
             case "image":
                 return self._snapshots
-            case "snapshot":
+            case "snapshot" | "check":
                 return self._snapshots
             case "fork":
                 return self._forker

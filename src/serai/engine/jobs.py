@@ -15,6 +15,7 @@ import msgspec
 from serai.engine.journal import Journal
 from serai.errors import Bug, Busy, Code, Conflict, HostFailure, Interrupted, NotFound, SeraiError
 from serai.model.actions import Action, AnyAction, kind_of
+from serai.model.check import CheckReport
 from serai.model.event import Event, EventKind
 from serai.model.job import Job, JobState
 from serai.store.changes import Change, PutJob
@@ -98,6 +99,7 @@ class LiveJob:
         events: tuple[Event, ...] = (),
         message: str = "",
         results: tuple[str, ...] = (),
+        report: CheckReport | None = None,
         then: Callable[[], None] = _nothing,
     ) -> None:
         """End the job well: its end and ``changes`` become durable together.
@@ -108,6 +110,7 @@ class LiveJob:
             state=JobState.DONE,
             message=message or self.job.message,
             results=results or self.job.results,
+            report=report,
         )
         await self._end(changes, events, then)
 

@@ -195,6 +195,16 @@ class PublishImage(GuestAction, frozen=True, tag="image-publish"):
     replace: bool = False
 
 
+class CheckStorage(Action, frozen=True, tag="check"):
+    """Compare all records with the files, and read all layers, memories and images.
+
+    Snapshots that stand on what is not sound become broken; broken ones that are sound again, ready.
+    With ``repair`` files that nobody has are deleted; nothing else is. Phases: read, mend.
+    """
+
+    repair: bool = False
+
+
 ACTIONS: tuple[type[Action], ...] = (
     LaunchGuest,
     CreateGuest,
@@ -215,6 +225,7 @@ ACTIONS: tuple[type[Action], ...] = (
     ChangeSnapshot,
     ForkGuest,
     PublishImage,
+    CheckStorage,
 )
 
 AnyAction = (
@@ -237,6 +248,7 @@ AnyAction = (
     | ChangeSnapshot
     | ForkGuest
     | PublishImage
+    | CheckStorage
 )
 
 

@@ -96,10 +96,14 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             connection.execute(IMAGES.insert(), step.row)
         case DropImage(name=name):
             connection.execute(_DROP_IMAGE, {"key": name})
+        case PutSnapshot(if_there=True):
+            _change(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case PutSnapshot():
             _put(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case DropSnapshot(snapshot_id=snapshot_id):
             connection.execute(_DROP_SNAPSHOT, {"key": snapshot_id})
+        case PutLayer(if_there=True):
+            _change(connection, LAYERS, LAYERS.c.id, step.row)
         case PutLayer():
             _put(connection, LAYERS, LAYERS.c.id, step.row)
         case DropLayer(layer_id=layer_id):
@@ -118,9 +122,16 @@ def _put(
     connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
 ) -> None:
     """Update the row with this key, or insert it: two statements that every database has."""
-    update = table.update().where(key == sa.bindparam("key_"))
-    if connection.execute(update, {**row, "key_": row[key.name]}).rowcount == 0:
+    if not _change(connection, table, key, row):
         connection.execute(table.insert(), row)
+
+
+def _change(
+    connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
+) -> bool:
+    """Update the row with this key; False when there is none."""
+    update = table.update().where(key == sa.bindparam("key_"))
+    return connection.execute(update, {**row, "key_": row[key.name]}).rowcount > 0
 
 
 def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:

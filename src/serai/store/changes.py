@@ -41,9 +41,13 @@ class DropImage:
 
 @dataclass(frozen=True, slots=True)
 class PutSnapshot:
-    """Store a snapshot, new or changed; its name is unique in its guest (``snapshot-exists``)."""
+    """Store a snapshot, new or changed; its name is unique in its guest (``snapshot-exists``).
+
+    ``if_there``: only a change; one that was dropped meanwhile does not come back.
+    """
 
     record: SnapshotRecord
+    if_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,10 @@ class DropSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PutLayer:
-    """Store a layer, new or changed."""
+    """Store a layer, new or changed; ``if_there`` as of a snapshot."""
 
     layer: Layer
+    if_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
