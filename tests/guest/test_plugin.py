@@ -16,7 +16,7 @@ import pytest
 @pytest.fixture(scope="session")
 def serai_setup():
     def prepare(guest):
-        guest.run("echo prepared > /prepared", check=True)
+        assert guest.run("echo prepared > /prepared").ok
     return prepare
 """
 TESTS = """
@@ -60,8 +60,7 @@ class Project:
             "pytest",
             "-p",
             "no:cacheprovider",
-            "--serai-home",
-            self.home,
+            f"--serai-home={self.home}",
             *words,
         ]
         clean = {
