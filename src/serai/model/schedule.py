@@ -29,7 +29,9 @@ class Every(StrEnum):
     DAILY = "daily"
     WEEKLY = "weekly"
     MONTHLY = "monthly"
-    INTERVAL = "interval"  # every so many seconds, counted from the epoch: 15m is :00, :15, :30, :45
+    INTERVAL = (
+        "interval"  # every so many seconds, counted from the epoch: 15m is :00, :15, :30, :45
+    )
 
 
 class Rule(StrEnum):

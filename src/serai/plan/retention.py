@@ -41,7 +41,9 @@ def to_keep(moments: Moments, keep: Keep, now: float) -> dict[str, Rule]:
         return kept | dict.fromkeys(counted, Rule.ALL)
     kept |= dict.fromkeys(counted[: keep.last], Rule.LAST)
     for rule, every in TIERS:
-        newest = _newest_of_each(counted, lambda each, every=every: period_begin(every, moments[each]))
+        newest = _newest_of_each(
+            counted, lambda each, every=every: period_begin(every, moments[each])
+        )
         waiting = [each for each in newest if each not in kept]
         kept |= dict.fromkeys(waiting[: getattr(keep, rule)], rule)
     return kept

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from serai.errors import Code, Invalid
-from serai.model.guest import GuestRecord
 from serai.model.schedule import Every, Schedule, ScheduleChange, ScheduleRecord, When
 from serai.model.snapshot import SnapshotRecord
 from serai.units import NAME_LENGTH, check_snapshot_name, format_duration, shorten
@@ -62,14 +61,21 @@ def next_due(when: When, after: float) -> float:
     return due if due > after else _period_after(when.every, begin) + when.at
 
 
-def due_time(schedule: ScheduleRecord, made: Iterable[float], now: float) -> float:
-    """Return when the schedule is due; a time that has come means now, and once.
+def due_time(schedule: ScheduleRecord) -> float:
+    """Return when the schedule is due; a time that has come means now, and once."""
+    return next_due(schedule.when, schedule.since)
 
-    ``made`` are the moments of its snapshots: one that was stored just before the daemon was killed
-    counts, though the schedule does not know it.
+
+def taken_up(schedule: ScheduleRecord, made: Iterable[float], now: float) -> ScheduleRecord:
+    """Return the schedule as a new daemon goes on with it.
+
+    ``made`` are the moments of its snapshots: one that was stored just before the last daemon was
+    killed counts, though the schedule does not know it.
     """
+    schedule = settled(schedule, now)
     limit = _believable(schedule.when, now)
-    return next_due(schedule.when, max(schedule.since, *(at for at in made if at <= limit), 0.0))
+    last = max((schedule.since, *(at for at in made if at <= limit)))
+    return msgspec.structs.replace(schedule, since=last)
 
 
 def settled(schedule: ScheduleRecord, now: float) -> ScheduleRecord:
@@ -185,14 +191,13 @@ def changed(schedule: ScheduleRecord, change: ScheduleChange, now: float) -> Sch
 
 
 def view_schedule(
-    schedule: ScheduleRecord, guest: GuestRecord, made: Collection[SnapshotRecord], now: float
+    schedule: ScheduleRecord, guest: str, made: Collection[SnapshotRecord]
 ) -> Schedule:
-    """Join the record with what is known around it; ``made`` are its snapshots."""
-    due = due_time(settled(schedule, now), [each.created_at for each in made], now)
+    """Join the record with what is known around it: its guest's name now, the snapshots it made."""
     return Schedule(
         name=schedule.name,
         id=schedule.id,
-        guest=guest.spec.name,
+        guest=guest,
         guest_id=schedule.guest_id,
         when=schedule.when,
         keep=schedule.keep,
@@ -201,7 +206,7 @@ def view_schedule(
         name_as=schedule.name_as,
         paused=schedule.paused,
         created_at=schedule.created_at,
-        next_at=0.0 if schedule.paused else due,
+        next_at=0.0 if schedule.paused else due_time(schedule),
         ran_at=schedule.ran_at,
         said=schedule.said,
         snapshots=len(made),
