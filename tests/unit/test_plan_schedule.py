@@ -82,7 +82,11 @@ def test_next_due(when: When, after: str, due: str) -> None:
 @given(whens, moments)
 def test_the_next_due_time_is_later_and_there_is_none_between(when: When, after: float):
     due = next_due(when, after)
-    assert after < due <= after + (31 * DAY if when.every is Every.MONTHLY else max(WEEK, when.interval))
+    assert (
+        after
+        < due
+        <= after + (31 * DAY if when.every is Every.MONTHLY else max(WEEK, when.interval))
+    )
     assert next_due(when, (after + due) / 2) in (due, next_due(when, due))
     assert next_due(when, max(after, due - 1)) == due
     assert next_due(when, due) > due
@@ -231,7 +235,9 @@ def test_a_change_is_only_of_what_is_named_and_does_not_catch_up() -> None:
     kept = changed(schedule, ScheduleChange(keep=Keep(daily=7)), NOW)
     assert (kept.keep, kept.when, kept.since) == (Keep(daily=7), schedule.when, schedule.since)
     assert changed(schedule, ScheduleChange(paused=True), NOW).paused
-    resumed = changed(a_schedule(schedule.when, since=0, paused=True), ScheduleChange(paused=False), NOW)
+    resumed = changed(
+        a_schedule(schedule.when, since=0, paused=True), ScheduleChange(paused=False), NOW
+    )
     assert due_time(resumed) > NOW
     hourly = changed(schedule, ScheduleChange(when=When(every=Every.HOURLY)), NOW)
     assert due_time(hourly) == next_due(hourly.when, NOW)

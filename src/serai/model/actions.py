@@ -175,8 +175,8 @@ class CreateSchedule(GuestAction, frozen=True, tag="schedule-create"):
     a name the schedule gets one.
     """
 
-    name: str = ""
     when: When
+    name: str = ""
     keep: Keep = Keep()
     memory: bool = True
     quiesce: bool = False

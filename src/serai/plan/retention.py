@@ -10,7 +10,7 @@ earlier rule keeps already it does not count. Therefore
 * what goes would not be kept later either, so it does not matter how often this is asked.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 
 from serai.model.schedule import Every, Judgement, Keep, Rule
@@ -41,19 +41,17 @@ def to_keep(moments: Moments, keep: Keep, now: float) -> dict[str, Rule]:
         return kept | dict.fromkeys(counted, Rule.ALL)
     kept |= dict.fromkeys(counted[: keep.last], Rule.LAST)
     for rule, every in TIERS:
-        newest = _newest_of_each(
-            counted, lambda each, every=every: period_begin(every, moments[each])
-        )
+        newest = _newest_of_each(counted, moments, every)
         waiting = [each for each in newest if each not in kept]
         kept |= dict.fromkeys(waiting[: getattr(keep, rule)], rule)
     return kept
 
 
-def _newest_of_each(counted: Iterable[str], period: Callable[[str], float]) -> list[str]:
+def _newest_of_each(counted: Iterable[str], moments: Moments, every: Every) -> list[str]:
     """Return the first, which is the newest, of each period."""
     newest: dict[float, str] = {}
     for each in counted:
-        newest.setdefault(period(each), each)
+        newest.setdefault(period_begin(every, moments[each]), each)
     return list(newest.values())
 
 
