@@ -208,7 +208,7 @@ def facts_of(each: Schedule, now: float) -> list[tuple[str, str]]:
         ("called", each.name_as),
         ("snapshots", str(each.snapshots)),
         ("next", "never: it is paused" if each.paused else moment(each.next_at)),
-        ("last", f"{moment(each.ran_at)}, {age(each.ran_at, now)} ago" if each.ran_at else "never"),
+        ("last", moment(each.ran_at) if each.ran_at else "never"),
     ]
     if each.said:
         pairs.append(("said", each.said))
