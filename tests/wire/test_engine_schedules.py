@@ -263,6 +263,9 @@ async def test_one_that_is_run_by_hand_does_not_overlap(scene: Scene) -> None:
     await until(lambda: bool(scene.actions))
     by_hand = asyncio.create_task(scene.do(RunSchedule(guest="web1", schedule="x")))
     await until(lambda: len(scene.snapshots._under_way) == 1)
+    change = ScheduleChange(memory=False)  # stored after all that the run by hand stores before
+    await scene.do(SetSchedule(guest="web1", schedule="x", change=change))
+    await scene.store.commit()
     assert len(scene.actions) == 1
     scene.gate.set()
     job = await by_hand

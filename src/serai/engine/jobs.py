@@ -142,7 +142,9 @@ class LiveJob:
         """
         self.hold()
         try:
-            await self._journal.commit(PutJob(ended), *changes, events=(*events, self._event(ended)))
+            await self._journal.commit(
+                PutJob(ended), *changes, events=(*events, self._event(ended))
+            )
             then()
         except SeraiError as error:
             ended = self._changed(state=JobState.FAILED, problem=error.problem())

@@ -61,6 +61,7 @@ DELETE_PHASES = ("delete",)
 RUN_PHASES = ("snapshot", "delete")
 LOOK_EVERY = 30.0
 """The longest sleep while something is on the timetable: a clock that was set is noticed after it."""
+AT_REST = (GuestState.STOPPED, GuestState.CRASHED)
 TURNS_AT_ONCE = 4
 JOB_LIMIT = 6 * 3600.0
 """How long one snapshot may take, in seconds."""
@@ -383,7 +384,7 @@ class ScheduleKeeper:
     ) -> SnapshotRecord | None:
         """Return the schedule's last snapshot if the guest does not run and is still as that says."""
         own = self._made_by(schedule)
-        if not own or driver.instance is not None or driver.state is not GuestState.STOPPED:
+        if not own or driver.instance is not None or driver.state not in AT_REST:
             return None
         last = own[-1]
         layers = {volume.name: volume.layer for volume in last.volumes}
