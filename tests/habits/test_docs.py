@@ -20,6 +20,7 @@ from serai.model.event import EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, RestartPolicy
 from serai.model.job import JobState
 from serai.model.lifecycle import GuestState
+from serai.model.schedule import Every, Rule
 from serai.model.snapshot import SnapshotState
 from serai.settings import SETTINGS
 
@@ -35,6 +36,8 @@ WORDS: tuple[type[StrEnum], ...] = (
     SnapshotState,
     Fault,
     FindingKind,
+    Every,
+    Rule,
 )
 
 

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, Entry] = {
     "screenshot": Entry("serai.cli.looks:screenshot", "Save what a guest's screen shows."),
     "vnc": Entry("serai.cli.looks:vnc", "Print where a VNC viewer connects."),
     "snapshot": Entry("serai.cli.snapshots:snapshot", "Save guests, look at what is saved, go back to it."),
+    "schedule": Entry("serai.cli.schedules:schedule", "Have snapshots made, and deleted again, by themselves."),
     "fork": Entry("serai.cli.fork:fork", "Make new guests from a guest or from a snapshot."),
     "image": Entry("serai.cli.images:image", "Build, import and manage images."),
     "check": Entry("serai.cli.checking:check", "Read everything that is stored and say what is wrong."),

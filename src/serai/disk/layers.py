@@ -22,7 +22,7 @@ from pathlib import Path
 from serai.disk.digests import tree_digest
 from serai.disk.files import naming_disk_problems, sync_file, sync_folder, write_durably
 from serai.disk.merging import check_layer, write_merged
-from serai.disk.qcow2 import read_head
+from serai.disk.qcow2 import is_empty, read_head
 from serai.disk.work import Progress, Pulse, no_progress, run_in_thread
 from serai.errors import Bug, Code, HostFailure, Invalid
 from serai.model.image import DiskFormat
@@ -113,6 +113,11 @@ class LayerFolder:
             return self.path(layer_id).stat().st_blocks * 512
         except FileNotFoundError:
             return 0
+
+    def is_empty(self, layer_id: str) -> bool:
+        """Tell whether nothing was ever written to a layer: what is read through it is its parent's."""
+        with naming_disk_problems("reading a disk"):
+            return is_empty(self.path(layer_id))
 
     def stored(self) -> set[str]:
         """Return the ids of all layers that have a file."""

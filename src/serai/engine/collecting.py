@@ -11,16 +11,19 @@ from serai.engine.house import House
 from serai.errors import Conflict
 from serai.model.snapshot import FrozenMemory, SnapshotRecord
 from serai.plan.layers import tops_of, unneeded
-from serai.store.changes import Change, DropLayer, DropSnapshot
+from serai.store.changes import Change, DropLayer, DropSchedule, DropSnapshot
 
 
 def drop_all_of(house: House, owner: str) -> tuple[Change, ...]:
-    """Return the changes that forget all snapshots of a guest, or image, that goes."""
-    return tuple(DropSnapshot(each.id) for each in house.shelf.of(owner))
+    """Return the changes that forget all snapshots, and schedules, of a guest or image that goes."""
+    snapshots = (DropSnapshot(each.id) for each in house.shelf.of(owner))
+    return (*snapshots, *(DropSchedule(each.id) for each in house.timetable.of(owner)))
 
 
 async def forget_all_of(house: House, owner: str) -> None:
     """Delete what the snapshots of an owner had, once the store has forgotten them."""
+    for schedule in house.timetable.of(owner):
+        house.timetable.drop(schedule)
     snapshots = house.shelf.of(owner)
     for snapshot in snapshots:
         house.shelf.drop(snapshot)

@@ -33,6 +33,7 @@ from serai.engine.procedures import (
 )
 from serai.engine.publishing import Publisher
 from serai.engine.running import react
+from serai.engine.schedules import ScheduleKeeper
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
 from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
@@ -44,9 +45,11 @@ from serai.model.actions import (
     ChangeSnapshot,
     CheckStorage,
     CreateGuest,
+    CreateSchedule,
     CreateSnapshot,
     DeleteGuest,
     DeleteImage,
+    DeleteSchedule,
     DeleteSnapshot,
     ForkGuest,
     ImportImage,
@@ -54,7 +57,9 @@ from serai.model.actions import (
     PublishImage,
     RenameGuest,
     RestoreSnapshot,
+    RunSchedule,
     SetGuest,
+    SetSchedule,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -63,6 +68,7 @@ from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.admission import check_launch, check_room, refusal
@@ -95,6 +101,9 @@ class Engine:
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = SnapshotKeeper(house, self._by_name)
         self._layers = LayerKeeper(house)
+        self.schedule_keeper = ScheduleKeeper(
+            house, self._drivers.get, self._snapshots, self.submit
+        )
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
@@ -129,6 +138,21 @@ class Engine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``)."""
         return self._snapshots.one(self._find(guest).record, name_or_id)
+
+    def schedules(self, guest: str = "") -> list[Schedule]:
+        """Return a guest's schedules by name, or everybody's, by guest and name."""
+        if guest:
+            return self.schedule_keeper.all(self._find(guest))
+        found = [self.schedule_keeper.all(driver) for driver in self._drivers.values()]
+        return sorted((each for of in found for each in of), key=lambda s: (s.guest, s.name))
+
+    def schedule(self, guest: str, name_or_id: str) -> Schedule:
+        """Return one schedule of a guest; NotFound (``schedule-not-found``)."""
+        return self.schedule_keeper.one(self._find(guest), name_or_id)
+
+    def judge_schedule(self, guest: str, name_or_id: str, keep: Keep | None) -> list[Judgement]:
+        """Return which snapshots of a schedule would stay now, by its own rules or by ``keep``."""
+        return self.schedule_keeper.judge(self._find(guest), name_or_id, keep)
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
@@ -209,6 +233,8 @@ class Engine:
                 return await self._snapshots.change(self._find(action.guest), action, key)
             case DeleteSnapshot():
                 return await self._snapshots.delete(self._find(action.guest), action, key)
+            case CreateSchedule() | SetSchedule() | RunSchedule() | DeleteSchedule():
+                return await self.schedule_keeper.take(self._find(action.guest), action, key)
             case ForkGuest():
                 self._check_host()
                 return await self._forker.fork(self._find(action.guest), action, key)
@@ -451,6 +477,7 @@ class Engine:
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._take_up_keepers(unfinished)
+        sentences += await self.schedule_keeper.take_up_all(set(self._drivers) | self._damaged)
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
@@ -487,7 +514,7 @@ class Engine:
                 sentences.append(await keeper.take_up(job))
         return sentences
 
-    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | None:
+    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | Forker | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -496,6 +523,8 @@ class Engine:
                 return self._snapshots
             case "snapshot" | "check":
                 return self._snapshots
+            case "schedule":
+                return self.schedule_keeper
             case "fork":
                 return self._forker
             case _:

@@ -245,6 +245,7 @@ class SnapshotKeeper:
             created_at=self._house.journal.now(),
             note=action.note,
             schedule=action.schedule,
+            schedule_id=action.schedule_id,
             quiesced=action.quiesce,
         )
         try:

@@ -7,6 +7,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 
 
@@ -58,6 +59,20 @@ class DropSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class PutSchedule:
+    """Store a schedule, new or changed; its name is unique in its guest (``schedule-exists``)."""
+
+    record: ScheduleRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropSchedule:
+    """Forget a schedule; one that is not there is forgotten already."""
+
+    schedule_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutLayer:
     """Store a layer, new or changed; ``if_there`` as of a snapshot."""
 
@@ -101,6 +116,8 @@ Change = (
     | DropImage
     | PutSnapshot
     | DropSnapshot
+    | PutSchedule
+    | DropSchedule
     | PutLayer
     | DropLayer
     | PutJob
