@@ -16,6 +16,7 @@ from serai.engine.freezing import Moment
 from serai.engine.running import (
     attach,
     confinement_of,
+    folder_of,
     machine_of,
     next_run_dir,
     note_agent,
@@ -52,7 +53,8 @@ def _make_files(driver: GuestDriver, folder: Path, uefi_vars: bytes) -> None:
         with naming_disk_problems("creating the UEFI variables"):
             write_durably(folder / UEFI_VARS_NAME, uefi_vars)
     for volume in driver.record.volumes:
-        make_head(folder, volume)
+        if not volume.read_only:
+            make_head(folder_of(driver, volume), volume)
 
 
 async def take_up(driver: GuestDriver, moment: Moment) -> Instance:

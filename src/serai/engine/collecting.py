@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from serai.engine.house import House
 from serai.model.snapshot import SnapshotRecord
-from serai.plan.layers import tops_of, unneeded
+from serai.plan.layers import unneeded
 from serai.store.changes import Change, DropLayer, DropSnapshot
 
 
@@ -47,11 +47,12 @@ async def delete_files(house: House, snapshots: Collection[SnapshotRecord]) -> N
 async def collect(house: House) -> list[str]:
     """Delete the layers that nothing stands on; return a sentence for each."""
     shelf = house.shelf
-    gone = unneeded(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
+    gone = unneeded(shelf.layers, shelf.tops())
     if not gone:
         return []
     await house.journal.commit(*map(DropLayer, sorted(gone)))
     for layer in gone:
-        shelf.layers.pop(layer, None)
-        await asyncio.to_thread(house.layers.delete, layer)
+        found = shelf.layers.pop(layer, None)
+        if found is not None and house.pools.is_available(found.pool):  # else swept when it is back
+            await asyncio.to_thread(house.pools.layers_of(found).delete, layer)
     return [f"the layer {layer} was not needed any more" for layer in sorted(gone)]

@@ -25,7 +25,8 @@ from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Expect, Image
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState, Happening, Verb
-from serai.plan.snapshot import check_fork_room, fork_names, fork_record, volumes_over
+from serai.plan.snapshot import check_fork_room, fork_names, fork_record
+from serai.plan.volume import copies_over
 from serai.store.changes import PutGuest
 
 PHASES = ("freeze", "start")
@@ -227,7 +228,6 @@ class Forker:
     ) -> GuestRecord:
         house, frozen = self._house, found.frozen
         random = house.new_id()
-        heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
         source = msgspec.structs.replace(frozen.record, spec=wish.spec(frozen.record.spec))
         return fork_record(
             source,
@@ -237,7 +237,7 @@ class Forker:
             mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=house.new_id(),
             now=now,
-            volumes=volumes_over(frozen.volumes, heads),
+            volumes=copies_over(frozen.record, frozen.volumes, "", house.shelf.volumes),
             origin=found.origin,
             expires_at=now + wish.ttl if wish.ttl else 0.0,
             coming=job.id,

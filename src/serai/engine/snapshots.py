@@ -21,6 +21,7 @@ from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.restoring import restore
+from serai.engine.running import folder_of
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.actions import (
     Action,
@@ -36,7 +37,7 @@ from serai.model.job import Job
 from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
 from serai.plan.admission import refusal
-from serai.plan.layers import mergeable, tops_of
+from serai.plan.layers import mergeable
 from serai.plan.snapshot import check_memory_fits, pick_name
 from serai.store.changes import Change, DropLayer, DropSnapshot, PutLayer, PutSnapshot
 from serai.units import check_snapshot_name
@@ -385,32 +386,38 @@ class SnapshotKeeper:
 
     def _stands_untouched(self, driver: GuestDriver) -> bool:
         """Tell whether nothing was written since the last snapshot, or since it was made."""
-        folder = self._house.places.guests / driver.record.id
-        return all(is_empty_head(folder, volume) for volume in driver.record.volumes)
+        return all(
+            is_empty_head(folder_of(driver, volume), volume)
+            for volume in driver.record.volumes
+            if not volume.read_only
+        )
 
     # -- collecting --------------------------------------------------------------------------------
 
     async def merge_one(self) -> str:
         """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
         shelf = self._house.shelf
-        pairs = mergeable(
-            shelf.layers, tops_of(self._house.shelf.guests(), shelf.snapshots.values())
-        )
+        pairs = [
+            (child, parent)
+            for child, parent in mergeable(shelf.layers, shelf.tops())
+            if self._house.pools.is_available(shelf.layers[child].pool)
+        ]
         if not pairs:
             return ""
         child, parent = (shelf.layers[each] for each in pairs[0])
-        await self._house.layers.merge(child.id, parent.id)
+        folder = self._house.pools.layers_of(child)
+        await folder.merge(child.id, parent.id)
         merged = msgspec.structs.replace(
             child,
             parent=parent.parent,
             image_digest=parent.image_digest,
-            size=self._house.layers.size(child.id),
+            size=folder.size(child.id),
             digest="",
         )
         await self._house.journal.commit(PutLayer(merged), DropLayer(parent.id))
         shelf.layers[child.id] = merged
         del shelf.layers[parent.id]
-        await asyncio.to_thread(self._house.layers.delete, parent.id)
+        await asyncio.to_thread(folder.delete, parent.id)
         return f"the layers {child.id} and {parent.id} are one now"
 
     def _forget(self, snapshot: SnapshotRecord) -> tuple[Change, ...]:

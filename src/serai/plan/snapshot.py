@@ -8,7 +8,8 @@ import msgspec
 from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
 from serai.model.node import Capabilities
-from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, Snapshot, SnapshotRecord
+from serai.model.snapshot import FrozenMemory, Layer, Snapshot, SnapshotRecord
+from serai.model.volume import VolumeRecord
 from serai.plan.layers import tops_of, users_of
 from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
 
@@ -53,10 +54,11 @@ class Sizes:
         guests: Iterable[GuestRecord],
         snapshots: Sequence[SnapshotRecord],
         bases: Mapping[str, int],
+        volumes: Iterable[VolumeRecord] = (),
     ) -> None:
         self._layers = layers
         self._bases = bases
-        self._users = users_of(layers, tops_of(guests, snapshots))
+        self._users = users_of(layers, tops_of(guests, snapshots, volumes))
         self._base_users = Counter(each.memory.base for each in snapshots if each.memory)
         self._below: dict[str, int] = {}
 
@@ -207,12 +209,4 @@ def fork_record(
         origin=origin,
         expires_at=expires_at,
         coming=coming,
-    )
-
-
-def volumes_over(frozen: Iterable[FrozenVolume], heads: Mapping[str, str]) -> tuple[Volume, ...]:
-    """Return the volumes of a guest over what was frozen; ``heads`` are its new files by volume."""
-    return tuple(
-        Volume(name=each.name, head=heads[each.name], layer=each.layer, size=each.size)
-        for each in frozen
     )

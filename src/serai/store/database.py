@@ -29,6 +29,7 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 from serai.store import queries
 from serai.store.apply import prepare
 from serai.store.changes import Change
@@ -105,8 +106,16 @@ class Store:
         """Return all layers, by id."""
         return await self._reader.read(queries.read_layers)
 
+    async def volumes(self) -> list[VolumeRecord]:
+        """Return all volumes that live by themselves, by name."""
+        return await self._reader.read(queries.read_volumes)
+
+    async def pools(self) -> list[PoolRecord]:
+        """Return all pools but ``default``, by name."""
+        return await self._reader.read(queries.read_pools)
+
     async def damaged(self) -> list[Damaged]:
-        """Return the guests, images, snapshots, layers and jobs that are there but can't be read."""
+        """Return the guests, images, snapshots, layers, volumes, pools and jobs that are there but can't be read."""
         return await self._reader.read(queries.read_damaged)
 
     async def unfinished_jobs(self) -> list[Job]:

@@ -17,19 +17,22 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 from serai.store.records import (
     EVENT_BODY,
     GUEST_BODY,
     IMAGE_BODY,
     JOB_BODY,
     LAYER_BODY,
+    POOL_BODY,
     SNAPSHOT_BODY,
+    VOLUME_BODY,
     Damaged,
     decode,
     stand_in_event,
     stand_in_job,
 )
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
+from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, POOLS, SNAPSHOTS, VOLUMES
 
 T = TypeVar("T")
 
@@ -62,14 +65,29 @@ def read_layers(connection: sa.Connection) -> list[Layer]:
     return [layer for layer in found if isinstance(layer, Layer)]
 
 
+def read_volumes(connection: sa.Connection) -> list[VolumeRecord]:
+    """Return all volumes that can be read, by name."""
+    found = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
+    return [volume for volume in found if isinstance(volume, VolumeRecord)]
+
+
+def read_pools(connection: sa.Connection) -> list[PoolRecord]:
+    """Return all pools that can be read, by name; the pool ``default`` is in no table."""
+    found = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
+    return [pool for pool in found if isinstance(pool, PoolRecord)]
+
+
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return every guest, image, snapshot, layer and job that can't be read."""
+    """Return every guest, image, snapshot, layer, volume, pool and job that can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
     images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
     snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
     layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
+    volumes = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
+    pools = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    damaged = [each for found in (guests, images, snapshots, layers, jobs) for each in found]
+    everything = (guests, images, snapshots, layers, volumes, pools, jobs)
+    damaged = [each for found in everything for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 
 
@@ -79,6 +97,9 @@ def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
         query = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id == damaged.key)
         guest = connection.execute(query).one()
         return replace(damaged, name=guest.name, number=guest.number)
+    if damaged.table == VOLUMES.name:
+        names = sa.select(VOLUMES.c.name).where(VOLUMES.c.id == damaged.key)
+        return replace(damaged, name=connection.execute(names).one().name)
     if damaged.table == SNAPSHOTS.name:
         columns = sa.select(SNAPSHOTS.c.name, SNAPSHOTS.c.guest_id)
         snapshot = connection.execute(columns.where(SNAPSHOTS.c.id == damaged.key)).one()

@@ -17,6 +17,7 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
 SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
+VOLUME_BODY = msgspec.json.Decoder(VolumeRecord)
+POOL_BODY = msgspec.json.Decoder(PoolRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
@@ -36,7 +39,8 @@ REPAIR_HINT = "Restore the database from a copy, or delete this entry."
 class Damaged:
     """A row that can't be read.
 
-    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's.
+    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's,
+    ``name`` a volume's.
     """
 
     table: str
