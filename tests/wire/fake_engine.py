@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 from fake_shelf import FakeShelf
+from fake_volumes import OF_VOLUMES, FakeVolumes
 
 from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
 from serai.model.actions import (
@@ -42,6 +43,7 @@ from serai.model.lifecycle import ON_STATES, GuestState
 from serai.model.node import Capabilities, DaemonStatus
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import Pool, VolumeInfo
 from serai.plan.snapshot import fork_names
 from serai.units import check_guest_name, check_image_name, check_labels, shorten
 
@@ -91,6 +93,7 @@ class FakeEngine:
         self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
         self.all_jobs: dict[str, Job] = {}
         self.shelf = FakeShelf()
+        self.rack = FakeVolumes(self.guest)
         self.all_events: list[Event] = []
         self.actions: list[AnyAction] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -148,6 +151,22 @@ class FakeEngine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         self._check("snapshot")
         return self.shelf.find(self.guest(guest), name_or_id)
+
+    def volumes(self) -> list[VolumeInfo]:
+        self._check("volumes")
+        return list(self.rack.volumes.values())
+
+    def volume(self, name_or_id: str) -> VolumeInfo:
+        self._check("volume")
+        return self.rack.volume(name_or_id)
+
+    def pools(self) -> list[Pool]:
+        self._check("pools")
+        return list(self.rack.pools.values())
+
+    def pool(self, name: str) -> Pool:
+        self._check("pool")
+        return self.rack.pool(name)
 
     def images(self) -> list[Image]:
         return list(self.all_images.values())
@@ -212,6 +231,8 @@ class FakeEngine:
         if isinstance(action, OF_SNAPSHOT):
             guest = self.guest(action.guest)
             return [guest.name, *self.shelf.apply(guest, action)]
+        if isinstance(action, OF_VOLUMES):
+            return self.rack.apply(action)
         if isinstance(action, ForkGuest):
             return self._fork(self.guest(action.guest), action)
         if isinstance(action, PublishImage):

@@ -1,5 +1,6 @@
 """What callers may send about volumes, pools and media; see ``bodies`` for the rest."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -7,6 +8,7 @@ from msgspec import Meta
 
 from serai.api.bodies import Body, Page, PageQuery, WaitQuery
 from serai.model.volume import DEFAULT_POOL, NO_LIMITS, DiskFile, Limits, Pool, VolumeInfo
+from serai.units import GIB
 
 
 class VolumesQuery(PageQuery, frozen=True):
@@ -112,3 +114,19 @@ class VolumePage(Page[VolumeInfo], frozen=True):
 
 class PoolPage(Page[Pool], frozen=True):
     """A page of pools."""
+
+
+VOLUME_EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
+    VolumeBody: {"name": "data", "size": 10 * GIB},
+    VolumeChange: {"size": 20 * GIB, "limits": {"iops": 500, "iops_burst": 2000}},
+    AttachBody: {"guest": "web1"},
+    DetachBody: {"guest": "web1"},
+    CloneBody: {"name": "data-copy", "snapshot": "monday"},
+    VolumeSnapshotBody: {"name": "monday", "note": "before the update"},
+    VolumeImportBody: {"source": "/srv/disk.vmdk", "name": "old-data"},
+    VolumeExportBody: {"path": "/srv/data.qcow2", "format": "qcow2"},
+    ServeBody: {"snapshot": "monday"},
+    PoolBody: {"name": "fast", "path": "/srv/fast"},
+    MediumBody: {"image": "installer"},
+}
+"""What a body looks like, for the pages; a test decodes each."""
