@@ -102,7 +102,10 @@ def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:
 
 
 def delete_guest(call: Call[DeleteQuery, NoBody]) -> DeleteGuest:
-    """Delete a guest and its volumes."""
+    """Delete a guest and its own disks.
+
+    Volumes that were attached to it stay.
+    """
     return DeleteGuest(guest=call.subject, force=call.query.force)
 
 

@@ -120,8 +120,8 @@ def parse_wish(text: str) -> VolumeWish:
         key, equals, value = word.partition("=")
         if place == 0 and not equals:
             key, value = "name", word
-        elif word == "read-only":
-            value = "yes"
+        elif key == "read-only":
+            value = "" if equals else "yes"
         if key not in ("name", "size", "pool", "boot", "read-only") or key in given or not value:
             raise Invalid(
                 Code.VALUE_INVALID,
@@ -129,6 +129,8 @@ def parse_wish(text: str) -> VolumeWish:
                 hint="Write NAME, NAME,read-only, or size=10GiB; with boot=N to boot from it.",
             )
         given[key] = value
+    if not given.keys() & {"name", "size"}:
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(text)} names no volume and no size")
     boot = given.get("boot", "0")
     if not (boot.isascii() and boot.isdigit() and len(boot) < 4):
         raise Invalid(Code.VALUE_INVALID, f"{shorten(boot)} is no place in the order of booting")

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
 from serai.disk.qcow2 import head_length, read_head
 from serai.disk.volumes import drop_head, stray_heads
 from serai.errors import HostFailure, SeraiError
 from serai.model.guest import GuestRecord, Volume
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import VolumeRecord
 
 Report = Callable[[int, int], None]
 
@@ -37,6 +39,7 @@ class Kind(StrEnum):
     SNAPSHOT = "snapshot"
     LAYER = "layer"
     MEMORY = "memory"
+    VOLUME = "volume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +64,38 @@ class Known:
     snapshots: Sequence[SnapshotRecord]
     layers: Mapping[str, Layer]
     complete: bool = True
+    volumes: Sequence[VolumeRecord] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """Where the files are. ``guests`` has one folder a guest, named by id."""
+    """Where the files are. ``guests`` has one folder a guest, named by id.
+
+    Without ``pools`` nothing is known of volumes that live by themselves.
+    """
 
     guests: Path
     layers: LayerFolder
     memory: MemoryFolder
+    pools: PoolFolders | None = None
+
+    def layers_of(self, layer: Layer) -> LayerFolder | None:
+        """Return the folder that a layer lies in; None for a pool that is not there."""
+        if not layer.pool:
+            return self.layers
+        if self.pools is None or not self.pools.is_available(layer.pool):
+            return None
+        return self.pools.layers_of(layer)
+
+    def head(self, guest: GuestRecord, volume: Volume) -> Path | None:
+        """Return where the head of a guest's volume is; None where there is none, or nobody can tell."""
+        if volume.read_only:
+            return None
+        if not volume.pool:
+            return self.guests / guest.id / volume.head
+        if self.pools is None or not self.pools.is_available(volume.pool):
+            return None
+        return self.pools.heads(volume.pool) / volume.head
 
 
 def find_dangling(known: Known) -> list[Defect]:
@@ -78,12 +104,47 @@ def find_dangling(known: Known) -> list[Defect]:
     for guest in known.guests:
         for volume in guest.volumes:
             found += _dangling(known, Kind.GUEST, guest.id, volume.layer)
+    for each in known.volumes:
+        tops = [snapshot.layer for snapshot in each.snapshots]
+        tops += [] if each.attached_to else [each.layer]
+        for top in tops:
+            found += _dangling(known, Kind.VOLUME, each.id, top)
+    found += _unheld(known)
     for snapshot in known.snapshots:
         for frozen in snapshot.volumes:
             found += _dangling(known, Kind.SNAPSHOT, snapshot.id, frozen.layer)
     for layer in known.layers.values():
         found += _dangling(known, Kind.LAYER, layer.id, layer.parent)
     return found + _circles(known.layers)
+
+
+def _unheld(known: Known) -> list[Defect]:
+    """Return the volumes whose writer does not have them, and what guests have that is none."""
+    guests = {
+        guest.id: {each.id for each in guest.volumes if not each.read_only}
+        for guest in known.guests
+    }
+    volumes = {each.id: each for each in known.volumes}
+    found = [
+        _disagreeing(
+            each.id, f"the volume {each.name} is attached to {each.attached_to}, which has it not"
+        )
+        for each in known.volumes
+        if each.attached_to and each.id not in guests.get(each.attached_to, ())
+    ]
+    for guest_id, held in guests.items():
+        for volume_id in held - {""}:
+            volume = volumes.get(volume_id)
+            if volume is None or volume.attached_to != guest_id:
+                message = (
+                    f"the guest {guest_id} has the volume {volume_id}, which is not attached to it"
+                )
+                found.append(_disagreeing(volume_id, message))
+    return found
+
+
+def _disagreeing(volume_id: str, message: str) -> Defect:
+    return Defect(fault=Fault.DANGLING, kind=Kind.VOLUME, id=volume_id, message=message)
 
 
 def _dangling(known: Known, kind: Kind, where: str, layer: str) -> list[Defect]:
@@ -178,10 +239,13 @@ async def find_damage(
     total = len(known.layers) + len(memories)
     for done, layer in enumerate(known.layers.values()):
         _tell(report, done, total)
+        folder = folders.layers_of(layer)
+        if folder is None:
+            continue  # its disk is not mounted: nobody can tell
         try:
-            await folders.layers.verify(layer)
+            await folder.verify(layer)
         except HostFailure as error:
-            gone = not folders.layers.path(layer.id).exists()
+            gone = not folder.path(layer.id).exists()
             found.append(_damaged(Kind.LAYER, layer.id, error, gone=gone))
     there = folders.memory.memories() | set(folders.memory.bases())
     for done, memory in enumerate(memories, len(known.layers)):
@@ -191,7 +255,9 @@ async def find_damage(
         except HostFailure as error:
             found.append(_damaged(Kind.MEMORY, memory, error, gone=memory not in there))
     for guest in known.guests:
-        found += _missing_heads(guest, folders.guests / guest.id)
+        found += _missing_heads(guest, folders)
+    for volume in known.volumes:
+        found += _missing_head_of(volume, folders)
     return found
 
 
@@ -205,20 +271,34 @@ def _damaged(kind: Kind, where: str, error: HostFailure, *, gone: bool) -> Defec
     return Defect(fault=fault, kind=kind, id=where, message=error.message)
 
 
-def _missing_heads(guest: GuestRecord, folder: Path) -> Iterable[Defect]:
+def _missing_heads(guest: GuestRecord, folders: Folders) -> Iterable[Defect]:
     for volume in guest.volumes:
-        head = folder / volume.head
-        try:
-            read_head(head)
-        except (SeraiError, OSError) as error:
-            reason = error.message if isinstance(error, SeraiError) else error.strerror
-            yield Defect(
-                fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
-                kind=Kind.GUEST,
-                id=guest.id,
-                name=volume.head,
-                message=f"the disk {volume.head} of {guest.spec.name} can't be used: {reason}",
-            )
+        head = folders.head(guest, volume)
+        if head is not None:
+            what = f"the disk {volume.head} of {guest.spec.name}"
+            yield from _unusable(Kind.GUEST, guest.id, head, what)
+
+
+def _missing_head_of(volume: VolumeRecord, folders: Folders) -> Iterable[Defect]:
+    """Look at the head of a volume that no guest writes to."""
+    pools = folders.pools
+    if not volume.attached_to and pools is not None and pools.is_available(volume.pool):
+        head = pools.heads(volume.pool) / volume.head
+        yield from _unusable(Kind.VOLUME, volume.id, head, f"the volume {volume.name}")
+
+
+def _unusable(kind: Kind, where: str, head: Path, what: str) -> Iterable[Defect]:
+    try:
+        read_head(head)
+    except (SeraiError, OSError) as error:
+        reason = error.message if isinstance(error, SeraiError) else error.strerror
+        yield Defect(
+            fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
+            kind=kind,
+            id=where,
+            name=head.name,
+            message=f"{what} can't be used: {reason}",
+        )
 
 
 def broken_snapshots(known: Known, defects: Iterable[Defect]) -> dict[str, Defect]:
@@ -265,7 +345,7 @@ def mend(defects: Iterable[Defect], folders: Folders) -> list[Defect]:
             case Kind.GUEST:
                 volume = Volume(name="stray", head=defect.name, size=0)
                 drop_head(folders.guests / defect.id, volume)
-            case Kind.SNAPSHOT:
+            case Kind.SNAPSHOT | Kind.VOLUME:
                 continue
         mended.append(defect)
     return mended

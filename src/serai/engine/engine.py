@@ -228,6 +228,7 @@ class Engine:
         match action:
             case LaunchGuest(spec=spec) if (image := self._images.find(spec.image)).snapshot:
                 self._check_host()
+                _check_no_volumes(action)
                 return await self._forker.launch(image, action, key)
             case LaunchGuest() | CreateGuest():
                 return await self._create(action, key)
@@ -515,10 +516,10 @@ class Engine:
         sentences = list(damaged)
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
+        sentences += await self._volumes.tidy(complete=not damaged)
         sentences += await self._take_up_keepers(unfinished)
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
-        sentences += await self._volumes.tidy(complete=not damaged)
         await asyncio.to_thread(self._images.tidy)
         return sentences
 
@@ -570,6 +571,15 @@ class Engine:
                 return self._volumes
             case _:
                 return None
+
+
+def _check_no_volumes(action: LaunchGuest) -> None:
+    if action.volumes:
+        raise Conflict(
+            Code.IMAGE_UNFIT,
+            f"a guest of the image {action.spec.image} begins as it was frozen, without more volumes",
+            hint="Launch it without, then attach them: serai volume attach",
+        )
 
 
 def _lost_image(record: GuestRecord) -> Image:

@@ -277,7 +277,7 @@ async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) 
     """Have QEMU write to the new heads from now on."""
     now = {each.name: each.chain[0].path for each in instance.machine.drives if each.chain}
     wanted = _wanted_heads(driver)
-    heads = {name: head for name, head in wanted.items() if now[name] != head.path}
+    heads = {name: head for name, head in wanted.items() if now.get(name, head.path) != head.path}
     if heads:
         await instance.switch_heads(heads, FREEZE_TIMEOUT)
     switched.done = True

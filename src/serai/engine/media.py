@@ -67,6 +67,7 @@ class MediumChanger:
             raise _no_drive(driver)
 
         async def work(job: LiveJob) -> None:
+            job.hold()
             await driver.do(Verb.SET, lambda: change_medium(driver, medium, force=force))
             data = {"medium": medium.image}
             event = driver.house.journal.event(

@@ -12,7 +12,7 @@ from serai.disk.volumes import drop_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.running import machine_of, write_running
-from serai.errors import Code, Conflict, SeraiError
+from serai.errors import Code, Conflict, HostFailure
 from serai.model.guest import Volume
 from serai.model.lifecycle import GuestState
 from serai.model.machine import Drive
@@ -42,7 +42,7 @@ async def plug_in(
 ) -> Volume:
     """Give the guest a volume, now and from now on; return it as the guest has it.
 
-    On failure nobody has it. Raises Conflict (``volume-in-use``, ``no-port``), HostFailure.
+    On failure nobody has it, unless QEMU does not say (Interrupted). Raises Conflict (``volume-in-use``, ``no-port``), HostFailure.
     """
     house, instance = driver.house, driver.instance
     check_attach(volume, list(house.shelf.guests()), driver.record, read_only=read_only)
@@ -62,8 +62,9 @@ async def plug_in(
     if instance is not None:
         try:
             await instance.plug_drive(_drive_of(driver, entry), PLUG_TIMEOUT)
-        except SeraiError:
-            await _take_out(driver, entry)
+        except HostFailure:  # after Interrupted nobody knows: then the guest has it
+            if not await instance.has_drive(drive_name(entry)):
+                await _take_out(driver, entry)
             raise
         write_running(driver, instance)
     return entry
@@ -150,26 +151,19 @@ def _released(house: House, entries: tuple[Volume, ...] | list[Volume]) -> list[
     ]
 
 
-async def change_entry(driver: GuestDriver, entry: Volume, volume: VolumeRecord | None) -> None:
-    """Store a volume as the guest has it now, and the record that goes with it."""
+async def change_entry(driver: GuestDriver, entry: Volume) -> None:
+    """Store a volume as the guest has it now."""
     volumes = tuple(entry if each.name == entry.name else each for each in driver.record.volumes)
-    changes = (PutVolume(volume),) if volume is not None else ()
-    await driver.house.journal.commit(driver.revise(volumes=volumes), *changes)
-    if volume is not None:
-        driver.house.shelf.volumes[volume.id] = volume
+    await driver.house.journal.commit(driver.revise(volumes=volumes))
 
 
 async def limit_here(driver: GuestDriver, name: str, limits: Limits) -> None:
-    """Let the guest's disk do so much a second, now and from now on."""
+    """Let the guest's disk do so much a second, now and from now on; on failure neither."""
     entry = find_entry(driver.record, name)
-    limited = msgspec.structs.replace(entry, limits=limits)
-    volume = driver.house.shelf.volumes.get(entry.id)
-    if volume is not None and not entry.read_only:
-        volume = msgspec.structs.replace(volume, limits=limits, version=volume.version + 1)
-    await change_entry(driver, limited, volume)
     if driver.instance is not None:
         await driver.instance.limit_drive(drive_name(entry), limits)
         write_running(driver, driver.instance)
+    await change_entry(driver, msgspec.structs.replace(entry, limits=limits))
 
 
 async def finish_plugging(driver: GuestDriver, instance: Instance) -> str:

@@ -95,6 +95,7 @@ def _as_it_was(driver: GuestDriver, snapshot: SnapshotRecord) -> dict[str, objec
         "image_digest": frozen.image_digest,
         "machine_type": frozen.machine_type,
         "mac": frozen.mac,
+        "medium": frozen.medium,
         "genid": house.new_id(),
         "volumes": _volumes_of(driver, snapshot, unique),
         "snapshot": snapshot.id,

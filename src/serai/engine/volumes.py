@@ -7,13 +7,16 @@ in between is swept when the daemon starts. Copies of volumes are ``volume_copie
 """
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from serai.disk.exporting import part_of
 from serai.disk.volumes import drop_head, grow_volume, is_empty_head, make_head
 from serai.engine.collecting import collect
 from serai.engine.driver import GuestDriver
@@ -31,6 +34,7 @@ from serai.model.actions import (
     DeleteVolume,
     DeleteVolumeSnapshot,
     DetachVolume,
+    ExportVolume,
     SnapshotVolume,
 )
 from serai.model.event import Event, EventKind
@@ -227,6 +231,7 @@ class VolumeKeeper:
         check_attach(volume, self.guests(), driver.record, read_only=action.read_only)
 
         async def work(job: LiveJob) -> None:
+            job.hold()  # half an attaching can't be undone: the guest may use it
             async with self.lock(volume.id):
                 await self._attach(job, driver, volume.id, action)
 
@@ -256,6 +261,7 @@ class VolumeKeeper:
         volume = self._house.shelf.find_volume(entry.id)
 
         async def work(job: LiveJob) -> None:
+            job.hold()
             async with self.lock(volume.id):
                 await driver.do(Verb.SET, lambda: pull_out(driver, volume.id))
                 event = self._event(EventKind.VOLUME_DETACHED, volume, guest=driver.name)
@@ -342,6 +348,7 @@ class VolumeKeeper:
             self.check_room(volume.pool, size, self.one(volume.id).own)
 
         async def work(job: LiveJob) -> None:
+            job.hold()
             async with self.lock(volume.id):
                 await self._change(job, volume.id, action)
 
@@ -371,13 +378,13 @@ class VolumeKeeper:
         self._keep(changed)
 
     async def _limit(self, volume_id: str, limits: Limits) -> None:
+        for guest in self.guests():
+            if entry_of(guest, volume_id) is not None:
+                await self._limit_at(self._find(guest.id), volume_id, limits)
         volume = self._house.shelf.find_volume(volume_id)
         changed = msgspec.structs.replace(volume, limits=limits, version=volume.version + 1)
         await self._house.journal.commit(PutVolume(changed))
         self._keep(changed)
-        for guest in self.guests():
-            if entry_of(guest, volume_id) is not None:
-                await self._limit_at(self._find(guest.id), volume_id, limits)
 
     async def _limit_at(self, driver: GuestDriver, volume_id: str, limits: Limits) -> None:
         await driver.do(Verb.SET, lambda: limit_here(driver, volume_id, limits))
@@ -541,9 +548,12 @@ class VolumeKeeper:
             case DeleteVolume(volume=name) if not self._is_known(name):
                 await live.finish()
                 return f"{job.subject}: {job.kind} was finished"
+            case ExportVolume(path=path):
+                await asyncio.to_thread(part_of(Path(path), job.id).unlink, missing_ok=True)
             case _:
-                await live.fail(interrupted(live))
-                return f"{job.subject}: {job.kind} was undone"
+                pass
+        await live.fail(interrupted(live))
+        return f"{job.subject}: {job.kind} was undone"
 
     def _has(self, guest: str, volume: str) -> bool:
         try:
@@ -559,6 +569,7 @@ class VolumeKeeper:
         """Give back what a guest has that is gone, remove files of nobody if all records were read."""
         house = self._house
         guests = self.guests()
+        await asyncio.to_thread(shutil.rmtree, house.places.run / "nbd", ignore_errors=True)
         if not complete:
             return []
         known = {each.id for each in guests}
@@ -584,7 +595,7 @@ async def _grow_here(driver: GuestDriver, volume_id: str, size: int) -> None:
         entry = msgspec.structs.replace(entry, size=size)
     else:
         entry = await asyncio.to_thread(grow_volume, folder_of(driver, entry), entry, size)
-    await change_entry(driver, entry, None)
+    await change_entry(driver, entry)
 
 
 def find_snapshot(volume: VolumeRecord, name_or_id: str) -> VolumeSnapshot:

@@ -76,7 +76,10 @@ class ResumeGuest(GuestAction, frozen=True, tag="resume"):
 
 
 class DeleteGuest(GuestAction, frozen=True, tag="delete"):
-    """Delete a stopped guest and all its volumes; with ``force`` a running one is killed first."""
+    """Delete a stopped guest and its own disks; with ``force`` a running one is killed first.
+
+    Volumes that live by themselves are given back.
+    """
 
     force: bool = False
 

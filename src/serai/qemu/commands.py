@@ -316,9 +316,12 @@ async def list_objects(monitor: Monitor, path: str, timeout: float = TIMEOUT) ->
 async def limit_device(
     monitor: Monitor, device: str, limits: Limits, timeout: float = TIMEOUT
 ) -> None:
-    """Let a disk device do so much a second from now on."""
-    arguments = {
-        "id": device,
+    """Let a virtio disk do so much a second from now on.
+
+    The device on the bus is only a wrapper: what has the disk is inside it.
+    """
+    arguments: dict[str, object] = {
+        "id": f"/machine/peripheral/{device}/virtio-backend",
         "iops": limits.iops,
         "iops_rd": 0,
         "iops_wr": 0,

@@ -110,6 +110,10 @@ class Instance(Life):
         """Return the spare ports that something is plugged into."""
         return await drives.busy_ports(await self._connected(timeout), timeout)
 
+    async def has_drive(self, name: str, timeout: float = TIMEOUT) -> bool:
+        """Tell whether the device of a drive is in the machine, as QEMU has it."""
+        return await drives.is_plugged(await self._connected(timeout), name, timeout)
+
     async def plug_drive(self, drive: Drive, timeout: float = TIMEOUT) -> None:
         """Plug a disk in; one that is there stays. ``machine`` says so afterwards.
 

@@ -1,0 +1,248 @@
+"""Volumes at real guests: plugged, grown, frozen, forked, shared, limited, copied, and never lost."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from keeper import Daemon
+
+from serai import Guest, SeraiError
+from serai.client.volumes import Volume
+from serai.errors import Code
+from serai.units import MIB
+
+LIMIT = 20.0
+SUM = "md5sum < /dev/$DISK"
+
+
+def disk_of(guest: Guest, volume: Volume) -> str:
+    """Return what the guest calls the volume, found by its serial number, once it is there."""
+    look = "grep -l $SERIAL /sys/block/vd*/serial | cut -d/ -f4"
+    until = time.monotonic() + LIMIT
+    while not (name := guest.run(look, env={"SERIAL": volume.info.serial}).stdout.strip()):
+        assert time.monotonic() < until, "the guest does not see the disk"
+        time.sleep(0.05)
+    return name
+
+
+def until(check: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def put(guest: Guest, disk: str, text: str) -> None:
+    words = "head -c 1048576 /dev/zero | tr '\\0' $TEXT | dd of=/dev/$DISK bs=64k conv=fsync 2>/dev/null"
+    assert guest.run(words, env={"DISK": disk, "TEXT": text}).ok
+
+
+def first(guest: Guest, disk: str) -> str:
+    words = "dd if=/dev/$DISK bs=512 count=1 iflag=direct 2>/dev/null | head -c 1"
+    return guest.run(words, env={"DISK": disk}).stdout
+
+
+def sectors(guest: Guest, disk: str) -> int:
+    return int(guest.run("cat /sys/block/$DISK/size", env={"DISK": disk}).stdout)
+
+
+def refused(code: Code, work: Callable[[], object]) -> SeraiError:
+    with pytest.raises(SeraiError) as caught:
+        work()
+    assert caught.value.code is code, caught.value
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
+    """Attached, written, grown, frozen, forked, put back, taken away; the daemon killed between."""
+    inn = daemon.inn
+    guest = inn.launch(
+        "tiny", name="web1", memory="128MiB", disk="32MiB", volumes=["size=8MiB,boot=1"]
+    )
+    assert [each.name for each in inn.volumes(guest="web1")] == ["web1-1"]
+    data = inn.create_volume("data", "16MiB", serial="DATA-1").attach("web1")
+    disk = disk_of(guest, data)
+    put(guest, disk, "a")
+    assert data.refresh().own >= MIB
+
+    data.resize("24MiB")
+    until(lambda: sectors(guest, disk) == 24 * 2048)
+    refused(Code.SHRINK_REFUSED, lambda: data.resize("8MiB"))
+
+    guest.snapshot("s")
+    put(guest, disk, "b")
+    fork = guest.fork(name="fork")
+    assert (first(fork, disk), first(guest, disk)) == ("b", "b")
+    put(fork, disk, "f")
+    assert first(guest, disk) == "b"
+    refused(Code.VOLUME_IN_USE, lambda: data.attach("fork"))
+
+    daemon.kill()
+    daemon.start()
+    inn, guest = daemon.inn, daemon.inn.guest("web1")
+    data = inn.volume("data")
+    assert first(guest, disk) == "b"
+    late = inn.create_volume("late", "8MiB").attach("web1")
+    guest.restore("s", force=True)
+    assert (first(guest, disk), sectors(guest, disk)) == ("a", 24 * 2048)
+    assert late.refresh().attached == ()
+    assert [each.guest for each in data.refresh().attached] == ["web1"]
+
+    data.detach()
+    assert not guest.run(["test", "-e", f"/dev/{disk}"]).ok
+    fork.delete(force=True)
+    data.attach("web1")
+    assert first(guest, disk_of(guest, data)) == "a"
+    for name, code in (("root", Code.VOLUME_IS_ROOT), ("late", Code.VOLUME_NOT_ATTACHED)):
+        assert (
+            code.encode() in daemon.run("volume", "detach", name, "web1", "--format", "json").stderr
+        )
+    guest.restart(force=True)
+    assert first(guest, disk_of(guest, data)) == "a"
+    guest.delete(force=True)
+    assert data.refresh().attached == ()
+    for volume in inn.volumes():
+        volume.delete()
+
+
+def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_path: Path) -> None:
+    inn = daemon.inn
+    guest = inn.launch("tiny", name="web1", memory="128MiB")
+    inn.create_pool("fast", str(tmp_path / "fast"))
+    data = inn.create_volume("data", "64MiB", pool="fast").attach("web1")
+    disk = disk_of(guest, data)
+
+    filled = guest.run(
+        "dd if=/dev/urandom of=/dev/$DISK bs=1M count=32 conv=fsync", env={"DISK": disk}
+    )
+    assert filled.ok and data.refresh().own > 32 * MIB
+    assert guest.run("blkdiscard -o 1048576 -l 31457280 /dev/$DISK", env={"DISK": disk}).ok
+    begun = time.monotonic()
+    until(lambda: data.refresh().own < 3 * MIB)
+    assert time.monotonic() - begun < 5
+    content = guest.run(SUM, env={"DISK": disk}).stdout.split()[0]
+
+    data.limit(bps="4MiB")
+    begun = time.monotonic()
+    assert guest.run(
+        "dd if=/dev/$DISK of=/dev/null bs=1M count=12 iflag=direct", env={"DISK": disk}
+    ).ok
+    assert time.monotonic() - begun > 1.5
+    fork = guest.fork(name="fork")
+    begun = time.monotonic()
+    assert fork.run(
+        "dd if=/dev/$DISK of=/dev/null bs=1M count=12 iflag=direct", env={"DISK": disk}
+    ).ok
+    assert time.monotonic() - begun > 1.5
+    fork.delete(force=True)
+    data.limit()
+
+    data.snapshot("kept")
+    copy = data.clone("copy", snapshot="kept")
+    assert copy.info.shared > 0 and copy.info.own < MIB
+    copy.attach("web1", read_only=True)
+    reader = guest.fork(name="reader")
+    for each in (guest, reader):
+        shown = disk_of(each, copy)
+        assert each.run("cat /sys/block/$DISK/ro", env={"DISK": shown}).stdout.strip() == "1"
+        assert each.run(SUM, env={"DISK": shown}).stdout.split()[0] == content
+    assert len(copy.refresh().attached) == 2
+    assert "web1" in refused(Code.VOLUME_IN_USE, lambda: copy.attach("reader")).message
+    refused(Code.VOLUME_IN_USE, copy.delete)
+    refused(Code.POOL_IN_USE, lambda: inn.delete_pool("fast"))
+    reader.delete(force=True)
+
+    put(guest, disk, "x")
+    for form in ("qcow2", "raw", "vmdk"):
+        path = tmp_path / f"out.{form}"
+        digest = data.export(str(path), form=form, snapshot="kept")
+        assert digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        refused(Code.FILE_FAILED, lambda path=path: data.export(str(path)))  # type: ignore[misc]
+        inn.import_volume(str(path), f"back-{form}").attach("web1")
+        back = disk_of(guest, inn.volume(f"back-{form}"))
+        assert guest.run(SUM, env={"DISK": back}).stdout.split()[0] == content
+    _check_nbd(daemon, tmp_path, content)
+    guest.delete(force=True)
+    for volume in inn.volumes():
+        volume.delete()
+    inn.delete_pool("fast")
+    assert sorted(os.listdir(tmp_path / "fast")) == []
+
+
+def _check_nbd(daemon: Daemon, folder: Path, content: str) -> None:
+    words = [sys.executable, "-m", "serai", "volume", "export", "data@kept", "--nbd"]
+    with subprocess.Popen(words, env=daemon.environ, stdout=subprocess.PIPE, text=True) as serving:
+        assert serving.stdout is not None
+        address = serving.stdout.readline().strip()
+        shown = subprocess.run(["nbdinfo", "--map", address], capture_output=True, check=True)
+        assert b"hole,zero" in shown.stdout and b"data" in shown.stdout
+        copied = folder / "nbd.raw"
+        subprocess.run(["nbdcopy", address, str(copied)], check=True)
+        assert hashlib.md5(copied.read_bytes()).hexdigest() == content
+        serving.send_signal(signal.SIGINT)
+    assert not list(daemon.home.glob("run/nbd/*"))
+
+
+def test_a_medium_is_inserted_and_ejected(daemon: Daemon, tmp_path: Path) -> None:
+    """The tiny kernel has no driver for the drive: QEMU is asked what is in it."""
+    inn = daemon.inn
+    iso = tmp_path / "medium.iso"
+    made = bytearray(2048 * 20)
+    made[2048 * 16 : 2048 * 16 + 7] = b"\x01CD001\x01"
+    made[2048 * 17 : 2048 * 17 + 7] = b"\xffCD001\x01"
+    iso.write_bytes(made)
+    inn.import_image(str(iso), name="medium")
+    guest = inn.launch("tiny", name="web1", memory="128MiB", wait=False)
+    refused(Code.NO_CD_DRIVE, lambda: guest.insert("medium"))
+    refused(Code.IMAGE_UNFIT, lambda: guest.insert("tiny"))
+    guest.stop(force=True)
+    guest.insert("medium")
+    guest.start()
+    refused(Code.IMAGE_IN_USE, lambda: inn.delete_image("medium"))
+    guest.eject()
+    guest.insert("medium")
+    guest.eject(force=True)
+    guest.restart(force=True)
+    guest.delete(force=True)
+    inn.delete_image("medium")
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.1])
+def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon, moment: float) -> None:
+    """Killed while volumes come and go: afterwards record and machine agree, and all can be detached."""
+    guest = daemon.inn.launch("tiny", name="web1", memory="128MiB")
+    volumes = [daemon.inn.create_volume(f"v{number}", "8MiB") for number in range(3)]
+    volumes[0].attach("web1")
+    disk_of(guest, volumes[0])
+    words = [sys.executable, "-m", "serai", "volume"]
+    asked = [
+        subprocess.Popen([*words, *more], env=daemon.environ, stderr=subprocess.DEVNULL)
+        for more in (("detach", "v0"), ("attach", "v1", "web1"), ("attach", "v2", "web1"))
+    ]
+    until(
+        lambda: (
+            any(job.kind.startswith("volume-attach") for job in daemon.inn.jobs())
+            or asked[1].poll() is not None
+        )
+    )
+    time.sleep(moment)
+    daemon.kill()
+    for each in asked:
+        each.wait()
+    daemon.start()
+    guest = daemon.inn.guest("web1")
+    held = {each.info.serial for each in daemon.inn.volumes() if each.info.attached}
+    shown = "cat /sys/block/vd*/serial 2>/dev/null; true"
+    until(lambda: set(guest.run(shown).stdout.split()) == held)
+    for volume in daemon.inn.volumes():
+        if volume.info.attached:
+            volume.detach()
+    for volume in daemon.inn.volumes():
+        volume.delete()
