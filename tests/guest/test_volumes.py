@@ -13,8 +13,10 @@ import pytest
 from keeper import Daemon
 
 from serai import Guest, SeraiError
+from serai.client import volume_calls
 from serai.client.volumes import Volume
 from serai.errors import Code
+from serai.model.guest import AgentState
 from serai.units import MIB
 
 LIMIT = 20.0
@@ -29,6 +31,10 @@ def disk_of(guest: Guest, volume: Volume) -> str:
         assert time.monotonic() < until, "the guest does not see the disk"
         time.sleep(0.05)
     return name
+
+
+def reach(guest: Guest) -> None:
+    until(lambda: guest.refresh().agent is AgentState.ANSWERING)
 
 
 def until(check: Callable[[], bool]) -> None:
@@ -104,7 +110,8 @@ def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
         assert (
             code.encode() in daemon.run("volume", "detach", name, "web1", "--format", "json").stderr
         )
-    guest.restart(force=True)
+    guest.stop(force=True)
+    reach(guest.start())
     assert first(guest, disk_of(guest, data)) == "a"
     guest.delete(force=True)
     assert data.refresh().attached == ()
@@ -116,31 +123,31 @@ def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_pat
     inn = daemon.inn
     guest = inn.launch("tiny", name="web1", memory="128MiB")
     inn.create_pool("fast", str(tmp_path / "fast"))
-    data = inn.create_volume("data", "64MiB", pool="fast").attach("web1")
+    data = inn.create_volume("data", "24MiB", pool="fast").attach("web1")
     disk = disk_of(guest, data)
 
     filled = guest.run(
-        "dd if=/dev/urandom of=/dev/$DISK bs=1M count=32 conv=fsync", env={"DISK": disk}
+        "dd if=/dev/urandom of=/dev/$DISK bs=1M count=12 conv=fsync", env={"DISK": disk}
     )
-    assert filled.ok and data.refresh().own > 32 * MIB
-    assert guest.run("blkdiscard -o 1048576 -l 31457280 /dev/$DISK", env={"DISK": disk}).ok
+    assert filled.ok and data.refresh().own > 12 * MIB
+    assert guest.run("blkdiscard -o 1048576 -l 10485760 /dev/$DISK", env={"DISK": disk}).ok
     begun = time.monotonic()
     until(lambda: data.refresh().own < 3 * MIB)
     assert time.monotonic() - begun < 5
     content = guest.run(SUM, env={"DISK": disk}).stdout.split()[0]
 
-    data.limit(bps="4MiB")
+    data.limit(bps="3MiB")
     begun = time.monotonic()
     assert guest.run(
-        "dd if=/dev/$DISK of=/dev/null bs=1M count=12 iflag=direct", env={"DISK": disk}
+        "dd if=/dev/$DISK of=/dev/null bs=1M count=6 iflag=direct", env={"DISK": disk}
     ).ok
-    assert time.monotonic() - begun > 1.5
+    assert time.monotonic() - begun > 1
     fork = guest.fork(name="fork")
     begun = time.monotonic()
     assert fork.run(
-        "dd if=/dev/$DISK of=/dev/null bs=1M count=12 iflag=direct", env={"DISK": disk}
+        "dd if=/dev/$DISK of=/dev/null bs=1M count=6 iflag=direct", env={"DISK": disk}
     ).ok
-    assert time.monotonic() - begun > 1.5
+    assert time.monotonic() - begun > 1
     fork.delete(force=True)
     data.limit()
 
@@ -154,13 +161,13 @@ def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_pat
         assert each.run("cat /sys/block/$DISK/ro", env={"DISK": shown}).stdout.strip() == "1"
         assert each.run(SUM, env={"DISK": shown}).stdout.split()[0] == content
     assert len(copy.refresh().attached) == 2
-    assert "web1" in refused(Code.VOLUME_IN_USE, lambda: copy.attach("reader")).message
+    assert "reader" in refused(Code.VOLUME_IN_USE, lambda: copy.attach("reader")).message
     refused(Code.VOLUME_IN_USE, copy.delete)
     refused(Code.POOL_IN_USE, lambda: inn.delete_pool("fast"))
     reader.delete(force=True)
 
     put(guest, disk, "x")
-    for form in ("qcow2", "raw", "vmdk"):
+    for form in ("raw", "vmdk"):
         path = tmp_path / f"out.{form}"
         digest = data.export(str(path), form=form, snapshot="kept")
         assert digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
@@ -190,14 +197,21 @@ def _check_nbd(daemon: Daemon, folder: Path, content: str) -> None:
     assert not list(daemon.home.glob("run/nbd/*"))
 
 
+def an_iso() -> bytes:
+    """Return the smallest that is taken for a medium (ECMA-119, 8.4)."""
+    image = bytearray(20 * 2048)
+    image[0x8000:0x8006] = b"\1CD001"
+    image[0x8006] = 1
+    image[0x8050:0x8058] = (20).to_bytes(4, "little") + (20).to_bytes(4, "big")
+    image[0x8080:0x8084] = (2048).to_bytes(2, "little") + (2048).to_bytes(2, "big")
+    return bytes(image)
+
+
 def test_a_medium_is_inserted_and_ejected(daemon: Daemon, tmp_path: Path) -> None:
     """The tiny kernel has no driver for the drive: QEMU is asked what is in it."""
     inn = daemon.inn
     iso = tmp_path / "medium.iso"
-    made = bytearray(2048 * 20)
-    made[2048 * 16 : 2048 * 16 + 7] = b"\x01CD001\x01"
-    made[2048 * 17 : 2048 * 17 + 7] = b"\xffCD001\x01"
-    iso.write_bytes(made)
+    iso.write_bytes(an_iso())
     inn.import_image(str(iso), name="medium")
     guest = inn.launch("tiny", name="web1", memory="128MiB", wait=False)
     refused(Code.NO_CD_DRIVE, lambda: guest.insert("medium"))
@@ -214,35 +228,34 @@ def test_a_medium_is_inserted_and_ejected(daemon: Daemon, tmp_path: Path) -> Non
     inn.delete_image("medium")
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.02, 0.05, 0.1])
-def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon, moment: float) -> None:
+def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:
     """Killed while volumes come and go: afterwards record and machine agree, and all can be detached."""
     guest = daemon.inn.launch("tiny", name="web1", memory="128MiB")
-    volumes = [daemon.inn.create_volume(f"v{number}", "8MiB") for number in range(3)]
-    volumes[0].attach("web1")
-    disk_of(guest, volumes[0])
-    words = [sys.executable, "-m", "serai", "volume"]
-    asked = [
-        subprocess.Popen([*words, *more], env=daemon.environ, stderr=subprocess.DEVNULL)
-        for more in (("detach", "v0"), ("attach", "v1", "web1"), ("attach", "v2", "web1"))
-    ]
-    until(
-        lambda: (
-            any(job.kind.startswith("volume-attach") for job in daemon.inn.jobs())
-            or asked[1].poll() is not None
-        )
-    )
-    time.sleep(moment)
-    daemon.kill()
-    for each in asked:
-        each.wait()
-    daemon.start()
-    guest = daemon.inn.guest("web1")
-    held = {each.info.serial for each in daemon.inn.volumes() if each.info.attached}
-    shown = "cat /sys/block/vd*/serial 2>/dev/null; true"
-    until(lambda: set(guest.run(shown).stdout.split()) == held)
-    for volume in daemon.inn.volumes():
-        if volume.info.attached:
+    for number in range(3):
+        daemon.inn.create_volume(f"v{number}", "8MiB")
+    for moment in (0.0, 0.04):
+        daemon.inn.volume("v0").attach("web1")
+        disk_of(guest, daemon.inn.volume("v0"))
+        asked = [
+            daemon.inn.connection.ask(call)
+            for call in (
+                volume_calls.detach_volume("v0"),
+                volume_calls.attach_volume("v1", "web1"),
+                volume_calls.attach_volume("v2", "web1", read_only=True),
+            )
+        ]
+        assert [job.kind for job in asked] == ["volume-detach", "volume-attach", "volume-attach"]
+        time.sleep(moment)  # the moment is what is tried here
+        daemon.kill()
+        daemon.start()
+        guest = daemon.inn.guest("web1")
+        assert all(daemon.inn.job(job.id).is_final for job in asked)
+        volumes = [each for each in daemon.inn.volumes() if each.info.attached]
+        held = {each.info.serial for each in volumes}
+        shown = "cat /sys/block/vd*/serial 2>/dev/null; true"
+        until(lambda held=held: set(guest.run(shown).stdout.split()) == held)  # type: ignore[misc]
+        for volume in volumes:
             volume.detach()
+    guest.delete(force=True)
     for volume in daemon.inn.volumes():
         volume.delete()
