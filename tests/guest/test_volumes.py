@@ -252,10 +252,14 @@ def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:
         assert all(daemon.inn.job(job.id).is_final for job in asked)
         volumes = [each for each in daemon.inn.volumes() if each.info.attached]
         held = {each.info.serial for each in volumes}
-        shown = "cat /sys/block/vd*/serial 2>/dev/null; true"
-        until(lambda held=held: set(guest.run(shown).stdout.split()) == held)  # type: ignore[misc]
+        _agree(guest, held)
         for volume in volumes:
             volume.detach()
     guest.delete(force=True)
     for volume in daemon.inn.volumes():
         volume.delete()
+
+
+def _agree(guest: Guest, held: set[str]) -> None:
+    shown = "cat /sys/block/vd*/serial 2>/dev/null; true"
+    until(lambda: set(guest.run(shown).stdout.split()) == held)

@@ -8,7 +8,7 @@
     Pool             what everybody is shown of it, with what its kind can do
 
 A volume that is attached is a ``guest.Volume`` in the record of its guest, and that says what its head
-and layer are from then on (docs/design/0032); ``VolumeRecord`` gets them back when it is detached.
+and layer are from then on (docs/design/0033); ``VolumeRecord`` gets them back when it is detached.
 """
 
 from collections.abc import Mapping
