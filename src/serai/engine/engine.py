@@ -37,6 +37,7 @@ from serai.engine.running import react
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
 from serai.engine.volume_copies import VolumeCopier
+from serai.engine.volume_moments import VolumeMoments
 from serai.engine.volumes import VolumeKeeper
 from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
 from serai.host.process import find_processes
@@ -113,7 +114,8 @@ class Engine:
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = SnapshotKeeper(house, self._by_name)
         self._volumes = VolumeKeeper(house, self._snapshots, self._find)
-        self._copier = VolumeCopier(house, self._snapshots, self._volumes)
+        self._moments = VolumeMoments(house, self._snapshots, self._find, self._volumes.lock)
+        self._copier = VolumeCopier(house, self._snapshots, self._volumes, self._moments)
         self._pools = PoolKeeper(house, self._snapshots, self._volumes)
         self._media = MediumChanger(
             self._snapshots, self._find, lambda name: self._images.find(name)
@@ -260,9 +262,9 @@ class Engine:
             case ChangeVolume():
                 return await self._volumes.change(action, key)
             case SnapshotVolume():
-                return await self._volumes.snapshot(action, key)
+                return await self._moments.snapshot(action, key)
             case DeleteVolumeSnapshot():
-                return await self._volumes.delete_snapshot(action, key)
+                return await self._moments.delete(action, key)
             case DeleteVolume():
                 return await self._volumes.delete(action, key)
             case CloneVolume():

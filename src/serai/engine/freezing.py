@@ -125,6 +125,7 @@ async def freeze(
     try:
         if heads.layers or also is not nothing_else:
             await _store(driver, heads, also(frozen))
+        driver.is_being_frozen = True  # it is we who hold it: nobody takes it for paused
         moment = await _freeze_running(driver, switched, memory=memory, quiesce=quiesce)
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=quiesce)
@@ -132,6 +133,8 @@ async def freeze(
         if not switched.done:
             await _take_back(driver, record, heads)
         raise
+    finally:
+        driver.is_being_frozen = False
     await _drop_old_heads(driver, record)
     return Frozen(
         record=record,

@@ -169,18 +169,20 @@ async def limit_here(driver: GuestDriver, name: str, limits: Limits) -> None:
 async def finish_plugging(driver: GuestDriver, instance: Instance) -> str:
     """Bring the disks of a running guest to what its record says, after a daemon's end.
 
-    Returns what was done, as the end of a sentence.
+    What was written down beside the guest may be older than what its QEMU has: that is asked. Returns
+    what was done, as the end of a sentence.
     """
-    if not driver.record.volumes:
+    if not driver.record.volumes and not instance.machine.drives:
         return ""
     wanted = {each.name: each for each in machine_of(driver).drives if each.port}
-    there = {each.name for each in instance.machine.drives if each.port}
-    for name in there - wanted.keys():
-        await instance.unplug_drive(name, UNPLUG_TIMEOUT)
-    missing = [drive for name, drive in wanted.items() if name not in there]
-    for drive in missing:
-        await instance.plug_drive(drive, PLUG_TIMEOUT)
-    if not missing and not there - wanted.keys():
+    known = {each.name for each in instance.machine.drives if each.port}
+    plugged = await instance.plugged_drives()
+    if known == plugged == wanted.keys():
         return ""
+    for name in (known | plugged) - (wanted.keys() & plugged):
+        await instance.unplug_drive(name, UNPLUG_TIMEOUT)
+    for name, drive in wanted.items():
+        if name not in known & plugged:
+            await instance.plug_drive(drive, PLUG_TIMEOUT)
     write_running(driver, instance)
     return "; its volumes were plugged in or out"

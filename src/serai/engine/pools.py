@@ -96,7 +96,7 @@ class PoolKeeper:
         event = house.journal.event(EventKind.POOL_CREATED, record.name, record.id)
         try:
             await job.finish(PutPool(record), events=(event,), message=record.name)
-        except BaseException:
+        except Exception:
             await asyncio.to_thread(remove_pool, record)
             raise
         house.shelf.pools[record.name] = record

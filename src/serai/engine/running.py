@@ -273,6 +273,8 @@ async def _heartbeat(driver: GuestDriver, instance: Instance) -> None:
             await _go_on_after_full_disk(driver, instance)
         elif state in SEEN_ENDS:  # told already, unless the monitor was away just then
             driver.mailbox.tell(InstanceEvent(SEEN_ENDS[state]))
+        elif state is RunState.PAUSED and driver.is_being_frozen:
+            continue
         elif happening := _meaning(driver.state, state):
             driver.mailbox.tell(Beat(happening))
 

@@ -1,6 +1,6 @@
 """Volumes that leave, arrive and multiply: clones, imports, exports, NBD.
 
-All but the import begin with one moment of a volume, which is a layer (``VolumeKeeper.freeze``); that is
+All but the import begin with one moment of a volume, which is a layer (``VolumeMoments``); that is
 held, so that nobody merges or collects it, until what stands on it is stored or done. A guest that
 writes to the volume goes on meanwhile.
 """
@@ -22,7 +22,8 @@ from serai.disk.volumes import chain_of, drop_head
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.snapshots import SnapshotKeeper
-from serai.engine.volumes import VolumeKeeper, bare, find_snapshot
+from serai.engine.volume_moments import VolumeMoments, bare, find_snapshot
+from serai.engine.volumes import VolumeKeeper
 from serai.errors import Code, Conflict, Invalid
 from serai.host.sockets import bind_unix
 from serai.model.actions import CloneVolume, ExportVolume, ImportImage, ImportVolume, ServeVolume
@@ -44,29 +45,17 @@ SERVE_PHASES = ("freeze", "serve")
 class VolumeCopier:
     """Copies of volumes, as jobs."""
 
-    def __init__(self, house: House, snapshots: SnapshotKeeper, volumes: VolumeKeeper) -> None:
+    def __init__(
+        self,
+        house: House,
+        snapshots: SnapshotKeeper,
+        volumes: VolumeKeeper,
+        moments: VolumeMoments,
+    ) -> None:
         self._house = house
+        self._moments = moments
         self._snapshots = snapshots
         self._volumes = volumes
-
-    @asynccontextmanager
-    async def _moment(self, volume_id: str, snapshot: str) -> AsyncIterator[VolumeSnapshot]:
-        """Give a volume as it is now, or its snapshot; its layer is held within the block."""
-        shelf = self._house.shelf
-        async with self._volumes.lock(volume_id):
-            if snapshot:
-                found = find_snapshot(shelf.find_volume(volume_id), snapshot)
-            else:
-                now = await self._volumes.freeze(volume_id)
-                found = VolumeSnapshot(
-                    id="", name="", layer=now.layer, size=now.size, created_at=now.created_at
-                )
-            holding = shelf.holding(found.layer)
-            holding.__enter__()
-        try:
-            yield found
-        finally:
-            holding.__exit__(None, None, None)
 
     def _chain(self, moment: VolumeSnapshot) -> tuple[LayerFile, ...]:
         """Return the layers of a moment, none of which can be written to."""
@@ -86,7 +75,7 @@ class VolumeCopier:
 
         async def work(job: LiveJob) -> None:
             await job.enter("freeze")
-            async with self._moment(source.id, action.snapshot) as moment:
+            async with self._moments.taken(job, source.id, action.snapshot) as moment:
                 await job.enter("clone")
                 made = msgspec.structs.replace(record, layer=moment.layer, size=moment.size)
                 await self._volumes.make(job, made)
@@ -149,7 +138,7 @@ class VolumeCopier:
             await self._volumes.keep_new(
                 job, msgspec.structs.replace(record, size=new.virtual_size)
             )
-        except BaseException:
+        except Exception:  # cancelled, nobody knows whether it is stored: it is swept later if not
             await asyncio.to_thread(drop_head, folder, bare(record))
             raise
 
@@ -171,7 +160,7 @@ class VolumeCopier:
         async def work(job: LiveJob) -> None:
             await job.enter("freeze")
             async with (
-                self._moment(volume.id, action.snapshot) as moment,
+                self._moments.taken(job, volume.id, action.snapshot) as moment,
                 self._served(job, moment) as path,
             ):
                 await job.enter("write")
@@ -200,7 +189,7 @@ class VolumeCopier:
         async def work(job: LiveJob) -> None:
             await job.enter("freeze")
             async with (
-                self._moment(volume.id, action.snapshot) as moment,
+                self._moments.taken(job, volume.id, action.snapshot) as moment,
                 self._served(job, moment) as path,
             ):
                 await job.enter("serve")

@@ -3,7 +3,8 @@
 One thing at a time is done with a volume: whoever begins holds its lock. What concerns a guest that has
 it runs in that guest's task (``plugging``), which never waits for a lock, so the two can't wait for
 each other. A volume's files are made before its record and go after it; what a power cut leaves
-in between is swept when the daemon starts. Copies of volumes are ``volume_copies``'.
+in between is swept when the daemon starts. Moments of volumes are
+``volume_moments``', copies ``volume_copies``'.
 """
 
 import asyncio
@@ -17,28 +18,26 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from serai.disk.exporting import part_of
-from serai.disk.volumes import drop_head, grow_volume, is_empty_head, make_head
+from serai.disk.volumes import drop_head, grow_volume, make_head
 from serai.engine.collecting import collect
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import freeze, freeze_file
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, interrupted
 from serai.engine.plugging import change_entry, drive_name, limit_here, plug_in, pull_out
 from serai.engine.running import folder_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
+from serai.engine.volume_moments import bare, settle
 from serai.errors import Code, Conflict, Invalid, NotFound
 from serai.model.actions import (
     AttachVolume,
     ChangeVolume,
     CreateVolume,
     DeleteVolume,
-    DeleteVolumeSnapshot,
     DetachVolume,
     ExportVolume,
-    SnapshotVolume,
 )
 from serai.model.event import Event, EventKind
-from serai.model.guest import GuestRecord, Volume
+from serai.model.guest import GuestRecord
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
 from serai.model.volume import (
@@ -46,13 +45,10 @@ from serai.model.volume import (
     Limits,
     VolumeInfo,
     VolumeRecord,
-    VolumeSnapshot,
     VolumeWish,
 )
-from serai.plan.snapshot import pick_name
 from serai.plan.volume import (
     Usage,
-    attached,
     check_attach,
     check_detachable,
     check_free,
@@ -69,8 +65,8 @@ from serai.plan.volume import (
     round_size,
     view_volume,
 )
-from serai.store.changes import Change, DropVolume, PutLayer, PutVolume
-from serai.units import check_snapshot_name, check_volume_name, shorten
+from serai.store.changes import Change, DropVolume, PutVolume
+from serai.units import check_volume_name, shorten
 
 Find = Callable[[str], GuestDriver]
 
@@ -177,7 +173,7 @@ class VolumeKeeper:
         try:
             await asyncio.to_thread(make_head, folder, bare(record))
             await self.keep_new(job, record)
-        except BaseException:
+        except Exception:  # cancelled, nobody knows whether it is stored: it is swept later if not
             await asyncio.to_thread(drop_head, folder, bare(record))
             raise
 
@@ -218,9 +214,6 @@ class VolumeKeeper:
     def _keep(self, record: VolumeRecord) -> None:
         self._house.shelf.volumes[record.id] = record
 
-    def _forget(self, record: VolumeRecord) -> None:
-        self._house.shelf.volumes.pop(record.id, None)
-
     # -- attaching ---------------------------------------------------------------------------------
 
     async def attach(self, action: AttachVolume, key: str) -> Job:
@@ -243,7 +236,7 @@ class VolumeKeeper:
         volume = self._house.shelf.find_volume(volume_id)
         if action.read_only:
             check_attach(volume, self.guests(), driver.record, read_only=True)
-            volume = await self._settle(volume)
+            volume = await settle(self._house, volume)
         await driver.do(
             Verb.SET,
             lambda: plug_in(driver, volume, read_only=action.read_only, boot=action.boot),
@@ -300,7 +293,7 @@ class VolumeKeeper:
                 now = self._house.shelf.find_volume(volume.id)
                 if wish.read_only:
                     check_attach(now, self.guests(), driver.record, read_only=True)
-                    now = await self._settle(now)
+                    now = await settle(self._house, now)
                 await plug_in(driver, now, read_only=wish.read_only, boot=wish.boot)
             return
         name = wish.name or f"{driver.name}-{number}"
@@ -406,129 +399,17 @@ class VolumeKeeper:
         volume = house.shelf.find_volume(volume_id)
         check_free(volume, self.guests(), "delete")
         folder = house.pools.heads(volume.pool)
-        await job.finish(
-            DropVolume(volume.id),
-            events=(self._event(EventKind.VOLUME_DELETED, volume),),
-            then=lambda: self._forget(volume),
-        )
+        job.hold()
+        deleted = self._event(EventKind.VOLUME_DELETED, volume)
+        await house.journal.commit(DropVolume(volume.id), events=(deleted,))
+        house.shelf.volumes.pop(volume.id, None)
         await asyncio.to_thread(drop_head, folder, bare(volume))
         await collect(house)
-
-    # -- one moment of a volume --------------------------------------------------------------------
+        await job.finish()
 
     def lock(self, volume_id: str) -> AbstractAsyncContextManager[None]:
         """Return the lock under which one thing at a time is done with a volume."""
         return self._locks.setdefault(volume_id, asyncio.Lock())
-
-    async def freeze(self, volume_id: str) -> VolumeRecord:
-        """Make a layer of what is in a volume now; its record then has that as its layer.
-
-        A guest that writes to it goes on, into an empty head. Hold the lock.
-        """
-        volume = self._house.shelf.find_volume(volume_id)
-        if not volume.attached_to:
-            return await self._settle(volume)
-        driver = self._find(volume.attached_to)
-        entry = find_entry(driver.record, volume_id)
-        await driver.do(
-            Verb.SNAPSHOT,
-            lambda: freeze(driver, memory=False, quiesce=False, only={entry.name}),
-        )
-        return current(self._house.shelf.find_volume(volume_id), self.guests())
-
-    async def _settle(self, volume: VolumeRecord) -> VolumeRecord:
-        """Make a layer of the head of a volume that no guest writes to, unless that is empty."""
-        house = self._house
-        folder, old = house.pools.heads(volume.pool), bare(volume)
-        if volume.layer:
-            is_empty = await asyncio.to_thread(is_empty_head, folder, old)
-            if is_empty:
-                return volume
-        head, layer = await freeze_file(house, folder, old)
-        settled = msgspec.structs.replace(
-            volume, head=head.head, layer=layer.id, version=volume.version + 1
-        )
-        try:
-            await house.journal.commit(PutLayer(layer), PutVolume(settled))
-        except BaseException:
-            await asyncio.to_thread(drop_head, folder, head)
-            await asyncio.to_thread(house.pools.layers_of(layer).delete, layer.id)
-            raise
-        house.shelf.layers[layer.id] = layer
-        self._keep(settled)
-        await asyncio.to_thread(drop_head, folder, old)
-        return settled
-
-    async def snapshot(self, action: SnapshotVolume, key: str) -> Job:
-        """Keep what is in a volume now under a name, as a job."""
-        volume = self._house.shelf.find_volume(action.volume)
-        names = {each.name for each in volume.snapshots}
-        name = check_snapshot_name(action.name or pick_name(names))
-        self._check_snapshot_free(volume, name)
-
-        async def work(job: LiveJob) -> None:
-            async with self.lock(volume.id):
-                now = await self.freeze(volume.id)
-                self._check_snapshot_free(now, name)
-                made = VolumeSnapshot(
-                    id=self._house.new_id(),
-                    name=name,
-                    layer=now.layer,
-                    size=now.size,
-                    created_at=self._house.journal.now(),
-                    note=action.note,
-                )
-                await self._keep_snapshots(
-                    job, volume.id, lambda before: (*before, made), made.id, name
-                )
-
-        return await self._snapshots.begin(action, volume.name, ("freeze",), work, key)
-
-    def _check_snapshot_free(self, volume: VolumeRecord, name: str) -> None:
-        if any(each.name == name for each in volume.snapshots):
-            raise Conflict(
-                Code.SNAPSHOT_EXISTS,
-                f"{volume.name} has a snapshot {name} already",
-                hint="Choose another name.",
-            )
-
-    async def delete_snapshot(self, action: DeleteVolumeSnapshot, key: str) -> Job:
-        """Delete a snapshot of a volume, as a job."""
-        volume = self._house.shelf.find_volume(action.volume)
-        gone = find_snapshot(volume, action.snapshot)
-
-        async def work(job: LiveJob) -> None:
-            async with self.lock(volume.id):
-                await self._keep_snapshots(
-                    job,
-                    volume.id,
-                    lambda before: tuple(each for each in before if each.id != gone.id),
-                    "",
-                    "",
-                )
-                await collect(self._house)
-
-        return await self._snapshots.begin(action, volume.name, ("delete",), work, key)
-
-    async def _keep_snapshots(
-        self,
-        job: LiveJob,
-        volume_id: str,
-        change: Callable[[tuple[VolumeSnapshot, ...]], tuple[VolumeSnapshot, ...]],
-        made: str,
-        message: str,
-    ) -> None:
-        volume = self._house.shelf.find_volume(volume_id)
-        changed = msgspec.structs.replace(
-            volume, snapshots=change(volume.snapshots), version=volume.version + 1
-        )
-        await job.finish(
-            PutVolume(changed),
-            events=(self._event(EventKind.VOLUME_CHANGED, changed),),
-            results=(made,) if made else (),
-            message=message,
-            then=lambda: self._keep(changed),
-        )
 
     # -- at the daemon's start ---------------------------------------------------------------------
 
@@ -598,24 +479,7 @@ async def _grow_here(driver: GuestDriver, volume_id: str, size: int) -> None:
     await change_entry(driver, entry)
 
 
-def find_snapshot(volume: VolumeRecord, name_or_id: str) -> VolumeSnapshot:
-    """Return a snapshot of a volume; NotFound (``snapshot-not-found``)."""
-    for each in volume.snapshots:
-        if name_or_id in (each.name, each.id):
-            return each
-    raise NotFound(
-        Code.SNAPSHOT_NOT_FOUND,
-        f"the volume {volume.name} has no snapshot {shorten(name_or_id)}",
-        hint=f"See which it has: serai volume show {volume.name}",
-    )
-
-
 def check_boot(boot: int) -> None:
     """Raise Invalid (``value-invalid``) unless it can be a place in the order of booting."""
     if not 0 <= boot <= 99:
         raise Invalid(Code.VALUE_INVALID, f"{boot} is no place in the order of booting: 1 to 99")
-
-
-def bare(record: VolumeRecord) -> Volume:
-    """Return a volume that nobody has, as those functions take it that work with a guest's."""
-    return attached(record, port="-", read_only=False, boot=0)

@@ -7,7 +7,7 @@ import msgspec
 from serai.errors import Code, Conflict, HostFailure, Invalid
 from serai.model.guest import GuestRecord, Volume
 from serai.model.machine import Machine
-from serai.model.snapshot import FrozenVolume, Layer
+from serai.model.snapshot import FrozenVolume
 from serai.model.volume import (
     DEFAULT_POOL,
     Attachment,
@@ -405,8 +405,3 @@ def _view_snapshot(snapshot: VolumeSnapshot, usage: Usage) -> VolumeSnapshotInfo
         own=usage.of_snapshot(snapshot),
         note=snapshot.note,
     )
-
-
-def layers_below(layers: Mapping[str, Layer], pool: str) -> list[Layer]:
-    """Return the layers that lie in a pool."""
-    return [each for each in layers.values() if each.pool == pool]

@@ -23,6 +23,8 @@ from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
 
 PERIPHERALS = "/machine/peripheral"
+VOLUME = "vol-"
+"""How the names of drives begin that are plugged into ports (``plan.machine``)."""
 
 
 async def plug(monitor: Monitor, lent: Lent, drive: Drive, timeout: float) -> None:
@@ -89,6 +91,15 @@ async def close_chain(monitor: Monitor, lent: Lent, drive: Drive, timeout: float
 async def is_plugged(monitor: Monitor, drive: str, timeout: float) -> bool:
     """Tell whether the device of a drive is in the machine."""
     return f"{device_name(drive)}" in await commands.list_objects(monitor, PERIPHERALS, timeout)
+
+
+async def plugged(monitor: Monitor, timeout: float) -> set[str]:
+    """Return the names of all drives whose devices came with a port (``VOLUME``)."""
+    names = await commands.list_objects(monitor, PERIPHERALS, timeout)
+    end = device_name("")
+    return {
+        each.removesuffix(end) for each in names if each.startswith(VOLUME) and each.endswith(end)
+    }
 
 
 async def busy_ports(monitor: Monitor, timeout: float) -> set[str]:

@@ -114,6 +114,10 @@ class Instance(Life):
         """Tell whether the device of a drive is in the machine, as QEMU has it."""
         return await drives.is_plugged(await self._connected(timeout), name, timeout)
 
+    async def plugged_drives(self, timeout: float = TIMEOUT) -> set[str]:
+        """Return the names of the drives that are plugged into ports, as QEMU has it."""
+        return await drives.plugged(await self._connected(timeout), timeout)
+
     async def plug_drive(self, drive: Drive, timeout: float = TIMEOUT) -> None:
         """Plug a disk in; one that is there stays. ``machine`` says so afterwards.
 
