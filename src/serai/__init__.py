@@ -17,12 +17,13 @@ LAZY = {
     "Inn": "serai.client.inn",
     "Guest": "serai.client.inn",
     "Snapshot": "serai.client.inn",
+    "Volume": "serai.client.volumes",
     "Result": "serai.client.words",
     "SeraiError": "serai.errors",
 }
 MODULES = ("aio", "errors")
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]
+__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "Volume", "aio", "connect", "errors"]
 
 
 def __getattr__(name: str) -> object:

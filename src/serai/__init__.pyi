@@ -4,7 +4,8 @@ from serai.client.inn import Guest as Guest
 from serai.client.inn import Inn as Inn
 from serai.client.inn import Snapshot as Snapshot
 from serai.client.inn import connect as connect
+from serai.client.volumes import Volume as Volume
 from serai.client.words import Result as Result
 from serai.errors import SeraiError as SeraiError
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]
+__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "Volume", "aio", "connect", "errors"]

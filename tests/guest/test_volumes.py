@@ -34,7 +34,7 @@ def disk_of(guest: Guest, volume: Volume) -> str:
 
 
 def reach(guest: Guest) -> None:
-    until(lambda: guest.refresh().agent is AgentState.ANSWERING)
+    until(lambda: guest.refresh().info.agent is AgentState.ANSWERING)
 
 
 def until(check: Callable[[], bool]) -> None:
@@ -76,7 +76,7 @@ def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
     data = inn.create_volume("data", "16MiB", serial="DATA-1").attach("web1")
     disk = disk_of(guest, data)
     put(guest, disk, "a")
-    assert data.refresh().own >= MIB
+    assert data.refresh().info.own >= MIB
 
     data.resize("24MiB")
     until(lambda: sectors(guest, disk) == 24 * 2048)
@@ -98,8 +98,8 @@ def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
     late = inn.create_volume("late", "8MiB").attach("web1")
     guest.restore("s", force=True)
     assert (first(guest, disk), sectors(guest, disk)) == ("a", 24 * 2048)
-    assert late.refresh().attached == ()
-    assert [each.guest for each in data.refresh().attached] == ["web1"]
+    assert late.refresh().info.attached == ()
+    assert [each.guest for each in data.refresh().info.attached] == ["web1"]
 
     data.detach()
     assert not guest.run(["test", "-e", f"/dev/{disk}"]).ok
@@ -114,7 +114,7 @@ def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
     reach(guest.start())
     assert first(guest, disk_of(guest, data)) == "a"
     guest.delete(force=True)
-    assert data.refresh().attached == ()
+    assert data.refresh().info.attached == ()
     for volume in inn.volumes():
         volume.delete()
 
@@ -129,10 +129,10 @@ def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_pat
     filled = guest.run(
         "dd if=/dev/urandom of=/dev/$DISK bs=1M count=12 conv=fsync", env={"DISK": disk}
     )
-    assert filled.ok and data.refresh().own > 12 * MIB
+    assert filled.ok and data.refresh().info.own > 12 * MIB
     assert guest.run("blkdiscard -o 1048576 -l 10485760 /dev/$DISK", env={"DISK": disk}).ok
     begun = time.monotonic()
-    until(lambda: data.refresh().own < 3 * MIB)
+    until(lambda: data.refresh().info.own < 3 * MIB)
     assert time.monotonic() - begun < 5
     content = guest.run(SUM, env={"DISK": disk}).stdout.split()[0]
 
@@ -160,7 +160,7 @@ def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_pat
         shown = disk_of(each, copy)
         assert each.run("cat /sys/block/$DISK/ro", env={"DISK": shown}).stdout.strip() == "1"
         assert each.run(SUM, env={"DISK": shown}).stdout.split()[0] == content
-    assert len(copy.refresh().attached) == 2
+    assert len(copy.refresh().info.attached) == 2
     assert "reader" in refused(Code.VOLUME_IN_USE, lambda: copy.attach("reader")).message
     refused(Code.VOLUME_IN_USE, copy.delete)
     refused(Code.POOL_IN_USE, lambda: inn.delete_pool("fast"))

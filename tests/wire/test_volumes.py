@@ -1,5 +1,6 @@
 """Volumes and pools: in the store, in folders, through REST and command line, at a fake QEMU."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from store_samples import a_guest, an_id
 from test_disk_check import folders as folders  # a fixture
 from test_disk_check import short, sound
 
+import serai
 from serai.client.words import parse_wish
 from serai.disk.check import Fault, Folders, Kind, find_damage, find_dangling
 from serai.disk.pools import MARK, PoolFolders, check_pool_path, create_pool, remove_pool
@@ -33,6 +35,7 @@ from serai.model.guest import GuestSpec, Volume
 from serai.model.image import DiskFormat
 from serai.model.machine import Drive, LayerFile, Media
 from serai.model.volume import Limits, PoolRecord, VolumeRecord, VolumeWish
+from serai.plan.volume import PORTS
 from serai.qemu import drives
 from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
@@ -238,7 +241,9 @@ async def test_a_disk_whose_file_is_gone_is_refused(
 
 async def test_the_ports_that_something_is_in(qemu: FakeQemu, monitor: Monitor) -> None:
     qemu.answers["qom-list"] = [{"name": "spare3"}, {"name": "vga"}, {"name": "child[0]"}]
-    assert await drives.busy_ports(monitor, 5.0) == {"spare3"}
+    assert await drives.busy_ports(monitor, 5.0) == set(PORTS)  # the others are not there
+    qemu.answers["qom-list"] = [{"name": name} for name in PORTS]
+    assert await drives.busy_ports(monitor, 5.0) == set()
 
 
 async def test_a_locked_drive_is_told_apart(
@@ -349,3 +354,37 @@ def test_wishes_that_nobody_can_read(wrong: str) -> None:
     with pytest.raises(SeraiError) as caught:
         parse_wish(wrong)
     assert caught.value.code in (Code.VALUE_INVALID, Code.SIZE_INVALID)
+
+
+def test_both_sdks_do_the_same(stage: Stage) -> None:
+    with serai.connect(stage.socket) as inn:
+        data = inn.create_volume("data", "1GiB", note="n").attach("g0").resize("2GiB")
+        assert (data.info.size, inn.volumes(guest="g0")[0].id) == (2 * GIB, data.id)
+        data.limit(bps="1MiB").snapshot("s").delete_snapshot("s").detach()
+        copy = data.clone("copy")
+        assert copy.export("/x/y") == "sha256:00"
+        for volume in (data, copy, inn.import_volume("/x/y", "back")):
+            volume.delete()
+        inn.create_pool("fast", "/fast")
+        assert [each.name for each in inn.pools()] == ["default", "fast"]
+        inn.delete_pool("fast")
+    said = list(stage.engine.actions)
+    stage.engine.actions.clear()
+
+    async def again() -> None:
+        async with serai.aio.connect(stage.socket) as inn:
+            data = await inn.create_volume("data", "1GiB", note="n")
+            await (await data.attach("g0")).resize("2GiB")
+            assert (data.info.size, (await inn.volumes(guest="g0"))[0].id) == (2 * GIB, data.id)
+            await data.limit(bps="1MiB")
+            await (await (await data.snapshot("s")).delete_snapshot("s")).detach()
+            copy = await data.clone("copy")
+            assert await copy.export("/x/y") == "sha256:00"
+            for volume in (data, copy, await inn.import_volume("/x/y", "back")):
+                await volume.delete()
+            await inn.create_pool("fast", "/fast")
+            assert [each.name for each in await inn.pools()] == ["default", "fast"]
+            await inn.delete_pool("fast")
+
+    asyncio.run(again())
+    assert stage.engine.actions == said

@@ -30,15 +30,14 @@ class Volume:
         """Its id."""
         return self.info.id
 
-    def refresh(self) -> VolumeInfo:
+    def refresh(self) -> Self:
         """Ask how it is now."""
         self.info = self._connection.ask(calls.show_volume(self.id))
-        return self.info
+        return self
 
     def _do(self, call: Call[Job]) -> Self:
         self._connection.finish(call)
-        self.refresh()
-        return self
+        return self.refresh()
 
     def attach(self, guest: str, *, read_only: bool = False, boot: int = 0) -> Self:
         """Give it to a guest; one may write to it, or any number may read it."""

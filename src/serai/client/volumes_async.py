@@ -30,15 +30,14 @@ class AsyncVolume:
         """Its id."""
         return self.info.id
 
-    async def refresh(self) -> VolumeInfo:
+    async def refresh(self) -> Self:
         """Ask how it is now."""
         self.info = await self._connection.ask(calls.show_volume(self.id))
-        return self.info
+        return self
 
     async def _do(self, call: Call[Job]) -> Self:
         await self._connection.finish(call)
-        await self.refresh()
-        return self
+        return await self.refresh()
 
     async def attach(self, guest: str, *, read_only: bool = False, boot: int = 0) -> Self:
         """Give it to a guest; one may write to it, or any number may read it."""

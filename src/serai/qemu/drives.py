@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from serai.errors import Code, Conflict, HostFailure, SeraiError
 from serai.model.machine import Drive, Machine
 from serai.model.volume import NO_LIMITS
+from serai.plan.volume import PORTS
 from serai.qemu import commands
 from serai.qemu.commandline import (
     READ_ONLY,
@@ -103,11 +104,14 @@ async def plugged(monitor: Monitor, timeout: float) -> set[str]:
 
 
 async def busy_ports(monitor: Monitor, timeout: float) -> set[str]:
-    """Return the ports of the machine that something is plugged into, as QEMU has it."""
+    """Return the ports that nothing more can be plugged into, as QEMU has it.
+
+    A machine that an older daemon started has fewer.
+    """
     names = await commands.list_objects(monitor, PERIPHERALS, timeout)
-    busy = set()
+    busy = set(PORTS) - set(names)
     for name in names:
-        if name.startswith("spare"):
+        if name in PORTS:
             there = await commands.list_objects(monitor, f"{PERIPHERALS}/{name}/{name}", timeout)
             if any(each.startswith("child[") for each in there):
                 busy.add(name)

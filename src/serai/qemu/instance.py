@@ -107,7 +107,7 @@ class Instance(Life):
         return await heads.active_nodes(await self._connected(timeout), self.machine, timeout)
 
     async def busy_ports(self, timeout: float = TIMEOUT) -> set[str]:
-        """Return the spare ports that something is plugged into."""
+        """Return the spare ports that nothing more can be plugged into."""
         return await drives.busy_ports(await self._connected(timeout), timeout)
 
     async def has_drive(self, name: str, timeout: float = TIMEOUT) -> bool:
