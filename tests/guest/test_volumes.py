@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -249,7 +250,7 @@ def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:
         daemon.kill()
         daemon.start()
         guest = daemon.inn.guest("web1")
-        assert all(daemon.inn.job(job.id).is_final for job in asked)
+        until(partial(_are_over, daemon, [job.id for job in asked]))
         volumes = [each for each in daemon.inn.volumes() if each.info.attached]
         held = {each.info.serial for each in volumes}
         _agree(guest, held)
@@ -258,6 +259,10 @@ def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:
     guest.delete(force=True)
     for volume in daemon.inn.volumes():
         volume.delete()
+
+
+def _are_over(daemon: Daemon, jobs: list[str]) -> bool:
+    return all(daemon.inn.job(each).is_final for each in jobs)
 
 
 def _agree(guest: Guest, held: set[str]) -> None:

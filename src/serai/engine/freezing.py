@@ -197,7 +197,7 @@ async def freeze_file(
         id=layer_id,
         parent=old.layer,
         image_digest=image_digest,
-        virtual_size=old.size,
+        virtual_size=head.size,
         size=layers.size(layer_id),
         created_at=house.journal.now(),
         pool=layer_pool(old.pool),

@@ -209,6 +209,10 @@ class SnapshotKeeper:
         self._start(job, self._carry_out(job, work))
         return job.job
 
+    def go_on(self, job: LiveJob, work: Work) -> None:
+        """Do the work of a job anew that an earlier daemon left."""
+        self._start(job, self._carry_out(job, work))
+
     def _start(self, job: LiveJob, run: Coroutine[Any, Any, None]) -> None:
         name = f"{job.job.subject}: {job.job.kind}"
         self._under_way[job.id] = job

@@ -11,6 +11,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -253,15 +254,16 @@ class VolumeKeeper:
         check_admitted(driver, Verb.SET)
         volume = self._house.shelf.find_volume(entry.id)
 
-        async def work(job: LiveJob) -> None:
-            job.hold()
-            async with self.lock(volume.id):
-                await driver.do(Verb.SET, lambda: pull_out(driver, volume.id))
-                event = self._event(EventKind.VOLUME_DETACHED, volume, guest=driver.name)
-                await job.finish(events=(event,), message=f"{driver.name} has let it go")
-                await collect(self._house)
-
+        work = partial(self._detach, driver, volume)
         return await self._snapshots.begin(action, volume.name, ("detach",), work, key)
+
+    async def _detach(self, driver: GuestDriver, volume: VolumeRecord, job: LiveJob) -> None:
+        job.hold()
+        async with self.lock(volume.id):
+            await driver.do(Verb.SET, lambda: pull_out(driver, volume.id))
+            event = self._event(EventKind.VOLUME_DETACHED, volume, guest=driver.name)
+            await job.finish(events=(event,), message=f"{driver.name} has let it go")
+            await collect(self._house)
 
     def _holder(self, action: DetachVolume) -> GuestDriver:
         """Return the guest that a volume is to be taken from."""
@@ -340,14 +342,15 @@ class VolumeKeeper:
                 check_free(volume, self.guests(), "grow")
             self.check_room(volume.pool, size, self.one(volume.id).own)
 
-        async def work(job: LiveJob) -> None:
-            job.hold()
-            async with self.lock(volume.id):
-                await self._change(job, volume.id, action)
-
+        work = partial(self._change, volume.id, action)
         return await self._snapshots.begin(action, volume.name, ("change",), work, key)
 
-    async def _change(self, job: LiveJob, volume_id: str, action: ChangeVolume) -> None:
+    async def _change(self, volume_id: str, action: ChangeVolume, job: LiveJob) -> None:
+        job.hold()
+        async with self.lock(volume_id):
+            await self._change_now(volume_id, action, job)
+
+    async def _change_now(self, volume_id: str, action: ChangeVolume, job: LiveJob) -> None:
         if action.size is not msgspec.UNSET:
             await self._grow(volume_id, round_size(action.size))
         if action.limits is not msgspec.UNSET:
@@ -416,8 +419,8 @@ class VolumeKeeper:
     async def take_up(self, job: Job) -> str:
         """End a job that an earlier daemon left; return a sentence that says how.
 
-        Attaching is what the guest's record says, which was brought about already; a detaching is asked
-        anew; of the rest nothing is left that anybody was promised.
+        Attaching is what the guest's record says, which was brought about already; detaching and changing
+        go on; of the rest nothing is left that anybody was promised.
         """
         live = self._house.jobs.resume(job)
         if live is None:
@@ -429,6 +432,19 @@ class VolumeKeeper:
             case DeleteVolume(volume=name) if not self._is_known(name):
                 await live.finish()
                 return f"{job.subject}: {job.kind} was finished"
+            case DetachVolume() if self._is_known(live.action.volume):
+                volume = self._house.shelf.find_volume(live.action.volume)
+                if any(entry_of(each, volume.id) for each in self.guests()):
+                    driver = self._holder(live.action)
+                    self._snapshots.go_on(live, partial(self._detach, driver, volume))
+                    return f"{job.subject}: {job.kind} goes on"
+                await live.finish(message="it was detached")
+                return f"{job.subject}: {job.kind} was finished"
+            case ChangeVolume() if self._is_known(live.action.volume):
+                volume = self._house.shelf.find_volume(live.action.volume)
+                work = partial(self._change, volume.id, live.action)
+                self._snapshots.go_on(live, work)
+                return f"{job.subject}: {job.kind} goes on"
             case ExportVolume(path=path):
                 await asyncio.to_thread(part_of(Path(path), job.id).unlink, missing_ok=True)
             case _:
