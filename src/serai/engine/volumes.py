@@ -28,7 +28,7 @@ from serai.engine.plugging import change_entry, drive_name, limit_here, plug_in,
 from serai.engine.running import folder_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.engine.volume_moments import bare, settle
-from serai.errors import Code, Conflict, Invalid, NotFound
+from serai.errors import Code, Conflict, Invalid, NotFound, SeraiError
 from serai.model.actions import (
     AttachVolume,
     ChangeVolume,
@@ -425,6 +425,13 @@ class VolumeKeeper:
         live = self._house.jobs.resume(job)
         if live is None:
             return f"{job.subject}: {job.kind} can't be read, and was given up"
+        try:
+            return await self._go_on(job, live)
+        except SeraiError as error:  # what it names is gone, or not there now
+            await live.fail(error)
+            return f"{job.subject}: {job.kind} failed: {error.message}"
+
+    async def _go_on(self, job: Job, live: LiveJob) -> str:
         match live.action:
             case AttachVolume(volume=name, guest=guest) if self._has(guest, name):
                 await live.finish(message="it was attached")
