@@ -19,6 +19,7 @@ LAZY = {
     "Snapshot": "serai.client.inn",
     "Schedule": "serai.client.inn",
     "Keep": "serai.model.schedule",
+    "Volume": "serai.client.volumes",
     "Result": "serai.client.words",
     "SeraiError": "serai.errors",
 }
@@ -32,6 +33,7 @@ __all__ = [
     "Schedule",
     "SeraiError",
     "Snapshot",
+    "Volume",
     "aio",
     "connect",
     "errors",

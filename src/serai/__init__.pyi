@@ -5,6 +5,7 @@ from serai.client.inn import Inn as Inn
 from serai.client.inn import Schedule as Schedule
 from serai.client.inn import Snapshot as Snapshot
 from serai.client.inn import connect as connect
+from serai.client.volumes import Volume as Volume
 from serai.client.words import Result as Result
 from serai.errors import SeraiError as SeraiError
 from serai.model.schedule import Keep as Keep
@@ -17,6 +18,7 @@ __all__ = [
     "Schedule",
     "SeraiError",
     "Snapshot",
+    "Volume",
     "aio",
     "connect",
     "errors",

@@ -23,6 +23,7 @@ from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
@@ -151,6 +152,7 @@ async def _open_engine(
     journal = Journal(store, bus, time.time, ballast)
     async with Supervisor() as supervisor:
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
+        layers = LayerFolder(places.layers)
         bases = Bases(places.run / "bases", memory)
         house = House(
             settings=settings,
@@ -161,7 +163,8 @@ async def _open_engine(
             jobs=Jobs(journal, _new_id),
             names=Names(),
             images=ImageFolder(places.images),
-            layers=LayerFolder(places.layers),
+            layers=layers,
+            pools=PoolFolders(places.volumes, layers),
             memory=memory,
             bases=bases,
             shelf=Shelf(),

@@ -66,6 +66,11 @@ class Places:
         return self.state / "layers"
 
     @property
+    def volumes(self) -> Path:
+        """The heads of volumes in the pool ``default``: one file a volume, named by id."""
+        return self.state / "volumes"
+
+    @property
     def memory(self) -> Path:
         """The memory of snapshots: one folder a base or a snapshot, named by id."""
         return self.state / "memory"

@@ -166,6 +166,17 @@ def check_guest_name(name: str) -> str:
     return name
 
 
+def check_volume_name(name: str) -> str:
+    """Return ``name`` if it can be a volume's or a pool's: as a guest's, and none that a guest uses."""
+    if not _GUEST_NAME.fullmatch(name) or _GUEST_ID.fullmatch(name) or name == "root":
+        raise Invalid(
+            Code.NAME_INVALID,
+            f"{shorten(name)} cannot be the name of a volume or a pool",
+            hint="Use 1 to 63 of a-z, 0-9 and '-', starting with a letter and not ending with '-'; not root, not a UUID.",
+        )
+    return name
+
+
 def check_image_name(name: str) -> str:
     """Return ``name`` if it can be an image's name, else raise Invalid (``name-invalid``)."""
     if not _IMAGE_NAME.fullmatch(name):

@@ -160,7 +160,7 @@ def test_a_fork_is_like_its_source_and_nobody_else() -> None:
         expires_at=99.0,
         coming="job",
     )
-    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes"}
+    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes", "medium"}
     for field in GuestRecord.__struct_fields__:
         if field not in same:
             assert getattr(made, field) != getattr(GUEST, field), field

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 from fake_shelf import FakeShelf
 from fake_timetable import FakeTimetable, OfSchedule
+from fake_volumes import OF_VOLUMES, FakeVolumes
 
 from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
 from serai.model.actions import (
@@ -46,6 +47,7 @@ from serai.model.node import Capabilities, DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import Pool, VolumeInfo
 from serai.plan.snapshot import fork_names
 from serai.units import check_guest_name, check_image_name, check_labels, shorten
 
@@ -97,6 +99,7 @@ class FakeEngine:
         self.shelf = FakeShelf()
         self.report = CheckReport(layers=37, memories=4, images=1, snapshots=12)
         self.timetable = FakeTimetable(NOW)
+        self.rack = FakeVolumes(self.guest)
         self.all_events: list[Event] = []
         self.actions: list[AnyAction] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -169,6 +172,22 @@ class FakeEngine:
         found = self.schedule(guest, name_or_id)
         return self.timetable.judge(self.snapshots(guest), keep or found.keep)
 
+    def volumes(self) -> list[VolumeInfo]:
+        self._check("volumes")
+        return list(self.rack.volumes.values())
+
+    def volume(self, name_or_id: str) -> VolumeInfo:
+        self._check("volume")
+        return self.rack.volume(name_or_id)
+
+    def pools(self) -> list[Pool]:
+        self._check("pools")
+        return list(self.rack.pools.values())
+
+    def pool(self, name: str) -> Pool:
+        self._check("pool")
+        return self.rack.pool(name)
+
     def images(self) -> list[Image]:
         return list(self.all_images.values())
 
@@ -236,6 +255,8 @@ class FakeEngine:
         if isinstance(action, OfSchedule):
             guest = self.guest(action.guest)
             return [guest.name, *self.timetable.apply(guest, action)]
+        if isinstance(action, OF_VOLUMES):
+            return self.rack.apply(action)
         if isinstance(action, ForkGuest):
             return self._fork(self.guest(action.guest), action)
         if isinstance(action, PublishImage):

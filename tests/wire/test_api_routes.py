@@ -311,6 +311,18 @@ def test_every_action_has_a_route() -> None:
     made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork", "check"}
     made |= {f"snapshot-{verb}" for verb in ("create", "restore", "delete", "change")}
     made |= {f"schedule-{verb}" for verb in ("create", "set", "run", "delete")}
+    verbs = (
+        "create",
+        "attach",
+        "detach",
+        "change",
+        "clone",
+        "snapshot",
+        "snapshot-delete",
+        "import",
+    )
+    made |= {f"volume-{verb}" for verb in (*verbs, "export", "serve", "delete")}
+    made |= {"pool-create", "pool-delete", "medium-insert", "medium-eject"}
     assert made == {action.__struct_config__.tag for action in ACTIONS}
 
 
@@ -319,7 +331,7 @@ def test_every_action_has_a_route() -> None:
     [
         (BuildBody, BuildImage, set()),
         (ImportBody, ImportImage, set()),
-        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl"}),
+        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl", "volumes"}),
     ],
 )
 def test_bodies_have_all_fields_of_what_they_make(

@@ -27,6 +27,7 @@ from serai.model.schedule import (
 )
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest
+from serai.model.volume import VolumeWish
 from serai.units import MIB
 
 T = TypeVar("T")
@@ -182,12 +183,13 @@ class LaunchBody(GuestSpec, frozen=True, kw_only=True):
 
     Sizes are bytes. ``disk`` 0 means the image's own size. Without ``start`` it is only defined;
     with ``wait_agent`` the job lasts until the agent in the guest answers, where it has one. It is
-    deleted ``ttl`` seconds after it was started (0: never).
+    deleted ``ttl`` seconds after it was started (0: never). ``volumes`` are attached to it before that.
     """
 
     start: bool = True
     wait_agent: bool = True
     ttl: Ttl = 0.0
+    volumes: tuple[VolumeWish, ...] = ()
 
 
 class StopBody(Body, frozen=True):

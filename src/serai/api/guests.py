@@ -88,8 +88,8 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
                 hint="Leave `ttl` out, or start it.",
                 details={"path": "$.ttl"},
             )
-        return CreateGuest(spec=spec)
-    return LaunchGuest(spec=spec, wait=body.wait_agent, ttl=body.ttl)
+        return CreateGuest(spec=spec, volumes=body.volumes)
+    return LaunchGuest(spec=spec, wait=body.wait_agent, ttl=body.ttl, volumes=body.volumes)
 
 
 def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:
@@ -102,7 +102,10 @@ def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:
 
 
 def delete_guest(call: Call[DeleteQuery, NoBody]) -> DeleteGuest:
-    """Delete a guest and its volumes."""
+    """Delete a guest and its own disks.
+
+    Volumes that were attached to it stay.
+    """
     return DeleteGuest(guest=call.subject, force=call.query.force)
 
 

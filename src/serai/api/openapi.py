@@ -26,6 +26,7 @@ from serai.api.routes import (
     ROUTES,
     SOCKETS,
 )
+from serai.api.volume_bodies import VOLUME_EXAMPLES
 from serai.errors import Code
 
 REF = "#/components/schemas/{name}"
@@ -44,6 +45,8 @@ the list at the end of this page is complete. `message` and `hint` are for peopl
 
 Lists come in pages: send `next` as `cursor` until it is empty.
 """.strip()
+
+ALL_EXAMPLES = {**EXAMPLES, **VOLUME_EXAMPLES}
 
 
 def build_openapi() -> Document:
@@ -104,7 +107,7 @@ def _build_operation(row: Route, schemas: dict[Any, Any]) -> dict[str, Any]:
         operation["requestBody"] = {"content": {row.raw: {}}}
     elif row.body is not NoBody:
         required = any(field.required for field in msgspec.structs.fields(row.body))
-        content = {JSON: {"schema": schemas[row.body], "example": EXAMPLES[row.body]}}
+        content = {JSON: {"schema": schemas[row.body], "example": ALL_EXAMPLES[row.body]}}
         operation["requestBody"] = {"required": required, "content": content}
     return operation
 

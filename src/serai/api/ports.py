@@ -18,6 +18,7 @@ from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import Pool, VolumeInfo
 
 
 class EngineLike(Protocol):
@@ -52,6 +53,18 @@ class EngineLike(Protocol):
 
     def image_files(self, name: str) -> Path:
         """Return the folder that holds an image's files."""
+
+    def volumes(self) -> list[VolumeInfo]:
+        """Return all volumes, in any order."""
+
+    def volume(self, name_or_id: str) -> VolumeInfo:
+        """Return one volume; NotFound (``volume-not-found``)."""
+
+    def pools(self) -> list[Pool]:
+        """Return all pools, in any order."""
+
+    def pool(self, name: str) -> Pool:
+        """Return one pool; NotFound (``pool-not-found``)."""
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is and what this host can do."""

@@ -98,6 +98,44 @@ from serai.api.snapshots import (
     show_snapshot,
 )
 from serai.api.system import show_docs, show_front, show_openapi, show_system
+from serai.api.volume_bodies import (
+    AttachBody,
+    CloneBody,
+    DetachBody,
+    EjectQuery,
+    MediumBody,
+    PoolBody,
+    PoolPage,
+    ServeBody,
+    VolumeBody,
+    VolumeChange,
+    VolumeExportBody,
+    VolumeImportBody,
+    VolumePage,
+    VolumeSnapshotBody,
+    VolumesQuery,
+)
+from serai.api.volumes import (
+    attach_volume,
+    change_volume,
+    clone_volume,
+    create_pool,
+    create_volume,
+    delete_pool,
+    delete_volume,
+    delete_volume_snapshot,
+    detach_volume,
+    eject_medium,
+    export_volume,
+    import_volume,
+    insert_medium,
+    list_pools,
+    list_volumes,
+    serve_volume,
+    show_pool,
+    show_volume,
+    snapshot_volume,
+)
 from serai.errors import Code
 from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
@@ -106,11 +144,14 @@ from serai.model.node import DaemonStatus
 from serai.model.schedule import Schedule, ScheduleChange
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import Pool, VolumeInfo
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
 SNAPSHOTS, SNAPSHOT = f"{GUEST}/snapshots", f"{GUEST}/snapshots/{{snapshot}}"
 SCHEDULES, SCHEDULE = f"{GUEST}/schedules", f"{GUEST}/schedules/{{schedule}}"
 IMAGES, IMAGE = "/v1/images", "/v1/images/{image}"
+VOLUMES, VOLUME = "/v1/volumes", "/v1/volumes/{volume}"
+POOLS, POOL = "/v1/pools", "/v1/pools/{pool}"
 JOBS, JOB = "/v1/jobs", "/v1/jobs/{job}"
 
 _C = Code
@@ -123,6 +164,14 @@ _OF_SPEC = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID)
 _NO_SNAPSHOT = (_C.GUEST_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND)
 _NO_SCHEDULE = (_C.GUEST_NOT_FOUND, _C.SCHEDULE_NOT_FOUND)
 _OF_SNAPSHOT = (_C.SNAPSHOT_NOT_FOUND, _C.SNAPSHOT_STATE, _C.SNAPSHOT_CORRUPT, _C.SNAPSHOT_UNFIT)
+
+_NO_VOLUME = (_C.VOLUME_NOT_FOUND,)
+_NEW_VOLUME = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID, _C.VOLUME_EXISTS, _C.POOL_NOT_FOUND,
+               _C.POOL_FULL, _C.POOL_UNAVAILABLE, _C.DISK_FULL)  # fmt: skip
+_OF_PLUG = (_C.GUEST_NOT_FOUND, _C.GUEST_STATE, _C.QMP_FAILED, _C.QMP_LOST, _C.VOLUME_NOT_FOUND,
+            _C.VOLUME_IN_USE, _C.POOL_UNAVAILABLE, _C.FILE_FAILED, _C.SNAPSHOT_CORRUPT)  # fmt: skip
+_OF_FREEZE = (_C.VOLUME_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND, _C.GUEST_STATE, _C.QMP_FAILED, _C.QMP_LOST,
+              _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, _C.DISK_FULL, _C.POOL_UNAVAILABLE)  # fmt: skip
 
 COMMON_PROBLEMS: tuple[Code, ...] = (
     _C.BODY_INVALID,
@@ -144,6 +193,9 @@ PATH_PARAMETERS: Mapping[str, str] = {
     "schedule": "The name or id of a schedule of that guest.",
     "image": "The name of an image.",
     "job": "The id of a job.",
+    "volume": "The name or id of a volume.",
+    "pool": "The name of a pool.",
+    "volume_snapshot": "The name or id of a snapshot of that volume.",
 }
 
 HEADERS: Mapping[str, str] = {
@@ -173,7 +225,8 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, *_NEW_VOLUME, _C.VOLUME_NOT_FOUND, _C.VOLUME_IN_USE,
+                     _C.NO_PORT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -241,6 +294,36 @@ ROUTES: tuple[Route, ...] = (
           replies=(*_gives("All of it.", None, TAR, "Content-Length"), *_gives("One file.", None, BYTES, "Content-Length"))),
 
     action("POST", "/v1/check", check_storage, body=CheckBody, problems=(_C.DATABASE_FAILED, _C.FILE_FAILED)),
+    route("GET", VOLUMES, list_volumes, query=VolumesQuery, replies=_gives("A page of volumes.", VolumePage),
+          problems=_NO_GUEST),
+    action("POST", VOLUMES, create_volume, body=VolumeBody, problems=_NEW_VOLUME),
+    action("POST", f"{VOLUMES}/import", import_volume, body=VolumeImportBody,
+           problems=(*_NEW_VOLUME, _C.IMAGE_REFUSED, _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.TOOL_MISSING)),
+    route("GET", VOLUME, show_volume, replies=_gives("The volume.", VolumeInfo), problems=_NO_VOLUME),
+    action("PATCH", VOLUME, change_volume, body=VolumeChange,
+           problems=(*_OF_PLUG, _C.SIZE_INVALID, _C.VALUE_INVALID, _C.SHRINK_REFUSED, _C.POOL_FULL)),
+    action("DELETE", VOLUME, delete_volume, problems=(*_NO_VOLUME, _C.VOLUME_IN_USE, _C.POOL_UNAVAILABLE)),
+    action("POST", f"{VOLUME}/attach", attach_volume, body=AttachBody, problems=(*_OF_PLUG, _C.NO_PORT, _C.DISK_FULL)),
+    action("POST", f"{VOLUME}/detach", detach_volume, body=DetachBody,
+           problems=(*_OF_PLUG, _C.VOLUME_IS_ROOT, _C.VOLUME_OWN, _C.VOLUME_NOT_ATTACHED, _C.VOLUME_HELD)),
+    action("POST", f"{VOLUME}/clone", clone_volume, body=CloneBody, problems=(*_OF_FREEZE, *_NEW_VOLUME)),
+    action("POST", f"{VOLUME}/snapshots", snapshot_volume, body=VolumeSnapshotBody,
+           problems=(*_OF_FREEZE, _C.NAME_INVALID, _C.SNAPSHOT_EXISTS)),
+    action("DELETE", f"{VOLUME}/snapshots/{{volume_snapshot}}", delete_volume_snapshot,
+           problems=(*_NO_VOLUME, _C.SNAPSHOT_NOT_FOUND)),
+    action("POST", f"{VOLUME}/export", export_volume, body=VolumeExportBody,
+           problems=(*_OF_FREEZE, _C.VALUE_INVALID, _C.FILE_FAILED, _C.PERMISSION, _C.TOOL_MISSING, _C.TOOL_FAILED)),
+    action("POST", f"{VOLUME}/serve", serve_volume, body=ServeBody, problems=(*_OF_FREEZE, _C.TOOL_MISSING, _C.TOOL_FAILED)),
+
+    route("GET", POOLS, list_pools, query=PageQuery, replies=_gives("A page of pools.", PoolPage)),
+    action("POST", POOLS, create_pool, body=PoolBody,
+           problems=(_C.NAME_INVALID, _C.VALUE_INVALID, _C.POOL_EXISTS, _C.PERMISSION, _C.FILE_FAILED, _C.DISK_FULL)),
+    route("GET", POOL, show_pool, replies=_gives("The pool.", Pool), problems=(_C.POOL_NOT_FOUND,)),
+    action("DELETE", POOL, delete_pool, problems=(_C.POOL_NOT_FOUND, _C.POOL_IN_USE, _C.POOL_UNAVAILABLE)),
+
+    action("PUT", f"{GUEST}/medium", insert_medium, body=MediumBody,
+           problems=(*_OF_MONITOR, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.NO_CD_DRIVE)),
+    action("DELETE", f"{GUEST}/medium", eject_medium, query=EjectQuery, problems=(*_OF_MONITOR, _C.NO_CD_DRIVE)),
 
     route("GET", JOBS, list_jobs, query=JobsQuery, replies=_gives("A page of jobs.", JobPage)),
     route("GET", JOB, show_job, query=WaitQuery, replies=_gives("The job.", Job), problems=(_C.JOB_NOT_FOUND,)),

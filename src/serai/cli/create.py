@@ -8,6 +8,7 @@ from serai.cli.options import DURATION, SIZE, complete_image, connection, format
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.calls import guest_of, launch_guest, show_guest
+from serai.client.words import parse_wish
 from serai.model.guest import Firmware, Guest, GuestSpec, RestartPolicy
 from serai.units import format_duration
 
@@ -38,6 +39,8 @@ TTL = click.option("--ttl", type=DURATION, default=0.0, show_default="never",
     help="When it is started again after it ended by itself.",
 )
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
+@click.option("--volume", "volumes", multiple=True, metavar="VOLUME",
+              help="A volume: NAME, NAME,read-only or size=10GiB; ,boot=N to boot from it. May be repeated.")  # fmt: skip
 @TTL
 @click.option(
     "--wait/--no-wait",
@@ -55,6 +58,7 @@ def launch(
     firmware: str,
     restart: str,
     labels: tuple[str, ...],
+    volumes: tuple[str, ...],
     ttl: float,
     wait: bool,
     form: str,
@@ -77,7 +81,9 @@ def launch(
     )
     began = time.monotonic()
     daemon = connection()
-    job = finish(daemon, launch_guest(spec, wait_agent=wait, ttl=ttl), cancel=True)
+    wishes = [parse_wish(each) for each in volumes]
+    call = launch_guest(spec, wait_agent=wait, ttl=ttl, volumes=wishes)
+    job = finish(daemon, call, cancel=True)
     guest = daemon.ask(show_guest(guest_of(job)))
     if form == "json":
         print_json(guest)

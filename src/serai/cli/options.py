@@ -9,6 +9,7 @@ from click.shell_completion import CompletionItem
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
 from serai.client.calls import list_images, list_schedules, list_snapshots
+from serai.client.volume_calls import list_volumes
 from serai.errors import SeraiError
 from serai.settings import current_places
 from serai.units import parse_duration, parse_size, split_source
@@ -48,6 +49,15 @@ def connection() -> Connection:
 def complete_guest(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of a guest."""
     names = [str(guest["name"]) for guest in fetch_guests() or []]
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def complete_volume(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the name of a volume."""
+    try:
+        names = [each.name for each in connection().ask(list_volumes()).items]
+    except SeraiError:
+        return []
     return [CompletionItem(name) for name in names if name.startswith(begun)]
 
 

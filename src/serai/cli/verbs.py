@@ -136,9 +136,9 @@ def resume(guests: tuple[str, ...], form: str) -> int:
 @click.option("--force", is_flag=True, help="Also if it runs: it is killed first.")
 @format_option
 def delete(guests: tuple[str, ...], force: bool, form: str) -> int:
-    """Delete guests and their volumes.
+    """Delete guests and their disks.
 
-    There is no way back. A guest that runs is only deleted with --force.
+    There is no way back. Volumes that were attached to them stay. A guest that runs is only deleted with --force.
     """
     verb = Verb(lambda name: calls.delete_guest(name, force=force), "is deleted")
     return do_to_all(guests, verb, form)

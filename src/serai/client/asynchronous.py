@@ -10,11 +10,12 @@ from typing import Any, Self, Unpack, overload
 
 from msgspec.structs import asdict
 
-from serai.client import calls, copying
+from serai.client import calls, copying, volume_calls
 from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import OnProgress
 from serai.client.calls import Call
 from serai.client.files import pack_folder, read_pieces
+from serai.client.volumes_async import AsyncVolumeShelf
 from serai.client.words import (
     Duration,
     EventReader,
@@ -32,6 +33,7 @@ from serai.client.words import (
     spec_of,
     tell_of_cleaning,
     when_of,
+    wishes_of,
 )
 from serai.errors import SeraiError
 from serai.model.check import CheckReport
@@ -43,6 +45,7 @@ from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep
 from serai.model.schedule import Schedule as ScheduleView
 from serai.model.snapshot import Snapshot as SnapshotView
+from serai.model.volume import VolumeWish
 from serai.settings import current_places
 from serai.units import split_source
 
@@ -133,6 +136,14 @@ class AsyncGuest:
     async def delete(self, *, force: bool = False) -> None:
         """Delete it and its volumes; with ``force`` even if it runs."""
         await self._connection.finish(calls.delete_guest(self.id, force=force))
+
+    async def insert(self, image: str, *, force: bool = False) -> Self:
+        """Put an installation medium into its CD drive."""
+        return await self._do(volume_calls.insert_medium(self.id, image, force=force))
+
+    async def eject(self, *, force: bool = False) -> Self:
+        """Take what is in its CD drive out."""
+        return await self._do(volume_calls.eject_medium(self.id, force=force))
 
     async def snapshot(
         self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
@@ -437,7 +448,7 @@ class AsyncSchedule:
         await self._connection.finish(calls.delete_schedule(self.info.guest_id, self.id))
 
 
-class AsyncInn:
+class AsyncInn(AsyncVolumeShelf):
     """A daemon, as the async SDK sees it; see ``serai.client.inn.Inn``."""
 
     def __init__(self, connection: AsyncConnection) -> None:
@@ -496,17 +507,25 @@ class AsyncInn:
         *,
         wait: bool = True,
         ttl: Duration = 0.0,
+        volumes: Sequence[str | VolumeWish] = (),
         on_progress: OnProgress | None = None,
         **spec: Any,
     ) -> AsyncGuest:
         """Make a guest of an image, start it, and wait until its agent answers."""
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            wait_agent=wait,
+            ttl=seconds_of(ttl),
+            volumes=wishes_of(volumes),
+        )
         job = await self.connection.make(call, on_progress)
         return await self.guest(calls.guest_of(job))
 
-    async def create(self, image: str, **spec: Any) -> AsyncGuest:
+    async def create(
+        self, image: str, *, volumes: Sequence[str | VolumeWish] = (), **spec: Any
+    ) -> AsyncGuest:
         """Make a guest and leave it stopped."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False)
+        call = calls.launch_guest(spec_of(image, **spec), start=False, volumes=wishes_of(volumes))
         return await self.guest(calls.guest_of(await self.connection.make(call)))
 
     async def images(self) -> list[Image]:

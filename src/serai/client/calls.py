@@ -38,6 +38,7 @@ from serai.model.schedule import (
 )
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import VolumeWish
 
 T = TypeVar("T")
 
@@ -207,41 +208,45 @@ def undoing(job: Job) -> list[Call[Job]]:
     return []
 
 
-def _get(path: str, kind: Any, **query: str | Sequence[str]) -> Call[Any]:
+def get(path: str, kind: Any, **query: str | Sequence[str]) -> Call[Any]:
+    """Ask for what is at ``path``."""
     return Call(method="GET", path=path, kind=kind, query=query)
 
 
-def _page(path: str, kind: Any, cursor: str, **query: Sequence[str]) -> Call[Any]:
+def page(path: str, kind: Any, cursor: str, **query: Sequence[str]) -> Call[Any]:
+    """Ask for a part of a list."""
     wanted: dict[str, str | Sequence[str]] = {"limit": str(PAGE), "cursor": cursor, **query}
-    return _get(path, kind, **{name: value for name, value in wanted.items() if value})
+    return get(path, kind, **{name: value for name, value in wanted.items() if value})
 
 
-def _post(path: str, kind: Any, value: object = None, timeout: float | None = 60.0) -> Call[Any]:
+def post(path: str, kind: Any, value: object = None, timeout: float | None = 60.0) -> Call[Any]:
+    """Send a value, or nothing, to ``path``."""
     body = msgspec.json.encode(value) if value is not None else b""
     return Call(method="POST", path=path, kind=kind, body=body, timeout=timeout)
 
 
-def _guest(name: str) -> str:
-    return f"/v1/guests/{_segment(name)}"
+def guest_path(name: str) -> str:
+    """Return where a guest is."""
+    return f"/v1/guests/{segment(name)}"
 
 
 def _snapshot(guest: str, name: str) -> str:
-    return f"{_guest(guest)}/snapshots/{_segment(name)}"
+    return f"{guest_path(guest)}/snapshots/{segment(name)}"
 
 
 def _schedule(guest: str, name: str) -> str:
-    return f"{_guest(guest)}/schedules/{_segment(name)}"
+    return f"{guest_path(guest)}/schedules/{segment(name)}"
 
 
 def _image(name: str) -> str:
-    return f"/v1/images/{_segment(name)}"
+    return f"/v1/images/{segment(name)}"
 
 
 def _job(job_id: str) -> str:
-    return f"/v1/jobs/{_segment(job_id)}"
+    return f"/v1/jobs/{segment(job_id)}"
 
 
-def _segment(name: str) -> str:
+def segment(name: str) -> str:
     """Return a name as one segment of a path; one that would be none names another thing."""
     if name in ("", ".", ".."):
         raise Invalid(Code.NAME_INVALID, f"{name!r} is no name")
@@ -258,12 +263,12 @@ def waiting(call: Call[Job], seconds: float) -> Call[Job]:
 
 def show_system() -> Call[DaemonStatus]:
     """How the daemon is."""
-    return _get("/v1/system", DaemonStatus)
+    return get("/v1/system", DaemonStatus)
 
 
 def check_storage(*, repair: bool = False) -> Call[Job]:
     """Read everything that is stored."""
-    return _post("/v1/check", Job, {"repair": repair})
+    return post("/v1/check", Job, {"repair": repair})
 
 
 def report_of(job: Job) -> CheckReport:
@@ -276,22 +281,22 @@ def report_of(job: Job) -> CheckReport:
 def list_jobs(state: str = "", limit: int = 100) -> Call[Page[Job]]:
     """Jobs, the newest first."""
     query = {"state": state} if state else {}
-    return _get("/v1/jobs", Page[Job], limit=str(limit), **query)
+    return get("/v1/jobs", Page[Job], limit=str(limit), **query)
 
 
 def show_job(job_id: str) -> Call[Job]:
     """One job."""
-    return _get(_job(job_id), Job)
+    return get(_job(job_id), Job)
 
 
 def cancel_job(job_id: str) -> Call[Job]:
     """Ask a job to end early."""
-    return _post(f"{_job(job_id)}/cancel", Job)
+    return post(f"{_job(job_id)}/cancel", Job)
 
 
 def list_events(after: int = 0, limit: int = 1000) -> Call[Page[Event]]:
     """Stored events, the oldest first."""
-    return _get("/v1/events", Page[Event], after=str(after), limit=str(limit))
+    return get("/v1/events", Page[Event], after=str(after), limit=str(limit))
 
 
 def follow_events(after: int | None) -> Call[bytes]:
@@ -306,71 +311,78 @@ def follow_events(after: int | None) -> Call[bytes]:
 
 def list_guests(cursor: str = "", *, labels: Sequence[str] = ()) -> Call[Page[Guest]]:
     """Guests by name; only those that have all of ``labels`` (``k=v``)."""
-    return _page("/v1/guests", Page[Guest], cursor, label=labels)
+    return page("/v1/guests", Page[Guest], cursor, label=labels)
 
 
 def show_guest(name: str) -> Call[Guest]:
     """One guest."""
-    return _get(_guest(name), Guest)
+    return get(guest_path(name), Guest)
 
 
 def launch_guest(
-    spec: GuestSpec, *, start: bool = True, wait_agent: bool = True, ttl: float = 0.0
+    spec: GuestSpec,
+    *,
+    start: bool = True,
+    wait_agent: bool = True,
+    ttl: float = 0.0,
+    volumes: Sequence[VolumeWish] = (),
 ) -> Call[Job]:
-    """Make a guest of an image and start it."""
+    """Make a guest of an image and start it, with volumes."""
     body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
-    return _post("/v1/guests", Job, body)
+    if volumes:
+        body["volumes"] = list(volumes)
+    return post("/v1/guests", Job, body)
 
 
 def change_guest(name: str, change: GuestChange, version: int = 0) -> Call[Job]:
     """Change size, policy or labels; with ``version`` only if nobody did so meanwhile."""
     headers = {"If-Match": f'"{version}"'} if version else {}
     body = msgspec.json.encode(change)
-    return Call(method="PATCH", path=_guest(name), kind=Job, body=body, headers=headers)
+    return Call(method="PATCH", path=guest_path(name), kind=Job, body=body, headers=headers)
 
 
 def delete_guest(name: str, *, force: bool = False) -> Call[Job]:
     """Delete a guest and its volumes."""
     query = {"force": "true"} if force else {}
-    return Call(method="DELETE", path=_guest(name), kind=Job, query=query)
+    return Call(method="DELETE", path=guest_path(name), kind=Job, query=query)
 
 
 def do_to_guest(name: str, verb: str) -> Call[Job]:
     """``start``, ``pause`` or ``resume``."""
-    return _post(f"{_guest(name)}/{verb}", Job)
+    return post(f"{guest_path(name)}/{verb}", Job)
 
 
 def stop_guest(name: str, *, force: bool = False, timeout: float = 0.0) -> Call[Job]:
     """Stop a guest."""
-    return _post(f"{_guest(name)}/stop", Job, {"force": force, "timeout": timeout})
+    return post(f"{guest_path(name)}/stop", Job, {"force": force, "timeout": timeout})
 
 
 def restart_guest(name: str, *, force: bool = False, timeout: float = 0.0) -> Call[Job]:
     """Stop a guest and start it anew."""
-    return _post(f"{_guest(name)}/restart", Job, {"force": force, "timeout": timeout})
+    return post(f"{guest_path(name)}/restart", Job, {"force": force, "timeout": timeout})
 
 
 def rename_guest(name: str, new: str) -> Call[Job]:
     """Give a guest another name."""
-    return _post(f"{_guest(name)}/rename", Job, {"name": new})
+    return post(f"{guest_path(name)}/rename", Job, {"name": new})
 
 
 def run_command(name: str, request: ExecRequest) -> Call[ExecResult]:
     """Run a command in a guest."""
     timeout = request.timeout + SLACK if request.timeout else None
-    return _post(f"{_guest(name)}/exec", ExecResult, request, timeout=timeout)
+    return post(f"{guest_path(name)}/exec", ExecResult, request, timeout=timeout)
 
 
 def pull_file(name: str, path: str, *, pack: bool) -> Call[bytes]:
     """Read a file, or a folder as a tar."""
     query = {"path": path} | ({"pack": "true"} if pack else {})
-    return Call(method="GET", path=f"{_guest(name)}/files", query=query, timeout=None)
+    return Call(method="GET", path=f"{guest_path(name)}/files", query=query, timeout=None)
 
 
 def push_file(name: str, path: str, *, mode: int, unpack: bool) -> Call[None]:
     """Write a file, or unpack a tar into a folder; the content is sent along."""
     query = {"path": path, "mode": f"{mode:04o}"} | ({"unpack": "true"} if unpack else {})
-    files = f"{_guest(name)}/files"
+    files = f"{guest_path(name)}/files"
     return Call(method="PUT", path=files, query=query, content_type=BYTES, timeout=None)
 
 
@@ -379,22 +391,22 @@ def show_log(name: str, *, follow: bool = False, tail: int | None = None) -> Cal
     query = {"follow": "true"} if follow else {}
     if tail is not None:
         query["tail"] = str(tail)
-    return Call(method="GET", path=f"{_guest(name)}/log", query=query, timeout=None)
+    return Call(method="GET", path=f"{guest_path(name)}/log", query=query, timeout=None)
 
 
 def take_screenshot(name: str) -> Call[bytes]:
     """What the screen shows, as PNG."""
-    return Call(method="GET", path=f"{_guest(name)}/screenshot")
+    return Call(method="GET", path=f"{guest_path(name)}/screenshot")
 
 
 def show_vnc(name: str) -> Call[VncAddress]:
     """Where a VNC viewer connects."""
-    return _get(f"{_guest(name)}/vnc", VncAddress)
+    return get(f"{guest_path(name)}/vnc", VncAddress)
 
 
 def console_path(name: str) -> str:
     """Return the address of the console's WebSocket."""
-    return f"{_guest(name)}/console"
+    return f"{guest_path(name)}/console"
 
 
 # -- snapshots and forks ---------------------------------------------------------------------------
@@ -402,12 +414,12 @@ def console_path(name: str) -> str:
 
 def list_snapshots(guest: str, cursor: str = "") -> Call[Page[Snapshot]]:
     """The snapshots of a guest, each after its parent."""
-    return _page(f"{_guest(guest)}/snapshots", Page[Snapshot], cursor)
+    return page(f"{guest_path(guest)}/snapshots", Page[Snapshot], cursor)
 
 
 def show_snapshot(guest: str, name: str) -> Call[Snapshot]:
     """One snapshot of a guest."""
-    return _get(_snapshot(guest, name), Snapshot)
+    return get(_snapshot(guest, name), Snapshot)
 
 
 def create_snapshot(
@@ -415,7 +427,7 @@ def create_snapshot(
 ) -> Call[Job]:
     """Freeze a guest; it goes on."""
     body = {"name": name, "memory": memory, "quiesce": quiesce, "note": note}
-    return _post(f"{_guest(guest)}/snapshots", Job, body)
+    return post(f"{guest_path(guest)}/snapshots", Job, body)
 
 
 def change_snapshot(
@@ -434,24 +446,24 @@ def delete_snapshot(guest: str, name: str) -> Call[Job]:
 
 def restore_snapshot(guest: str, name: str, *, force: bool = False) -> Call[Job]:
     """Put a guest back to a snapshot."""
-    return _post(f"{_snapshot(guest, name)}/restore", Job, {"force": force})
+    return post(f"{_snapshot(guest, name)}/restore", Job, {"force": force})
 
 
 def list_schedules(guest: str = "", cursor: str = "") -> Call[Page[Schedule]]:
     """The schedules of a guest, or of all, by guest and name."""
-    path = f"{_guest(guest)}/schedules" if guest else "/v1/schedules"
-    return _page(path, Page[Schedule], cursor)
+    path = f"{guest_path(guest)}/schedules" if guest else "/v1/schedules"
+    return page(path, Page[Schedule], cursor)
 
 
 def show_schedule(guest: str, name: str) -> Call[Schedule]:
     """One schedule of a guest."""
-    return _get(_schedule(guest, name), Schedule)
+    return get(_schedule(guest, name), Schedule)
 
 
 def judge_schedule(guest: str, name: str, **counts: int | None) -> Call[Page[Judgement]]:
     """What its rules, or those of ``counts`` if one is given, say of each of its snapshots."""
     given = {rule: str(count) for rule, count in counts.items() if count is not None}
-    return _get(f"{_schedule(guest, name)}/preview", Page[Judgement], **given)
+    return get(f"{_schedule(guest, name)}/preview", Page[Judgement], **given)
 
 
 def create_schedule(
@@ -469,7 +481,7 @@ def create_schedule(
         "when": when, "name": name, "keep": keep,
         "memory": memory, "quiesce": quiesce, "name_as": name_as,
     }  # fmt: skip
-    return _post(f"{_guest(guest)}/schedules", Job, body)
+    return post(f"{guest_path(guest)}/schedules", Job, body)
 
 
 def set_schedule(guest: str, name: str, change: ScheduleChange) -> Call[Job]:
@@ -480,7 +492,7 @@ def set_schedule(guest: str, name: str, change: ScheduleChange) -> Call[Job]:
 
 def run_schedule(guest: str, name: str) -> Call[Job]:
     """Do now what it does when it is due."""
-    return _post(f"{_schedule(guest, name)}/run", Job)
+    return post(f"{_schedule(guest, name)}/run", Job)
 
 
 def delete_schedule(guest: str, name: str) -> Call[Job]:
@@ -503,7 +515,7 @@ def fork_guest(
         "snapshot": snapshot, "name": name, "count": count,
         "keep_identity": keep_identity, "ttl": ttl, "wait_agent": wait_agent,
     }  # fmt: skip
-    return _post(f"{_guest(guest)}/fork", Job, body)
+    return post(f"{guest_path(guest)}/fork", Job, body)
 
 
 def publish_image(
@@ -511,7 +523,7 @@ def publish_image(
 ) -> Call[Job]:
     """Make an image of a guest as it is, or of its snapshot."""
     body = {"image": image, "snapshot": snapshot, "memory": memory, "replace": replace}
-    return _post(f"{_guest(guest)}/publish", Job, body)
+    return post(f"{guest_path(guest)}/publish", Job, body)
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -519,12 +531,12 @@ def publish_image(
 
 def list_images(cursor: str = "") -> Call[Page[Image]]:
     """Images by name."""
-    return _page("/v1/images", Page[Image], cursor)
+    return page("/v1/images", Page[Image], cursor)
 
 
 def show_image(name: str) -> Call[Image]:
     """One image."""
-    return _get(_image(name), Image)
+    return get(_image(name), Image)
 
 
 def build_image(
@@ -537,7 +549,7 @@ def build_image(
 ) -> Call[Job]:
     """Build an image by one of our recipes."""
     body = {"recipe": recipe, "name": name, "suite": suite, "include": include, "replace": replace}
-    return _post("/v1/images/build", Job, body)
+    return post("/v1/images/build", Job, body)
 
 
 def import_image(
@@ -555,7 +567,7 @@ def import_image(
         "source": source, "name": name, "sha256": sha256,
         "kernel": kernel, "initrd": initrd, "cmdline": cmdline, "agent": agent,
     }  # fmt: skip
-    return _post("/v1/images/import", Job, body)
+    return post("/v1/images/import", Job, body)
 
 
 def delete_image(name: str) -> Call[Job]:

@@ -11,8 +11,9 @@ from typing import Any, Self, Unpack, overload
 
 from msgspec.structs import asdict
 
-from serai.client import calls, copying
+from serai.client import calls, copying, volume_calls
 from serai.client.blocking import Connection, OnProgress
+from serai.client.volumes import VolumeShelf
 from serai.client.words import (
     Duration,
     ForkOptions,
@@ -30,6 +31,7 @@ from serai.client.words import (
     spec_of,
     tell_of_cleaning,
     when_of,
+    wishes_of,
 )
 from serai.model.check import CheckReport
 from serai.model.event import Event
@@ -40,6 +42,7 @@ from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep
 from serai.model.schedule import Schedule as ScheduleView
 from serai.model.snapshot import Snapshot as SnapshotView
+from serai.model.volume import VolumeWish
 from serai.settings import current_places
 from serai.units import split_source
 
@@ -135,6 +138,14 @@ class Guest:
     def delete(self, *, force: bool = False) -> None:
         """Delete it and its volumes; with ``force`` even if it runs."""
         self._connection.finish(calls.delete_guest(self.id, force=force))
+
+    def insert(self, image: str, *, force: bool = False) -> Self:
+        """Put an installation medium into its CD drive."""
+        return self._do(volume_calls.insert_medium(self.id, image, force=force))
+
+    def eject(self, *, force: bool = False) -> Self:
+        """Take what is in its CD drive out."""
+        return self._do(volume_calls.eject_medium(self.id, force=force))
 
     def snapshot(
         self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
@@ -402,7 +413,7 @@ class Schedule:
         self._connection.finish(calls.delete_schedule(self.info.guest_id, self.id))
 
 
-class Inn:
+class Inn(VolumeShelf):
     """A daemon, as the SDK sees it. Make it with ``serai.connect()``."""
 
     def __init__(self, connection: Connection) -> None:
@@ -460,20 +471,27 @@ class Inn:
         *,
         wait: bool = True,
         ttl: Duration = 0.0,
+        volumes: Sequence[str | VolumeWish] = (),
         on_progress: OnProgress | None = None,
         **spec: Any,
     ) -> Guest:
         """Make a guest of an image, start it, and wait until its agent answers.
 
         ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels. After
-        ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself.
+        ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself. ``volumes`` are attached to it before
+        it starts: each as ``--volume`` takes it, like "data,read-only" or "size=10GiB".
         """
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            wait_agent=wait,
+            ttl=seconds_of(ttl),
+            volumes=wishes_of(volumes),
+        )
         return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
-    def create(self, image: str, **spec: Any) -> Guest:
+    def create(self, image: str, *, volumes: Sequence[str | VolumeWish] = (), **spec: Any) -> Guest:
         """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False)
+        call = calls.launch_guest(spec_of(image, **spec), start=False, volumes=wishes_of(volumes))
         return self.guest(calls.guest_of(self.connection.make(call)))
 
     def images(self) -> list[Image]:

@@ -12,6 +12,7 @@ from serai.model.event import Event
 from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
 from serai.model.schedule import Every, Keep, ScheduleChange, When
 from serai.model.talk import ExecRequest, ExecResult
+from serai.model.volume import DEFAULT_POOL, Limits, VolumeWish
 from serai.units import parse_at, parse_duration, parse_size, shorten
 
 E = TypeVar("E", bound=StrEnum)
@@ -90,6 +91,56 @@ def spec_of(
         firmware=choice_of(Firmware, firmware),
         restart=choice_of(RestartPolicy, restart),
         labels=dict(labels or {}),
+    )
+
+
+def limits_of(*, iops: int, iops_burst: int, bps: Size, bps_burst: Size, seconds: int) -> Limits:
+    """Return the limits of a volume; Invalid for a size that is none."""
+    return Limits(
+        iops=iops,
+        iops_burst=iops_burst,
+        bps=size_of(bps),
+        bps_burst=size_of(bps_burst),
+        burst_seconds=seconds,
+    )
+
+
+def wishes_of(volumes: Sequence[str | VolumeWish]) -> list[VolumeWish]:
+    """Return volumes for a new guest; a text is what ``--volume`` takes."""
+    return [parse_wish(each) if isinstance(each, str) else each for each in volumes]
+
+
+def parse_wish(text: str) -> VolumeWish:
+    """Read ``NAME[,read-only][,boot=N]`` or ``[NAME,]size=10GiB[,pool=POOL][,boot=N]``.
+
+    Raises Invalid (``value-invalid``, ``size-invalid``).
+    """
+    words = text.split(",")
+    given: dict[str, str] = {}
+    for place, word in enumerate(words):
+        key, equals, value = word.partition("=")
+        if place == 0 and not equals:
+            key, value = "name", word
+        elif key == "read-only":
+            value = "" if equals else "yes"
+        if key not in ("name", "size", "pool", "boot", "read-only") or key in given or not value:
+            raise Invalid(
+                Code.VALUE_INVALID,
+                f"{shorten(text)} asks for no volume",
+                hint="Write NAME, NAME,read-only, or size=10GiB; with boot=N to boot from it.",
+            )
+        given[key] = value
+    if not given.keys() & {"name", "size"}:
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(text)} names no volume and no size")
+    boot = given.get("boot", "0")
+    if not (boot.isascii() and boot.isdigit() and len(boot) < 4):
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(boot)} is no place in the order of booting")
+    return VolumeWish(
+        name=given.get("name", ""),
+        size=size_of(given.get("size", 0)),
+        pool=given.get("pool", DEFAULT_POOL),
+        read_only="read-only" in given,
+        boot=int(boot),
     )
 
 

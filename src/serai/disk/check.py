@@ -16,12 +16,14 @@ import msgspec
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
 from serai.disk.qcow2 import head_length, read_head
 from serai.disk.volumes import drop_head, stray_heads
 from serai.errors import Code, HostFailure, SeraiError
 from serai.model.check import Fault, Finding, FindingKind
 from serai.model.guest import GuestRecord, Volume
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import VolumeRecord
 from serai.plan.layers import tops_of
 
 NAMED = 10
@@ -38,6 +40,7 @@ class Known:
     guests: Sequence[GuestRecord]
     snapshots: Sequence[SnapshotRecord]
     layers: Mapping[str, Layer]
+    volumes: Sequence[VolumeRecord] = ()
     is_whole: bool = True
     under_way: Collection[str] = ()
 
@@ -50,6 +53,19 @@ class Folders:
     layers: LayerFolder
     memory: MemoryFolder
     images: ImageFolder
+    pools: PoolFolders
+
+    def layers_of(self, layer: Layer) -> LayerFolder | None:
+        """Return the folder that a layer lies in; None for a pool that is not there."""
+        return self.pools.layers_of(layer) if self.pools.is_available(layer.pool) else None
+
+    def head(self, guest: GuestRecord, volume: Volume) -> Path | None:
+        """Return where the head of a guest's volume is; None where there is none, or nobody can tell."""
+        if volume.read_only or not self.pools.is_available(volume.pool):
+            return None
+        if not volume.pool:
+            return self.guests / guest.id / volume.head
+        return self.pools.heads(volume.pool) / volume.head
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -59,14 +75,48 @@ def find_dangling(known: Known) -> list[Finding]:
     """Return what records name that no record is of. Pure."""
     found: list[Finding] = []
     for guest in known.guests:
-        for volume in guest.volumes:
-            found += _dangling(known, FindingKind.GUEST, guest.id, volume.layer)
+        for each in guest.volumes:
+            found += _dangling(known, FindingKind.GUEST, guest.id, each.layer)
     for snapshot in known.snapshots:
         for frozen in snapshot.volumes:
             found += _dangling(known, FindingKind.SNAPSHOT, snapshot.id, frozen.layer)
+    for volume in known.volumes:
+        tops = [each.layer for each in volume.snapshots]
+        tops += [] if volume.attached_to else [volume.layer]
+        for top in tops:
+            found += _dangling(known, FindingKind.VOLUME, volume.id, top)
     for layer in known.layers.values():
         found += _dangling(known, FindingKind.LAYER, layer.id, layer.parent)
-    return found + _circles(known.layers)
+    return found + _unheld(known) + _circles(known.layers)
+
+
+def _unheld(known: Known) -> list[Finding]:
+    """Return the volumes whose writer does not have them, and what guests have that is none."""
+    held = {
+        guest.id: {each.id for each in guest.volumes if not each.read_only}
+        for guest in known.guests
+    }
+    volumes = {each.id: each for each in known.volumes}
+    found = [
+        _disagreeing(
+            each.id, f"the volume {each.name} is attached to {each.attached_to}, which has it not"
+        )
+        for each in known.volumes
+        if each.attached_to and each.id not in held.get(each.attached_to, ())
+    ]
+    for guest_id, ids in held.items():
+        for volume_id in ids - {""}:
+            volume = volumes.get(volume_id)
+            if volume is None or volume.attached_to != guest_id:
+                message = (
+                    f"the guest {guest_id} has the volume {volume_id}, which is not attached to it"
+                )
+                found.append(_disagreeing(volume_id, message))
+    return found
+
+
+def _disagreeing(volume_id: str, message: str) -> Finding:
+    return Finding(fault=Fault.DANGLING, kind=FindingKind.VOLUME, id=volume_id, message=message)
 
 
 def _dangling(known: Known, kind: FindingKind, where: str, layer: str) -> list[Finding]:
@@ -187,7 +237,7 @@ def find_orphans(known: Known, folders: Folders) -> list[Finding]:
 def _named_layers(known: Known) -> set[str]:
     """Return the layers that any record stands on: one whose own record is lost is still wanted."""
     return {
-        *tops_of(known.guests, known.snapshots),
+        *tops_of(known.guests, known.snapshots, known.volumes),
         *(each.parent for each in known.layers.values()),
     }
 
@@ -251,7 +301,7 @@ def delete(finding: Finding, folders: Folders) -> None:
         case FindingKind.GUEST:
             volume = Volume(name="stray", head=finding.name, size=0)
             drop_head(folders.guests / finding.id, volume)
-        case FindingKind.SNAPSHOT | FindingKind.IMAGE:
+        case FindingKind.SNAPSHOT | FindingKind.IMAGE | FindingKind.VOLUME:
             pass
 
 
@@ -267,11 +317,14 @@ def damage_of(kind: FindingKind, where: str, error: HostFailure, *, is_gone: boo
 
 
 async def look_at_layer(layer: Layer, folders: Folders) -> Finding | None:
-    """Read a layer; return what is wrong with it, if anything is."""
+    """Read a layer; return what is wrong with it, if anything is and anybody can tell."""
+    folder = folders.layers_of(layer)
+    if folder is None:
+        return None
     try:
-        await folders.layers.verify(layer, again=True)
+        await folder.verify(layer, again=True)
     except HostFailure as error:
-        is_gone = not folders.layers.path(layer.id).exists()
+        is_gone = not folder.path(layer.id).exists()
         return damage_of(FindingKind.LAYER, layer.id, error, is_gone=is_gone)
     return None
 
@@ -303,18 +356,27 @@ def look_at_heads(guest: GuestRecord, folders: Folders) -> list[Finding]:
     """Return which disks of a guest are missing or can't be ones. Blocking, quick."""
     found = []
     for volume in guest.volumes:
-        head = folders.guests / guest.id / volume.head
-        try:
-            read_head(head)
-        except (SeraiError, OSError) as error:
-            reason = error.message if isinstance(error, SeraiError) else error.strerror
-            found.append(
-                Finding(
-                    fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
-                    kind=FindingKind.GUEST,
-                    id=guest.id,
-                    name=volume.head,
-                    message=f"the disk {volume.head} of {guest.spec.name} can't be used: {reason}",
-                )
-            )
+        head = folders.head(guest, volume)
+        if head is not None:
+            what = f"the disk {volume.head} of {guest.spec.name}"
+            found += _unusable(FindingKind.GUEST, guest.id, head, what)
     return found
+
+
+def look_at_volume(volume: VolumeRecord, folders: Folders) -> list[Finding]:
+    """Return what is wrong with the head of a volume that no guest writes to. Blocking, quick."""
+    if volume.attached_to or not folders.pools.is_available(volume.pool):
+        return []
+    head = folders.pools.heads(volume.pool) / volume.head
+    return _unusable(FindingKind.VOLUME, volume.id, head, f"the volume {volume.name}")
+
+
+def _unusable(kind: FindingKind, where: str, head: Path, what: str) -> list[Finding]:
+    try:
+        read_head(head)
+    except (SeraiError, OSError) as error:
+        reason = error.message if isinstance(error, SeraiError) else error.strerror
+        fault = Fault.DAMAGED if head.exists() else Fault.MISSING
+        message = f"{what} can't be used: {reason}"
+        return [Finding(fault=fault, kind=kind, id=where, name=head.name, message=message)]
+    return []

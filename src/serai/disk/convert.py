@@ -24,6 +24,7 @@ from pathlib import Path
 from serai.disk.files import disk_full, naming_disk_problems
 from serai.disk.header import ImageHeader, inspect_image
 from serai.disk.magic import Look
+from serai.disk.qcow2 import CLUSTER, read_head
 from serai.disk.reader import refused
 from serai.disk.work import run_in_thread
 from serai.errors import Code, Invalid
@@ -48,6 +49,7 @@ UNPACKERS: Mapping[Look, tuple[str, ...]] = {
     Look.ZSTD: ("zstd", "-dcq", "--sparse", "--memory=512MiB"),
     Look.BZIP2: ("bzip2", "-dc"),
 }
+HEAD_SHAPE = f"compat=1.1,cluster_size={CLUSTER},extended_l2=on"
 ANY_CODE = range(-64, 256)
 _PERCENT = re.compile(r"\(([0-9]{1,3}\.[0-9]{2})/100%\)")
 
@@ -112,7 +114,7 @@ async def convert(
     size = header.virtual_size
     bound = size + size // METADATA_SHARE + 16 * MIB
     with _opened(source, os.O_RDONLY) as untrusted, _made(target) as made:
-        with _lent(shop.uid, untrusted, made):
+        with lent(shop.uid, untrusted, made):
             done = await run(
                 ["qemu-img", "convert", "-p", "-f", header.format, "-O", "qcow2",
                  f"/dev/fd/{untrusted}", f"/dev/fd/{made}"],
@@ -199,7 +201,7 @@ def _made(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _lent(uid: int | None, *descriptors: int) -> Iterator[None]:
+def lent(uid: int | None, *descriptors: int) -> Iterator[None]:
     """Let ``uid`` own the open files for a while: /dev/fd opens them anew, with its rights."""
     if uid is None:
         yield
@@ -228,3 +230,31 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         timers[0].cancel()
+
+
+async def convert_to_head(
+    source: Path, form: DiskFormat, target: Path, size: int, *, shop: Workshop, report: Report
+) -> None:
+    """Convert a disk that was looked at to a new file of the shape that our heads have.
+
+    On failure there is no ``target``. The result is read as strictly as any head. Raises as
+    ``decompress`` does.
+    """
+    bound = size + size // METADATA_SHARE + 16 * MIB
+    with _opened(source, os.O_RDONLY) as untrusted, _made(target) as made:
+        with lent(shop.uid, untrusted, made):
+            done = await run(
+                ["qemu-img", "convert", "-p", "-f", form, "-O", "qcow2", "-o", HEAD_SHAPE,
+                 f"/dev/fd/{untrusted}", f"/dev/fd/{made}"],
+                timeout=TIMEOUT,
+                limits=shop.limits(bound),
+                uid=shop.uid,
+                env=ENVIRONMENT,
+                ok=ANY_CODE,
+                pass_fds=(untrusted, made),
+                on_line=lambda line: _tell(line, size, report),
+            )  # fmt: skip
+        _check(done, shop, bound, "it can't be converted")
+        os.fsync(made)
+        if read_head(target).virtual_size != size:
+            raise refused("converting it gave another disk")

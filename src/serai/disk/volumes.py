@@ -2,6 +2,7 @@
 
     guests/ID/root.qcow2        a head, as a guest is made with it
     guests/ID/root-UNIQUE.qcow2 a head that was put over a layer later
+    volumes/vID.qcow2           a head of a volume that lives by itself (``disk.pools``)
     guests/ID/uefi-vars.fd      the firmware's variables, under UEFI
     layers/ID.qcow2             what a head became when it was frozen (``disk.layers``)
     images/sha256-…/disk.*      the lowest layer, shared by all guests of the image
@@ -17,7 +18,7 @@ broke out of its QEMU may have written its header.
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,7 @@ from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import LayerFile
 from serai.model.snapshot import Layer
 from serai.plan.machine import UEFI_VARS_NAME
+from serai.plan.volume import head_stem
 from serai.units import GIB, MIB, format_size
 
 ROOT = "root"
@@ -102,14 +104,13 @@ def make_head(folder: Path, volume: Volume) -> None:
 def new_head(folder: Path, volume: Volume, unique: str, layer: str = "") -> Volume:
     """Make an empty head to be put over ``volume``'s and return the volume as it is then.
 
-    The head is called NAME-``unique``.qcow2. ``layer`` is the id that the old head gets as a layer;
+    The head is called STEM-``unique``.qcow2. ``layer`` is the id that the old head gets as a layer;
     with "" the caller fills that in. The size is that of the old head, which the guest may have seen
     grow. Durable when it returns; on failure nothing is left.
     """
     old = folder / _checked(volume.head)
-    made = msgspec.structs.replace(
-        volume, head=f"{volume.name}-{unique}.qcow2", layer=layer, size=_virtual_size(old)
-    )
+    head = f"{head_stem(volume)}-{unique}.qcow2"
+    made = msgspec.structs.replace(volume, head=head, layer=layer, size=_virtual_size(old))
     make_head(folder, made)
     return made
 
@@ -141,22 +142,24 @@ def chain_of(
     folder: Path,
     volume: Volume,
     below: Sequence[Layer],
-    layers: LayerFolder,
-    image: Image,
+    layers: Callable[[Layer], LayerFolder],
+    image: Image | None,
     image_folder: Path,
 ) -> tuple[LayerFile, ...]:
     """Return the files of a volume, the head first, each with the name of its node in QEMU.
 
-    ``below`` are the layers under the head, the newest first. The header of each file is read. Raises
+    ``below`` are the layers under the head, the newest first; ``layers`` gives the folder of each. One
+    that is read only has no head. Without ``image`` it stands on none. The header of each file is read. Raises
     HostFailure: ``snapshot-corrupt`` for a layer that is gone or not sound, ``file-failed`` for such a
     head, ``image-corrupt`` for the image's disk.
     """
-    head = folder / _checked(volume.head)
-    _virtual_size(head)
-    chain = [
-        LayerFile(path=str(head), format=DiskFormat.QCOW2, read_only=False, node=head.stem),
-        *(layers.file(layer) for layer in below),
-    ]
+    chain = [layers(layer).file(layer) for layer in below]
+    if not volume.read_only:
+        head = folder / _checked(volume.head)
+        _virtual_size(head)
+        chain.insert(0, _head_file(head))
+    if image is None:
+        return tuple(chain)
     if below and below[-1].image_digest not in ("", image.digest):
         raise HostFailure(
             Code.SNAPSHOT_CORRUPT,

@@ -21,20 +21,22 @@ from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
     confinement_of,
+    folder_of,
     machine_of,
     next_run_dir,
     note_agent,
     write_running,
 )
 from serai.errors import SeraiError
-from serai.model.guest import AgentState, GuestRecord, GuestSpec
+from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.reborn import back_words, birth_words
-from serai.plan.snapshot import fork_record, volumes_over
+from serai.plan.snapshot import fork_record
+from serai.plan.volume import copies_over
 from serai.qemu.instance import Instance
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,8 @@ def new_record(
 ) -> GuestRecord:
     """Return the record of a new guest of what was frozen; it has a number from now on."""
     random, now = house.new_id(), house.journal.now()
-    heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
+    # what nobody is shown is no reader of a volume either; the layer it has all the same
+    known = () if coming == POOL else house.shelf.volumes
     return fork_record(
         msgspec.structs.replace(frozen.record, spec=spec),
         guest_id=guest_id,
@@ -65,7 +68,7 @@ def new_record(
         mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
         genid=house.new_id(),
         now=now,
-        volumes=volumes_over(frozen.volumes, heads),
+        volumes=copies_over(frozen.record, frozen.volumes, "", known),
         origin=origin,
         expires_at=now + ttl if ttl else 0.0,
         coming=coming,
@@ -105,7 +108,8 @@ def _make_files(driver: GuestDriver, folder: Path, uefi_vars: bytes) -> None:
         with naming_disk_problems("creating the UEFI variables"):
             write_durably(folder / UEFI_VARS_NAME, uefi_vars)
     for volume in driver.record.volumes:
-        make_head(folder, volume)
+        if not volume.read_only:
+            make_head(folder_of(driver, volume), volume)
 
 
 async def take_up(driver: GuestDriver, moment: Moment) -> Instance:

@@ -26,6 +26,7 @@ from serai.disk.check import (
     look_at_image,
     look_at_layer,
     look_at_memory,
+    look_at_volume,
     name_users,
 )
 from serai.engine.collecting import drop_base
@@ -51,6 +52,7 @@ KINDS = {
     "snapshots": FindingKind.SNAPSHOT,
     "layers": FindingKind.LAYER,
     "images": FindingKind.IMAGE,
+    "volumes": FindingKind.VOLUME,
 }
 """What the rows are of that can't be read."""
 ORDER = (
@@ -58,6 +60,7 @@ ORDER = (
     FindingKind.LAYER,
     FindingKind.MEMORY,
     FindingKind.SNAPSHOT,
+    FindingKind.VOLUME,
     FindingKind.GUEST,
 )
 COMING = (GuestState.CREATING, GuestState.DELETING)
@@ -83,6 +86,7 @@ class Checker:
             layers=house.layers,
             memory=house.memory,
             images=house.images,
+            pools=house.pools,
         )
 
     def work(self, action: CheckStorage) -> Callable[[LiveJob], Coroutine[Any, Any, None]]:
@@ -103,6 +107,8 @@ class Checker:
         memories = sorted(self._house.shelf.memory_ids())
         found = [*unreadable, *find_dangling(began), *find_orphans(began, self._folders)]
         found += self._look_at_guests()
+        for volume in began.volumes:
+            found += look_at_volume(volume, self._folders)
         found += await self._read(job, began, memories, sorted(digests))
         await job.enter("mend")
         known = self._known()
@@ -126,6 +132,7 @@ class Checker:
             guests=list(shelf.guests()),
             snapshots=list(shelf.snapshots.values()),
             layers=dict(shelf.layers),
+            volumes=list(shelf.volumes.values()),
             is_whole=shelf.is_whole,
             under_way=shelf.under_way.ids(),
         )
@@ -202,7 +209,7 @@ class Checker:
         try:
             await self._layers.seal(layer_id)
         except HostFailure as error:
-            is_gone = not self._house.layers.path(layer_id).exists()
+            is_gone = not self._house.pools.layers_of(layer).path(layer_id).exists()
             return damage_of(FindingKind.LAYER, layer_id, error, is_gone=is_gone)
         return None
 

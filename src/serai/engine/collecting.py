@@ -10,7 +10,7 @@ from collections.abc import Collection
 from serai.engine.house import House
 from serai.errors import Conflict
 from serai.model.snapshot import FrozenMemory, SnapshotRecord
-from serai.plan.layers import tops_of, unneeded
+from serai.plan.layers import unneeded
 from serai.store.changes import Change, DropLayer, DropSchedule, DropSnapshot
 
 
@@ -76,12 +76,13 @@ async def collect(house: House) -> list[str]:
     shelf = house.shelf
     if not shelf.is_whole:
         return []
-    gone = unneeded(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
+    gone = unneeded(shelf.layers, shelf.tops())
     if not gone:
         return []
     await house.journal.commit(*map(DropLayer, sorted(gone)))
     with shelf.under_way.on(*gone):
         for layer in gone:
-            shelf.layers.pop(layer, None)
-            await asyncio.to_thread(house.layers.delete, layer)
+            found = shelf.layers.pop(layer, None)
+            if found is not None and house.pools.is_available(found.pool):  # else swept when back
+                await asyncio.to_thread(house.pools.layers_of(found).delete, layer)
     return [f"the layer {layer} was not needed any more" for layer in sorted(gone)]

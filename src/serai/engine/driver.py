@@ -144,6 +144,7 @@ class GuestDriver:
         self.mailbox: Mailbox[Message] = Mailbox()
         self.attached: list[asyncio.Task[None]] = []
         self.turn = 0
+        self.is_being_frozen = False
         self._script = script
         self._on_gone = on_gone
         self._work: Work | None = None

@@ -7,6 +7,7 @@ Every action takes the same way: was it asked before (idempotency key), what doe
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,8 @@ from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.layer_keeper import LayerKeeper
+from serai.engine.media import MediumChanger
+from serai.engine.pools import PoolKeeper
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -36,30 +39,48 @@ from serai.engine.running import react
 from serai.engine.schedules import ScheduleKeeper
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
+from serai.engine.volume_copies import VolumeCopier
+from serai.engine.volume_moments import VolumeMoments
+from serai.engine.volumes import VolumeKeeper
 from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
     AnyAction,
+    AttachVolume,
     BuildImage,
     ChangeSnapshot,
+    ChangeVolume,
     CheckStorage,
+    CloneVolume,
     CreateGuest,
+    CreatePool,
     CreateSchedule,
     CreateSnapshot,
+    CreateVolume,
     DeleteGuest,
     DeleteImage,
+    DeletePool,
     DeleteSchedule,
     DeleteSnapshot,
+    DeleteVolume,
+    DeleteVolumeSnapshot,
+    DetachVolume,
+    EjectMedium,
+    ExportVolume,
     ForkGuest,
     ImportImage,
+    ImportVolume,
+    InsertMedium,
     LaunchGuest,
     PublishImage,
     RenameGuest,
     RestoreSnapshot,
     RunSchedule,
+    ServeVolume,
     SetGuest,
     SetSchedule,
+    SnapshotVolume,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -71,6 +92,7 @@ from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.volume import Pool, VolumeInfo
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.machine import check_fit
 from serai.store.changes import PutGuest
@@ -103,6 +125,13 @@ class Engine:
         self._layers = LayerKeeper(house)
         self.schedule_keeper = ScheduleKeeper(
             house, self._drivers.get, self._snapshots, self.submit
+        )
+        self._volumes = VolumeKeeper(house, self._snapshots, self._find)
+        self._moments = VolumeMoments(house, self._snapshots, self._find, self._volumes.lock)
+        self._copier = VolumeCopier(house, self._snapshots, self._volumes, self._moments)
+        self._pools = PoolKeeper(house, self._snapshots, self._volumes)
+        self._media = MediumChanger(
+            self._snapshots, self._find, lambda name: self._images.find(name)
         )
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
@@ -153,6 +182,22 @@ class Engine:
     def judge_schedule(self, guest: str, name_or_id: str, keep: Keep | None) -> list[Judgement]:
         """Return which snapshots of a schedule would stay now, by its own rules or by ``keep``."""
         return self.schedule_keeper.judge(self._find(guest), name_or_id, keep)
+
+    def volumes(self) -> list[VolumeInfo]:
+        """Return all volumes by name."""
+        return self._volumes.all()
+
+    def volume(self, name_or_id: str) -> VolumeInfo:
+        """Return one volume; NotFound (``volume-not-found``)."""
+        return self._volumes.one(name_or_id)
+
+    def pools(self) -> list[Pool]:
+        """Return all pools by name."""
+        return self._pools.all()
+
+    def pool(self, name: str) -> Pool:
+        """Return one pool; NotFound (``pool-not-found``)."""
+        return self._pools.one(name)
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
@@ -215,6 +260,7 @@ class Engine:
         match action:
             case LaunchGuest(spec=spec) if (image := self._images.find(spec.image)).snapshot:
                 self._check_host()
+                _check_no_volumes(action)
                 return await self._forker.launch(image, action, key)
             case LaunchGuest() | CreateGuest():
                 return await self._create(action, key)
@@ -238,6 +284,36 @@ class Engine:
             case ForkGuest():
                 self._check_host()
                 return await self._forker.fork(self._find(action.guest), action, key)
+            case CreateVolume():
+                return await self._volumes.create(action, key)
+            case AttachVolume():
+                return await self._volumes.attach(action, key)
+            case DetachVolume():
+                return await self._volumes.detach(action, key)
+            case ChangeVolume():
+                return await self._volumes.change(action, key)
+            case SnapshotVolume():
+                return await self._moments.snapshot(action, key)
+            case DeleteVolumeSnapshot():
+                return await self._moments.delete(action, key)
+            case DeleteVolume():
+                return await self._volumes.delete(action, key)
+            case CloneVolume():
+                return await self._copier.clone(action, key)
+            case ImportVolume():
+                return await self._copier.import_(action, key)
+            case ExportVolume():
+                return await self._copier.export(action, key)
+            case ServeVolume():
+                return await self._copier.serve(action, key)
+            case CreatePool():
+                return await self._pools.create(action, key)
+            case DeletePool():
+                return await self._pools.delete(action, key)
+            case InsertMedium():
+                return await self._media.insert(action, key)
+            case EjectMedium():
+                return await self._media.eject(action, key)
             case PublishImage():
                 publisher = Publisher(self._house, self._snapshots, self._images)
                 return await publisher.publish(self._find(action.guest), action, key)
@@ -280,6 +356,12 @@ class Engine:
         starts = isinstance(action, LaunchGuest)
         ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
         record = self._record(spec, image, guest_id, number, starts, ttl)
+        try:
+            self._volumes.check_wishes(action.volumes, record)
+        except BaseException:
+            house.names.release(name, guest_id)
+            house.names.release_number(number)
+            raise
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
@@ -294,7 +376,8 @@ class Engine:
         finally:
             self._creating.discard(driver)
         self._own(driver)
-        driver.begin(job, launch if isinstance(action, LaunchGuest) else create)
+        procedure = launch if isinstance(action, LaunchGuest) else create
+        driver.begin(job, partial(procedure, furnish=self._volumes.furnish))
         return job.job
 
     def _check_host(self) -> None:
@@ -451,6 +534,9 @@ class Engine:
         drivers = (*self._drivers.values(), *self._creating)
         used = {each.record.image_digest for each in drivers}
         used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
+        records = [each.record for each in drivers]
+        records += [each.guest for each in house.shelf.snapshots.values()]
+        used |= {each.medium.digest for each in records if each.medium is not None}
         return used | {each.image_digest for each in house.shelf.layers.values()}
 
     def _digests_named(self) -> set[str]:
@@ -468,14 +554,17 @@ class Engine:
         self._images = self._image_keeper(await store.images())
         unfinished = await store.unfinished_jobs()
         self._house.shelf.fill(await store.layers(), await store.snapshots())
+        await self._know_volumes()
         for record in await store.guests():
             self._house.names.claim(record.spec.name, record.id)
             self._house.names.keep_number(record.number)
             image = self._images.by_digest(record.image_digest) or _lost_image(record)
             self._own(self._driver(record, image, state_at_rest(record)))
-        sentences = await self._reserve_damaged()
+        damaged = await self._reserve_damaged()
+        sentences = list(damaged)
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
+        sentences += await self._volumes.tidy(complete=not damaged)
         sentences += await self._take_up_keepers(unfinished)
         sentences += await self.schedule_keeper.take_up_all(set(self._drivers) | self._damaged)
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
@@ -483,6 +572,14 @@ class Engine:
         await asyncio.to_thread(self._images.tidy)
         self._forker.pool.start()
         return sentences
+
+    async def _know_volumes(self) -> None:
+        """Put the volumes and pools on the shelf, before a guest is taken up that has some."""
+        store, shelf = self._house.journal.store, self._house.shelf
+        for pool in await store.pools():
+            shelf.pools[pool.name] = pool
+            self._house.pools.know(pool)
+        shelf.volumes = {each.id: each for each in await store.volumes()}
 
     async def close(self) -> None:
         """Let go of what nobody was promised; guests run on."""
@@ -494,7 +591,7 @@ class Engine:
         self._damaged = {row.key for row in damaged if row.table == "guests"}
         self._house.shelf.is_whole = not any(row.table in checking.KINDS for row in damaged)
         for row in damaged:
-            if row.name:
+            if row.name and row.table == "guests":
                 self._house.names.claim(row.name, row.key)
             if row.number:
                 self._house.names.keep_number(row.number)
@@ -514,7 +611,9 @@ class Engine:
                 sentences.append(await keeper.take_up(job))
         return sentences
 
-    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | Forker | None:
+    def _keeper_of(
+        self, job: Job
+    ) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | VolumeKeeper | Forker | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -527,8 +626,19 @@ class Engine:
                 return self.schedule_keeper
             case "fork":
                 return self._forker
+            case "volume" | "pool" | "medium":
+                return self._volumes
             case _:
                 return None
+
+
+def _check_no_volumes(action: LaunchGuest) -> None:
+    if action.volumes:
+        raise Conflict(
+            Code.IMAGE_UNFIT,
+            f"a guest of the image {action.spec.image} begins as it was frozen, without more volumes",
+            hint="Launch it without, then attach them: serai volume attach",
+        )
 
 
 def _lost_image(record: GuestRecord) -> Image:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,13 @@ import msgspec
 
 from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
+from serai.engine.house import House
+from serai.engine.plugging import finish_plugging
 from serai.engine.running import (
     attach,
     confinement_of,
     detach,
+    folder_of,
     machine_of,
     next_run_dir,
     write_running,
@@ -41,6 +44,7 @@ from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
 from serai.model.snapshot import FrozenVolume, Layer
 from serai.plan.machine import UEFI_VARS_NAME
+from serai.plan.volume import layer_pool
 from serai.qemu.instance import Instance, seal_memory
 from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 
@@ -98,31 +102,44 @@ def nothing_else(_: tuple[FrozenVolume, ...]) -> tuple[Change, ...]:
 
 
 async def freeze(
-    driver: GuestDriver, *, memory: bool, quiesce: bool, also: Also = nothing_else
+    driver: GuestDriver,
+    *,
+    memory: bool,
+    quiesce: bool,
+    also: Also = nothing_else,
+    only: Collection[str] | None = None,
 ) -> Frozen:
     """Freeze the guest; ``also`` gives what is to be stored together with its new chain.
+
+    With ``only`` just those of its volumes get new heads; what is shared read-only never does.
 
     A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
     ids = [driver.house.new_id() for _ in driver.record.volumes]
     with driver.house.shelf.under_way.on(*ids):
-        return await _freeze(driver, ids, memory=memory, quiesce=quiesce, also=also)
+        return await _freeze(driver, ids, memory=memory, quiesce=quiesce, also=also, only=only)
 
 
 async def _freeze(
-    driver: GuestDriver, ids: list[str], *, memory: bool, quiesce: bool, also: Also
+    driver: GuestDriver,
+    ids: list[str],
+    *,
+    memory: bool,
+    quiesce: bool,
+    also: Also,
+    only: Collection[str] | None,
 ) -> Frozen:
     record = driver.record
-    heads = await _make_heads(driver, ids)
+    heads = await _make_heads(driver, ids, only)
     frozen = tuple(
-        FrozenVolume(name=old.name, layer=layer.id, size=old.size)
-        for old, layer in zip(record.volumes, heads.layers, strict=True)
+        FrozenVolume(name=each.name, layer=each.layer, size=each.size) for each in heads.volumes
     )
     switched = _Switched()
     try:
-        if heads.volumes or also is not nothing_else:
+        if heads.layers or also is not nothing_else:
             await _store(driver, heads, also(frozen))
+        driver.is_being_frozen = True  # it is we who hold it: nobody takes it for paused
         moment = await _freeze_running(driver, switched, memory=memory, quiesce=quiesce)
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=quiesce)
@@ -130,6 +147,8 @@ async def _freeze(
         if not switched.done:
             await _take_back(driver, record, heads)
         raise
+    finally:
+        driver.is_being_frozen = False
     await _drop_old_heads(driver, record)
     return Frozen(
         record=record,
@@ -161,25 +180,43 @@ class _Switched:
     done: bool = False
 
 
-async def _make_heads(driver: GuestDriver, ids: list[str]) -> _Heads:
+async def _make_heads(driver: GuestDriver, ids: list[str], only: Collection[str] | None) -> _Heads:
     """Make the new heads, and layers called ``ids`` of the old ones; the files only."""
-    house, folder = driver.house, driver.house.places.guests / driver.record.id
     volumes, layers = [], []
     for old, layer_id in zip(driver.record.volumes, ids, strict=True):
-        await asyncio.to_thread(house.layers.freeze_head, folder / old.head, layer_id)
-        head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
-        volumes.append(msgspec.structs.replace(head, layer=layer_id))
-        layers.append(
-            Layer(
-                id=layer_id,
-                parent=old.layer,
-                image_digest=driver.record.image_digest if not old.layer else "",
-                virtual_size=old.size,
-                size=house.layers.size(layer_id),
-                created_at=house.journal.now(),
-            )
-        )
+        if old.read_only or (only is not None and old.name not in only):
+            volumes.append(old)
+            continue
+        on_image = not old.layer and not old.port
+        digest = driver.record.image_digest if on_image else ""
+        folder = folder_of(driver, old)
+        head, layer = await freeze_file(driver.house, folder, old, layer_id, digest)
+        volumes.append(head)
+        layers.append(layer)
     return _Heads(tuple(volumes), tuple(layers))
+
+
+async def freeze_file(
+    house: House, folder: Path, old: Volume, layer_id: str, image_digest: str = ""
+) -> tuple[Volume, Layer]:
+    """Make the layer ``layer_id`` of a volume's head, and a new head over it; return both. Files only.
+
+    Nobody knows of them yet, and a QEMU may go on writing to the old head. Size and layer of the volume
+    are those that the new head has. The caller has the layer's id ``under_way``.
+    """
+    layers = house.pools.layers(old.pool)
+    await asyncio.to_thread(layers.freeze_head, folder / old.head, layer_id)
+    head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
+    layer = Layer(
+        id=layer_id,
+        parent=old.layer,
+        image_digest=image_digest,
+        virtual_size=head.size,
+        size=layers.size(layer_id),
+        created_at=house.journal.now(),
+        pool=layer_pool(old.pool),
+    )
+    return msgspec.structs.replace(head, layer=layer_id), layer
 
 
 async def _store(driver: GuestDriver, heads: _Heads, more: tuple[Change, ...]) -> None:
@@ -200,19 +237,21 @@ async def _take_back(driver: GuestDriver, before: GuestRecord, heads: _Heads) ->
 
 
 def _remove_heads(driver: GuestDriver, heads: _Heads) -> None:
-    folder = driver.house.places.guests / driver.record.id
+    made = {layer.id for layer in heads.layers}
     for volume in heads.volumes:
-        drop_head(folder, volume)
+        if volume.layer in made:
+            drop_head(folder_of(driver, volume), volume)
     for layer in heads.layers:
         driver.house.shelf.layers.pop(layer.id, None)
-        driver.house.layers.delete(layer.id)
+        driver.house.pools.layers_of(layer).delete(layer.id)
 
 
 async def _drop_old_heads(driver: GuestDriver, before: GuestRecord) -> None:
     """Remove the old heads' own names; as layers they have others."""
-    folder = driver.house.places.guests / driver.record.id
+    kept = {volume.head for volume in driver.record.volumes}
     for volume in before.volumes:
-        await asyncio.to_thread(drop_head, folder, volume)
+        if not volume.read_only and volume.head not in kept:
+            await asyncio.to_thread(drop_head, folder_of(driver, volume), volume)
 
 
 # -- the moment ------------------------------------------------------------------------------------
@@ -253,7 +292,9 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
 
 async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
     """Have QEMU write to the new heads from now on."""
-    heads = _wanted_heads(driver)
+    now = {each.name: each.chain[0].path for each in instance.machine.drives if each.chain}
+    wanted = _wanted_heads(driver)
+    heads = {name: head for name, head in wanted.items() if now.get(name, head.path) != head.path}
     if heads:
         await instance.switch_heads(heads, FREEZE_TIMEOUT)
     switched.done = True
@@ -315,9 +356,9 @@ def _mark(driver: GuestDriver) -> Path:
 async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
     """Finish what an earlier daemon had begun with a running guest: its heads, and that it runs.
 
-    Returns what was done, as the end of a sentence.
+    Returns what was done, as the end of a sentence. The same for disks that were being plugged.
     """
-    said = ""
+    said = await finish_plugging(driver, instance)
     heads = _wanted_heads(driver)
     active = await instance.active_nodes(FREEZE_TIMEOUT) if heads else {}
     late = {name: head for name, head in heads.items() if active.get(name) != head.node}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
 from serai.engine.bases import Bases
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
@@ -38,6 +39,7 @@ class House:
     names: Names
     images: ImageFolder
     layers: LayerFolder
+    pools: PoolFolders
     memory: MemoryFolder
     bases: Bases
     shelf: Shelf

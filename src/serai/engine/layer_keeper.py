@@ -13,7 +13,7 @@ import msgspec
 from serai.engine.house import House
 from serai.errors import Code, HostFailure
 from serai.model.snapshot import Layer
-from serai.plan.layers import mergeable, tops_of
+from serai.plan.layers import mergeable
 from serai.store.changes import DropLayer, PutLayer
 
 
@@ -55,8 +55,11 @@ class LayerKeeper:
         """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
         async with self._one:
             shelf = self._house.shelf
-            pairs = mergeable(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
-            pairs = [pair for pair in pairs if not self._unsound.intersection(pair)]
+            pairs = [
+                pair
+                for pair in mergeable(shelf.layers, shelf.tops())
+                if not self._unsound.intersection(pair) and self._is_there(shelf.layers[pair[0]])
+            ]
             if not pairs or not shelf.is_whole:  # what can't be read may stand on any of them
                 return ""
             child, parent = (shelf.layers[each] for each in pairs[0])
@@ -64,7 +67,7 @@ class LayerKeeper:
                 return await self._merge(child, parent)
 
     async def _merge(self, child: Layer, parent: Layer) -> str:
-        shelf, folder = self._house.shelf, self._house.layers
+        shelf, folder = self._house.shelf, self._house.pools.layers_of(child)
         digest = await folder.merge(child.id, parent.id)
         if shelf.layers.get(child.id) is not child or shelf.layers.get(parent.id) is not parent:
             await self._forget_merged(child, parent)
@@ -86,7 +89,11 @@ class LayerKeeper:
         """Nobody needs them any more since the merge began: their files are not to come back."""
         for layer in layers:
             if layer.id not in self._house.shelf.layers:
-                await asyncio.to_thread(self._house.layers.delete, layer.id)
+                await asyncio.to_thread(self._house.pools.layers_of(layer).delete, layer.id)
+
+    def _is_there(self, layer: Layer) -> bool:
+        """Tell whether the pool that a layer lies in can be got at."""
+        return self._house.pools.is_available(layer.pool)
 
     async def seal(self, layer_id: str) -> bool:
         """Look at a layer that has no digest, as at a stranger's image, and note its digest.
@@ -95,10 +102,13 @@ class LayerKeeper:
         HostFailure (``snapshot-corrupt``) when it is not sound.
         """
         async with self._one:
-            shelf, folder = self._house.shelf, self._house.layers
+            shelf = self._house.shelf
             layer = shelf.layers.get(layer_id)
             if layer is None or layer.digest or layer_id in shelf.under_way.ids():
                 return False
+            if not self._is_there(layer):
+                return False
+            folder = self._house.pools.layers_of(layer)
             folder.file(layer)
             if not folder.is_settled(layer_id):
                 return False

@@ -8,7 +8,7 @@ raised. What holds after a failure stands in each docstring. Phases: ``PHASES``.
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -16,13 +16,29 @@ from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
 from serai.engine.collecting import collect, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
-from serai.engine.running import attach, detach, follow_policy, let_go, open_instance
+from serai.engine.plugging import drop_made, forget_made, give_back, keep_given_back
+from serai.engine.running import (
+    attach,
+    detach,
+    folder_of,
+    follow_policy,
+    let_go,
+    open_instance,
+)
 from serai.errors import Code, Conflict, Interrupted, SeraiError
-from serai.model.actions import LaunchGuest, RenameGuest, RestartGuest, SetGuest, StopGuest
+from serai.model.actions import (
+    CreateGuest,
+    LaunchGuest,
+    RenameGuest,
+    RestartGuest,
+    SetGuest,
+    StopGuest,
+)
 from serai.model.event import EventKind
 from serai.model.guest import AgentState, ExitReason, Firmware, GuestChange
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening, Verb
+from serai.model.volume import VolumeWish
 from serai.plan.change import changed_spec
 from serai.qemu.instance import InstanceEvent, InstanceEventKind
 from serai.store.changes import DropGuest
@@ -47,14 +63,21 @@ POWER_OFF_ASK_TIMEOUT = 2.0
 CPU_TIMEOUT = 3.0
 
 
+Furnish = Callable[[GuestDriver, tuple[VolumeWish, ...]], Awaitable[None]]
+
+
+async def unfurnished(driver: GuestDriver, wishes: tuple[VolumeWish, ...]) -> None:
+    """Attach nothing."""
+
+
 # -- creating ------------------------------------------------------------------------------------
 
 
-async def create(driver: GuestDriver, job: LiveJob) -> None:
+async def create(driver: GuestDriver, job: LiveJob, furnish: Furnish = unfurnished) -> None:
     """Make the volumes of a new guest and leave it stopped. On failure nothing is left of it."""
     try:
         with job.held():
-            await _make_volumes(driver, job)
+            await _make_volumes(driver, job, furnish)
     except BaseException as error:
         await undo_creation(driver, job, error)
         return
@@ -62,9 +85,10 @@ async def create(driver: GuestDriver, job: LiveJob) -> None:
     await job.finish(driver.revise())
 
 
-async def launch(driver: GuestDriver, job: LiveJob) -> None:
+async def launch(driver: GuestDriver, job: LiveJob, furnish: Furnish = unfurnished) -> None:
     """Make a new guest's volumes, start it, wait for its agent.
 
+    ``furnish`` attaches the volumes that it asked for.
     Fails before QEMU runs: nothing is left. Fails later (the agent stays silent): the guest runs.
     """
     action = job.action
@@ -72,7 +96,7 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
     try:
         if driver.state is GuestState.CREATING:
             with job.held():
-                await _make_volumes(driver, job)
+                await _make_volumes(driver, job, furnish)
             driver.happen(Happening.CREATED)
         if driver.instance is None:
             await job.enter("start")
@@ -87,7 +111,7 @@ async def launch(driver: GuestDriver, job: LiveJob) -> None:
     await job.finish()
 
 
-async def _make_volumes(driver: GuestDriver, job: LiveJob) -> None:
+async def _make_volumes(driver: GuestDriver, job: LiveJob, furnish: Furnish) -> None:
     await job.enter("volumes")
     house, record = driver.house, driver.record
     folder = house.places.guests / record.id
@@ -99,6 +123,9 @@ async def _make_volumes(driver: GuestDriver, job: LiveJob) -> None:
         await house.journal.commit(driver.revise(volumes=volumes))
     if record.spec.firmware is Firmware.UEFI:
         await asyncio.to_thread(create_uefi_vars, folder, house.capabilities.uefi_vars)
+    action = job.action
+    assert isinstance(action, LaunchGuest | CreateGuest)
+    await furnish(driver, action.volumes)
 
 
 def _make_folder(driver: GuestDriver) -> None:
@@ -118,7 +145,11 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
     driver.enter(GuestState.DELETING)
     await asyncio.to_thread(_remove_folders, driver)
     try:
-        await job.fail(error_of(error), DropGuest(driver.record.id), then=driver.leave)
+        given = driver.record.volumes
+        guest_id = driver.record.id
+        drops = (DropGuest(guest_id), *forget_made(driver.house, guest_id, given))
+        await job.fail(error_of(error), *drops, then=driver.leave)
+        drop_made(driver.house, guest_id, given)
     except SeraiError:
         driver.enter(GuestState.STOPPED)
         raise
@@ -313,12 +344,14 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
     await asyncio.to_thread(_remove_folders, driver)
     house, guest_id = driver.house, driver.record.id
     deleted = house.journal.event(EventKind.GUEST_DELETED, driver.name, guest_id)
-    drops = (DropGuest(guest_id), *drop_all_of(house, guest_id))
+    given = driver.record.volumes
+    drops = (DropGuest(guest_id), *give_back(house, given), *drop_all_of(house, guest_id))
     try:
         await house.journal.commit(*drops, events=(deleted,))
     except SeraiError:
         driver.enter(GuestState.STOPPED)
         raise
+    keep_given_back(house, given)
     driver.leave()
     await forget_all_of(house, guest_id)
     await job.finish()
@@ -329,7 +362,9 @@ async def remove_guest(driver: GuestDriver) -> None:
     await _end_process(driver)
     await asyncio.to_thread(_remove_folders, driver)
     driver.enter(GuestState.DELETING)
-    await driver.house.journal.commit(DropGuest(driver.record.id))
+    house, given = driver.house, driver.record.volumes
+    await house.journal.commit(DropGuest(driver.record.id), *give_back(house, given))
+    keep_given_back(house, given)
     driver.leave()
     await collect(driver.house)
 
@@ -387,7 +422,7 @@ async def _change_disk(driver: GuestDriver, change: GuestChange) -> None:
         await driver.instance.resize_drive(root.name, change.disk)
         root = msgspec.structs.replace(root, size=change.disk)
     else:
-        folder = driver.house.places.guests / driver.record.id
+        folder = folder_of(driver, root)
         root = await asyncio.to_thread(grow_volume, folder, root, change.disk)
     driver.revise(volumes=(root, *others))
 

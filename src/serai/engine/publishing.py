@@ -18,6 +18,7 @@ from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
 from serai.model.snapshot import SnapshotRecord
+from serai.plan.volume import ROOT
 from serai.store.changes import PutImage, PutSnapshot
 from serai.units import check_image_name
 
@@ -80,7 +81,7 @@ class Publisher:
 
     def _describe(self, driver: GuestDriver, snapshot: SnapshotRecord, name: str) -> Image:
         below = driver.image
-        sizes = [volume.size for volume in snapshot.volumes]
+        sizes = [volume.size for volume in snapshot.volumes if volume.name == ROOT]
         return msgspec.structs.replace(
             below,
             name=name,

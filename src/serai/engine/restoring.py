@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,8 +17,16 @@ from serai.engine.births import SEED_BYTES, make_files, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
+from serai.engine.plugging import give_back, keep_given_back
 from serai.engine.procedures import start_cold
-from serai.engine.running import attach, detach, let_go, note_agent, write_running
+from serai.engine.running import (
+    attach,
+    detach,
+    folder_of,
+    let_go,
+    note_agent,
+    write_running,
+)
 from serai.errors import SeraiError
 from serai.model.event import EventKind
 from serai.model.guest import AgentState, ExitReason, GuestRecord, Volume
@@ -27,7 +36,7 @@ from serai.model.snapshot import SnapshotRecord
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.reborn import back_words
-from serai.plan.snapshot import volumes_over
+from serai.plan.volume import copies_over, entry_of, head_stem
 from serai.qemu.instance import Instance
 from serai.store.changes import PutGuest
 
@@ -58,17 +67,21 @@ async def restore(
         await _give_up(driver, before, upcoming)
         raise
     await _end_present(driver)
+    given_up = _given_up(before, driver.record)
     await driver.house.journal.commit(
         driver.revise(
             wanted_on=was_on or upcoming is not None,
             last_exit=ExitReason.REQUESTED,
             problem=None,
-        )
+        ),
+        *give_back(driver.house, given_up),
     )
+    keep_given_back(driver.house, given_up)
     await job.enter("start")
     quiesced = loaded.moment is not None and loaded.moment.quiesced
     await _go_on(driver, upcoming, was_on=was_on, quiesced=quiesced)
-    await asyncio.to_thread(_drop_heads, driver, before.volumes)
+    gone = [each for each in before.volumes if each not in given_up]
+    await asyncio.to_thread(_drop_heads, driver, gone)
     await asyncio.to_thread(_drop_firmware_aside, driver)
     driver.tell(EventKind.GUEST_RESTORED, snapshot=snapshot.name)
     await job.finish(PutGuest(driver.record), message=f"{driver.name} is at {snapshot.name}")
@@ -78,22 +91,47 @@ def _as_it_was(driver: GuestDriver, snapshot: SnapshotRecord) -> dict[str, objec
     """Return what of the record changes: everything that the snapshot has, but the name."""
     house, frozen = driver.house, snapshot.guest
     unique = house.new_id()[:8]
-    heads = {each.name: f"{each.name}-{unique}.qcow2" for each in snapshot.volumes}
     return {
         "spec": msgspec.structs.replace(frozen.spec, name=driver.name),
         "image_digest": frozen.image_digest,
         "machine_type": frozen.machine_type,
         "mac": frozen.mac,
+        "medium": frozen.medium,
         "genid": house.new_id(),
-        "volumes": volumes_over(snapshot.volumes, heads),
+        "volumes": _volumes_of(driver, snapshot, unique),
         "snapshot": snapshot.id,
     }
 
 
-def _drop_heads(driver: GuestDriver, volumes: tuple[Volume, ...]) -> None:
-    folder = driver.house.places.guests / driver.record.id
+def _volumes_of(driver: GuestDriver, snapshot: SnapshotRecord, unique: str) -> tuple[Volume, ...]:
+    """Return the guest's volumes over what was frozen.
+
+    One that the guest has still stays the volume that it is, and goes back like the rest; of one that
+    it gave away since, or that is gone, the guest gets a copy of its own.
+    """
+    copies = copies_over(snapshot.guest, snapshot.volumes, unique, driver.house.shelf.volumes)
+    frozen = {each.name: each.id for each in snapshot.guest.volumes}
+    found = []
+    for copy in copies:
+        volume_id = frozen[copy.name]
+        still = entry_of(driver.record, volume_id) if volume_id and not copy.read_only else None
+        if still is not None and not still.read_only:
+            copy = msgspec.structs.replace(copy, id=still.id, pool=still.pool)
+            copy = msgspec.structs.replace(copy, head=f"{head_stem(copy)}-{unique}.qcow2")
+        found.append(copy)
+    return tuple(found)
+
+
+def _given_up(before: GuestRecord, now: GuestRecord) -> list[Volume]:
+    """Return the volumes that lived by themselves before and that the guest has no more."""
+    kept = {each.id for each in now.volumes}
+    return [each for each in before.volumes if each.id and each.id not in kept]
+
+
+def _drop_heads(driver: GuestDriver, volumes: Iterable[Volume]) -> None:
     for volume in volumes:
-        drop_head(folder, volume)
+        if not volume.read_only:
+            drop_head(folder_of(driver, volume), volume)
 
 
 def _put_firmware_aside(driver: GuestDriver) -> None:

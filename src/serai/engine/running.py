@@ -114,14 +114,20 @@ def describe_machine(driver: GuestDriver, volumes: tuple[tuple[LayerFile, ...], 
     )
 
 
+def folder_of(driver: GuestDriver, volume: Volume) -> Path:
+    """Return the folder where a volume of the guest has its head."""
+    house = driver.house
+    return house.pools.heads(volume.pool) if volume.pool else house.places.guests / driver.record.id
+
+
 def _chain(driver: GuestDriver, volume: Volume, image_folder: Path) -> tuple[LayerFile, ...]:
     house = driver.house
     return chain_of(
-        house.places.guests / driver.record.id,
+        folder_of(driver, volume),
         volume,
         chain(house.shelf.layers, volume.layer),
-        house.layers,
-        driver.image,
+        house.pools.layers_of,
+        None if volume.port else driver.image,
         image_folder,
     )
 
@@ -267,6 +273,8 @@ async def _heartbeat(driver: GuestDriver, instance: Instance) -> None:
             await _go_on_after_full_disk(driver, instance)
         elif state in SEEN_ENDS:  # told already, unless the monitor was away just then
             driver.mailbox.tell(InstanceEvent(SEEN_ENDS[state]))
+        elif state is RunState.PAUSED and driver.is_being_frozen:
+            continue
         elif happening := _meaning(driver.state, state):
             driver.mailbox.tell(Beat(happening))
 

@@ -1,16 +1,20 @@
-"""What is on the shelf: every snapshot and layer by id, as the store has them.
+"""What is on the shelf: every snapshot, layer and volume by id, as the store has them.
 
-Read by everybody; changed only together with a commit, by ``SnapshotKeeper`` and by ``freezing``.
+Read by everybody; changed only together with a commit, by ``SnapshotKeeper``, ``VolumeKeeper``, and by
+what runs in a guest's task (``freezing``, ``plugging``).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from serai.engine.under_way import UnderWay
 from serai.errors import Code, Conflict, NotFound
 from serai.model.guest import GuestRecord
 from serai.model.snapshot import Layer, Snapshot, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
+from serai.plan.layers import tops_of
 from serai.plan.snapshot import Sizes, in_tree_order, view_snapshot
 from serai.units import shorten
 
@@ -30,6 +34,9 @@ class Shelf:
         self.layers: dict[str, Layer] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.bases: dict[str, int] = {}
+        self.volumes: dict[str, VolumeRecord] = {}
+        self.pools: dict[str, PoolRecord] = {}
+        self._held: Counter[str] = Counter()
         self.used: dict[str, float] = {}
         self.cooled: set[str] = set()
         self.is_whole = True
@@ -42,6 +49,31 @@ class Shelf:
         self.layers = {layer.id: layer for layer in layers}
         for snapshot in snapshots:
             self.put(snapshot)
+
+    def tops(self) -> Counter[str]:
+        """Return the layers that something stands on directly, and how many do."""
+        found = tops_of(self.guests(), self.snapshots.values(), self.volumes.values())
+        return found + self._held
+
+    @contextmanager
+    def holding(self, layer: str) -> Iterator[None]:
+        """Let nobody collect or merge away a layer while the block uses it."""
+        self._held[layer] += 1
+        try:
+            yield
+        finally:
+            self._held[layer] -= 1
+
+    def find_volume(self, name_or_id: str) -> VolumeRecord:
+        """Return a volume; NotFound (``volume-not-found``)."""
+        for each in self.volumes.values():
+            if name_or_id in (each.name, each.id):
+                return each
+        raise NotFound(
+            Code.VOLUME_NOT_FOUND,
+            f"there is no volume {shorten(name_or_id)}",
+            hint="See which there are: serai volume list",
+        )
 
     def put(self, snapshot: SnapshotRecord) -> None:
         """Keep a snapshot, new or changed."""
@@ -97,7 +129,13 @@ class Shelf:
     def show(self, guest: GuestRecord) -> list[Snapshot]:
         """Return a guest's snapshots as they are shown, as a tree."""
         everybody = list(self.guests())
-        sizes = Sizes(self.layers, everybody, list(self.snapshots.values()), self.bases)
+        sizes = Sizes(
+            self.layers,
+            everybody,
+            list(self.snapshots.values()),
+            self.bases,
+            self.volumes.values(),
+        )
         forks = Counter(each.origin for each in everybody if not each.is_spare)
         return [
             view_snapshot(

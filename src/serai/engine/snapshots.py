@@ -21,6 +21,7 @@ from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.restoring import restore
+from serai.engine.running import folder_of
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.actions import (
     Action,
@@ -198,6 +199,10 @@ class SnapshotKeeper:
         job = await self._house.jobs.open(action, subject, phases, key=key)
         self._start(job, self._carry_out(job, work))
         return job.job
+
+    def go_on(self, job: LiveJob, work: Work) -> None:
+        """Do the work of a job anew that an earlier daemon left."""
+        self._start(job, self._carry_out(job, work))
 
     def _start(self, job: LiveJob, run: Coroutine[Any, Any, None]) -> None:
         name = f"{job.job.subject}: {job.job.kind}"
@@ -381,8 +386,11 @@ class SnapshotKeeper:
 
     def _stands_untouched(self, driver: GuestDriver) -> bool:
         """Tell whether nothing was written since the last snapshot, or since it was made."""
-        folder = self._house.places.guests / driver.record.id
-        return all(is_empty_head(folder, volume) for volume in driver.record.volumes)
+        return all(
+            is_empty_head(folder_of(driver, volume), volume)
+            for volume in driver.record.volumes
+            if not volume.read_only
+        )
 
     def _forget(self, snapshot: SnapshotRecord) -> tuple[Change, ...]:
         """Return the changes that take a snapshot out: its children move up to its parent."""

@@ -10,6 +10,7 @@ import msgspec
 
 from serai.model.guest import GuestChange, GuestSpec
 from serai.model.schedule import NAME_AS, Keep, ScheduleChange, When
+from serai.model.volume import DEFAULT_POOL, NO_LIMITS, DiskFile, Limits, VolumeWish
 
 
 class Action(
@@ -29,18 +30,21 @@ class LaunchGuest(Action, frozen=True, tag="launch"):
 
     ``wait`` waits until the agent answers (where the image has one). On failure before the guest
     runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
-    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
+    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never). ``volumes``
+    are attached to it before it starts; those that are made for it live on without it.
     """
 
     spec: GuestSpec
     wait: bool = True
     ttl: float = 0.0
+    volumes: tuple[VolumeWish, ...] = ()
 
 
 class CreateGuest(Action, frozen=True, tag="create"):
-    """Define a guest and leave it stopped."""
+    """Define a guest and leave it stopped, with ``volumes`` attached."""
 
     spec: GuestSpec
+    volumes: tuple[VolumeWish, ...] = ()
 
 
 class StartGuest(GuestAction, frozen=True, tag="start"):
@@ -73,7 +77,10 @@ class ResumeGuest(GuestAction, frozen=True, tag="resume"):
 
 
 class DeleteGuest(GuestAction, frozen=True, tag="delete"):
-    """Delete a stopped guest and all its volumes; with ``force`` a running one is killed first."""
+    """Delete a stopped guest and its own disks; with ``force`` a running one is killed first.
+
+    Volumes that live by themselves are given back.
+    """
 
     force: bool = False
 
@@ -242,6 +249,132 @@ class CheckStorage(Action, frozen=True, tag="check"):
     repair: bool = False
 
 
+class VolumeAction(Action, frozen=True):
+    """An action on one existing volume, named by name or id."""
+
+    volume: str
+
+
+class CreateVolume(Action, frozen=True, tag="volume-create"):
+    """Make an empty volume. It takes only what is written to it; its pool must have room for all."""
+
+    name: str
+    size: int
+    pool: str = DEFAULT_POOL
+    serial: str = ""
+    limits: Limits = NO_LIMITS
+    note: str = ""
+
+
+class AttachVolume(VolumeAction, frozen=True, tag="volume-attach"):
+    """Give a guest a volume: at once where it runs, and at each start.
+
+    One guest may write to a volume, or any number may have it ``read_only``. ``boot`` is its place in
+    the order of booting, from the next start on; 0: none.
+    """
+
+    guest: str
+    read_only: bool = False
+    boot: int = 0
+
+
+class DetachVolume(VolumeAction, frozen=True, tag="volume-detach"):
+    """Take a volume from a guest; one that runs must let it go. "" means the only guest that has it."""
+
+    guest: str = ""
+
+
+class ChangeVolume(VolumeAction, frozen=True, tag="volume-change"):
+    """Change a volume: grow it, limit it, note something. A guest that runs sees it at once."""
+
+    size: int | msgspec.UnsetType = msgspec.UNSET
+    limits: Limits | msgspec.UnsetType = msgspec.UNSET
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CloneVolume(VolumeAction, frozen=True, tag="volume-clone"):
+    """Make a new volume of a volume as it is now, or of its ``snapshot``; nothing is copied."""
+
+    name: str
+    snapshot: str = ""
+
+
+class SnapshotVolume(VolumeAction, frozen=True, tag="volume-snapshot"):
+    """Keep what is in a volume now under a name; a guest that writes to it goes on."""
+
+    name: str = ""
+    note: str = ""
+
+
+class DeleteVolumeSnapshot(VolumeAction, frozen=True, tag="volume-snapshot-delete"):
+    """Delete a snapshot of a volume; clones keep what they stand on."""
+
+    snapshot: str
+
+
+class ImportVolume(Action, frozen=True, tag="volume-import"):
+    """Make a volume of a disk image, from a file or an http(s) URL. Phases: fetch, inspect, convert,
+    publish. ``sha256`` is checked before anything looks into the file."""
+
+    source: str
+    name: str
+    pool: str = DEFAULT_POOL
+    sha256: str = ""
+
+
+class ExportVolume(VolumeAction, frozen=True, tag="volume-export"):
+    """Write a volume as it is now, or its ``snapshot``, to the new file ``path`` of this host.
+
+    The job's results are the digest of the file and its path.
+    """
+
+    path: str
+    format: DiskFile = DiskFile.QCOW2
+    snapshot: str = ""
+
+
+class ServeVolume(VolumeAction, frozen=True, tag="volume-serve"):
+    """Serve a volume as it is now, or its ``snapshot``, by NBD, until the job is cancelled.
+
+    The job's message is the address. It can only be read.
+    """
+
+    snapshot: str = ""
+
+
+class DeleteVolume(VolumeAction, frozen=True, tag="volume-delete"):
+    """Delete a volume that no guest has, with its snapshots; clones keep what they stand on."""
+
+
+class CreatePool(Action, frozen=True, tag="pool-create"):
+    """Make a pool of an empty or new folder."""
+
+    name: str
+    path: str
+
+
+class DeletePool(Action, frozen=True, tag="pool-delete"):
+    """Delete a pool without volumes."""
+
+    pool: str
+
+
+class InsertMedium(GuestAction, frozen=True, tag="medium-insert"):
+    """Put an installation medium into a guest's CD drive; a stopped guest gets a drive if it has none.
+
+    ``force`` takes out what is in it even if the guest has locked it.
+    """
+
+    image: str
+    force: bool = False
+
+
+class EjectMedium(GuestAction, frozen=True, tag="medium-eject"):
+    """Take what is in a guest's CD drive out; the drive stays. ``force``: even if the guest locked it."""
+
+    force: bool = False
+
+
 ACTIONS: tuple[type[Action], ...] = (
     LaunchGuest,
     CreateGuest,
@@ -267,6 +400,21 @@ ACTIONS: tuple[type[Action], ...] = (
     ForkGuest,
     PublishImage,
     CheckStorage,
+    CreateVolume,
+    AttachVolume,
+    DetachVolume,
+    ChangeVolume,
+    CloneVolume,
+    SnapshotVolume,
+    DeleteVolumeSnapshot,
+    ImportVolume,
+    ExportVolume,
+    ServeVolume,
+    DeleteVolume,
+    CreatePool,
+    DeletePool,
+    InsertMedium,
+    EjectMedium,
 )
 
 AnyAction = (
@@ -294,6 +442,21 @@ AnyAction = (
     | ForkGuest
     | PublishImage
     | CheckStorage
+    | CreateVolume
+    | AttachVolume
+    | DetachVolume
+    | ChangeVolume
+    | CloneVolume
+    | SnapshotVolume
+    | DeleteVolumeSnapshot
+    | ImportVolume
+    | ExportVolume
+    | ServeVolume
+    | DeleteVolume
+    | CreatePool
+    | DeletePool
+    | InsertMedium
+    | EjectMedium
 )
 
 

@@ -22,6 +22,7 @@ class FindingKind(StrEnum):
     LAYER = "layer"
     MEMORY = "memory"
     IMAGE = "image"
+    VOLUME = "volume"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,13 @@ class EventKind(StrEnum):
     SCHEDULE_DELETED = "schedule-deleted"
     IMAGE_CREATED = "image-created"
     IMAGE_DELETED = "image-deleted"
+    VOLUME_CREATED = "volume-created"
+    VOLUME_CHANGED = "volume-changed"
+    VOLUME_ATTACHED = "volume-attached"
+    VOLUME_DETACHED = "volume-detached"
+    VOLUME_DELETED = "volume-deleted"
+    POOL_CREATED = "pool-created"
+    POOL_DELETED = "pool-deleted"
     JOB_CHANGED = "job-changed"
     MISSED = "missed"  # a slow watcher lost some: read the state again
 

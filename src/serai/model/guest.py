@@ -15,6 +15,7 @@ import msgspec
 
 from serai.errors import Problem
 from serai.model.lifecycle import GuestState
+from serai.model.volume import NO_LIMITS, Limits
 from serai.units import MIB
 
 
@@ -92,12 +93,31 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
 
     ``layer`` is the id of the layer right below, "" where the head stands on the disk of the guest's
     image, or on nothing. ``size`` is what the guest sees, in bytes. ``name`` is unique in the guest.
+
+    One that lives by itself has its ``id`` and lies in its ``pool``; the guest's own have neither.
+    ``read_only``: there is no head, the guest reads the layer. ``port`` is where it is plugged in,
+    "" for the root, which has a fixed place; ``boot`` its place in the order of booting, 0: none.
     """
 
     name: str
     head: str
     layer: str = ""
     size: int
+    id: str = ""
+    pool: str = ""
+    read_only: bool = False
+    serial: str = ""
+    port: str = ""
+    boot: int = 0
+    limits: Limits = NO_LIMITS
+
+
+class Medium(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in a CD drive: the disk of the image called ``image``; without a ``file`` nothing is."""
+
+    image: str = ""
+    digest: str = ""
+    file: str = ""
 
 
 class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +130,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
     "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
     the job that is making it as a fork, "" once nobody would undo it, and ``POOL`` for a spare: a fork
-    made ahead of anybody's asking, which nobody is shown.
+    made ahead of anybody's asking, which nobody is shown. ``medium`` is what is in its CD drive; None:
+    that of its image, if that is a medium, else it has no drive.
     """
 
     id: str
@@ -130,6 +151,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     expires_at: float = 0.0
     coming: str = ""
+    medium: Medium | None = None
 
     @property
     def is_spare(self) -> bool:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
+from serai.model.volume import NO_LIMITS, Limits
 
 
 class Media(StrEnum):
@@ -34,13 +35,19 @@ class LayerFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drive:
-    """A volume attached to the machine. ``name`` is unique in the machine ("root", "cd0")."""
+    """A volume attached to the machine. ``name`` is unique in the machine ("root", "cd0").
+
+    ``boot_index`` 0: the firmware does not look at it. ``port`` names the root port that it is plugged
+    into; "" where it has a fixed place. A CD drive with no ``chain`` is empty.
+    """
 
     name: str
     media: Media
     chain: tuple[LayerFile, ...]
     boot_index: int
     serial: str = ""
+    port: str = ""
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
     ``parent`` is the layer below; "" where it stands on the disk of the image ``image_digest``,
     or, if that is "" too, on nothing. ``size`` is what the file takes, ``virtual_size`` what a guest
-    sees. ``digest`` is "" until the file has been hashed.
+    sees. ``digest`` is "" until the file has been hashed. ``pool`` names the pool whose layer it is, ""
+    for the house's own folder.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     digest: str = ""
     created_at: float
+    pool: str = ""
 
 
 class FrozenVolume(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,14 +10,26 @@ from collections.abc import Iterable, Mapping
 from serai.errors import Code, HostFailure
 from serai.model.guest import GuestRecord
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import VolumeRecord
 
 Layers = Mapping[str, Layer]
 
 
-def tops_of(guests: Iterable[GuestRecord], snapshots: Iterable[SnapshotRecord]) -> Counter[str]:
-    """Return the layers that heads and snapshots stand on directly, and how many do."""
+def tops_of(
+    guests: Iterable[GuestRecord],
+    snapshots: Iterable[SnapshotRecord],
+    volumes: Iterable[VolumeRecord] = (),
+) -> Counter[str]:
+    """Return the layers that heads and snapshots stand on directly, and how many do.
+
+    Of a volume that a guest writes to, the guest says what its head stands on.
+    """
     found = Counter(volume.layer for guest in guests for volume in guest.volumes)
     found.update(volume.layer for snapshot in snapshots for volume in snapshot.volumes)
+    for each in volumes:
+        found.update(snapshot.layer for snapshot in each.snapshots)
+        if not each.attached_to:
+            found[each.layer] += 1
     del found[""]
     return found
 
@@ -55,7 +67,8 @@ def users_of(layers: Layers, tops: Mapping[str, int]) -> Counter[str]:
 def mergeable(layers: Layers, tops: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return pairs (child, parent) that can become one layer; no layer is in two of them.
 
-    A pair can when nothing else stands on the parent, so that nobody can tell them apart.
+    A pair can when nothing else stands on the parent, so that nobody can tell them apart, and both
+    lie in one pool.
     """
     users = users_of(layers, tops)
     pairs: list[tuple[str, str]] = []
@@ -63,6 +76,8 @@ def mergeable(layers: Layers, tops: Mapping[str, int]) -> list[tuple[str, str]]:
     for child in sorted(layers):
         parent = layers[child].parent
         if parent not in layers or users[parent] != 1 or {child, parent} & taken:
+            continue
+        if layers[child].pool != layers[parent].pool:
             continue
         taken |= {child, parent}
         pairs.append((child, parent))

@@ -5,15 +5,18 @@ which order they boot. What is opened at start (memory, sockets, files) is named
 all; ``qemu.commandline`` renders the result.
 """
 
+from dataclasses import replace
 from pathlib import PurePath
 
 from serai.errors import Code, Conflict, HostFailure
-from serai.model.guest import Firmware, GuestRecord
-from serai.model.image import Image, ImageKind
+from serai.model.guest import Firmware, GuestRecord, Volume
+from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
 from serai.model.node import Capabilities
+from serai.plan.volume import ROOT, boot_places
 
 UEFI_VARS_NAME = "uefi-vars.fd"
+CD = "cd0"
 
 
 def uid_of(record: GuestRecord, capabilities: Capabilities, uid_base: int) -> int | None:
@@ -90,21 +93,66 @@ def _plan_drives(
     volumes: tuple[tuple[LayerFile, ...], ...],
     image_folder: PurePath,
 ) -> tuple[Drive, ...]:
+    entries = record.volumes[: len(volumes)] or tuple(
+        Volume(name=ROOT, head="", size=0) for _ in volumes
+    )
+    own = [each.name for each in entries if not each.port]
+    drive = _plan_cd(record, image, image_folder)
+    places = boot_places(entries, [*own, *([drive.name] if drive else [])])
     drives = [
-        Drive(
-            name="root" if index == 0 else f"data{index}",
+        plan_drive(record, entry, chain, places.get(entry.name, 0))
+        for entry, chain in zip(entries, volumes, strict=True)
+    ]
+    if drive is not None:
+        drives.append(replace(drive, boot_index=places[drive.name]))
+    return tuple(drives)
+
+
+def _plan_cd(record: GuestRecord, image: Image, image_folder: PurePath) -> Drive | None:
+    """Describe the CD drive with what is in it; None where the guest has none."""
+    chain: tuple[LayerFile, ...] = ()
+    if record.medium is not None:
+        if record.medium.file:
+            digest = record.medium.digest.replace(":", "-")
+            chain = (plan_medium(image_folder.parent / digest / record.medium.file),)
+    elif image.kind is ImageKind.CDROM and image.disk is not None:
+        chain = (plan_medium(image_folder / image.disk.name),)
+    else:
+        return None
+    return Drive(name=CD, media=Media.CDROM, chain=chain, boot_index=0)
+
+
+def plan_medium(path: PurePath) -> LayerFile:
+    """Describe the file of a medium."""
+    return LayerFile(path=str(path), format=DiskFormat.RAW, read_only=True)
+
+
+def plan_drive(
+    record: GuestRecord, entry: Volume, chain: tuple[LayerFile, ...], boot_index: int
+) -> Drive:
+    """Describe a disk of the guest. One that is plugged into a port has names of its own in QEMU:
+    several volumes of a guest may stand on the same layer."""
+    if not entry.port:
+        serial = entry.serial or f"{record.id[:12]}-0"
+        return Drive(
+            name=entry.name,
             media=Media.DISK,
             chain=chain,
-            boot_index=index + 1,
-            serial=f"{record.id[:12]}-{index}",
+            boot_index=boot_index,
+            serial=serial,
+            limits=entry.limits,
         )
-        for index, chain in enumerate(volumes)
-    ]
-    if image.kind is ImageKind.CDROM and image.disk is not None:
-        medium = LayerFile(
-            path=str(image_folder / image.disk.name), format=image.disk_format, read_only=True
-        )
-        drives.append(
-            Drive(name="cd0", media=Media.CDROM, chain=(medium,), boot_index=len(drives) + 1)
-        )
-    return tuple(drives)
+    number = entry.port.removeprefix("spare")
+    named = tuple(
+        replace(layer, node=f"{layer.node}-{number}") if layer.read_only else layer
+        for layer in chain
+    )
+    return Drive(
+        name=f"vol-{entry.name}",
+        media=Media.DISK,
+        chain=named,
+        boot_index=boot_index,
+        serial=entry.serial,
+        port=entry.port,
+        limits=entry.limits,
+    )

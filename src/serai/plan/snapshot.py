@@ -10,12 +10,12 @@ from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
 from serai.model.node import Capabilities
 from serai.model.snapshot import (
     FrozenMemory,
-    FrozenVolume,
     Layer,
     Snapshot,
     SnapshotRecord,
     SnapshotState,
 )
+from serai.model.volume import VolumeRecord
 from serai.plan.layers import tops_of, users_of
 from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
 
@@ -60,10 +60,11 @@ class Sizes:
         guests: Iterable[GuestRecord],
         snapshots: Sequence[SnapshotRecord],
         bases: Mapping[str, int],
+        volumes: Iterable[VolumeRecord] = (),
     ) -> None:
         self._layers = layers
         self._bases = bases
-        self._users = users_of(layers, tops_of(guests, snapshots))
+        self._users = users_of(layers, tops_of(guests, snapshots, volumes))
         self._base_users = Counter(each.memory.base for each in snapshots if each.memory)
         self._below: dict[str, int] = {}
 
@@ -231,12 +232,4 @@ def fork_record(
         origin=origin,
         expires_at=expires_at,
         coming=coming,
-    )
-
-
-def volumes_over(frozen: Iterable[FrozenVolume], heads: Mapping[str, str]) -> tuple[Volume, ...]:
-    """Return the volumes of a guest over what was frozen; ``heads`` are its new files by volume."""
-    return tuple(
-        Volume(name=each.name, head=heads[each.name], layer=each.layer, size=each.size)
-        for each in frozen
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from serai.model.guest import Accel, Firmware
 from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
+from serai.plan.volume import PORTS
 from serai.qemu.options import Option, Value
 
 Fds = Mapping[str, int]
@@ -20,7 +21,7 @@ READ_ONLY = ":read-only"
 """Ends the name of a second descriptor of a file, with which QEMU makes it read-only later."""
 AGENT_PORT = "org.qemu.guest_agent.0"
 TCG_BUFFER_MIB = 256
-SPARE_PORTS = 2
+SPARE_PORTS = len(PORTS)
 
 PLACE_VGA = 0x1
 PLACE_RNG = 0x2
@@ -29,8 +30,11 @@ PLACE_SERIAL_BUS = 0x4
 PLACE_FIRST_NIC = 0x5
 PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
+PLACE_MORE_SPARE = 0x13
+FIRST_SPARE = 2
+"""So many ports come right after ``PLACE_SPARE``; the others after the tablet, which was there first."""
 PORT_FIRST_CDROM = 2
-PLACE_TABLET = PLACE_SPARE + SPARE_PORTS
+PLACE_TABLET = PLACE_SPARE + FIRST_SPARE
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
@@ -58,9 +62,9 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
     ]
     disks = [drive for drive in machine.drives if drive.media is Media.DISK]
     cdroms = [drive for drive in machine.drives if drive.media is Media.CDROM]
-    assert len(disks) <= DISKS_LIMIT and len(cdroms) <= CDROMS_LIMIT
+    assert sum(not disk.port for disk in disks) <= DISKS_LIMIT and len(cdroms) <= CDROMS_LIMIT
     assert len(machine.nics) <= NICS_LIMIT
-    for index, drive in enumerate(disks):
+    for index, drive in enumerate(sorted(disks, key=lambda disk: bool(disk.port))):
         options += _disk(drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
@@ -229,39 +233,52 @@ def _if_built_in(machine: Machine, driver: str, values: Mapping[str, Value]) -> 
 
 def _spare_port(machine: Machine, index: int) -> list[Option]:
     """A port kept free, so that a device can be plugged into the running machine."""
+    more = index - FIRST_SPARE
     port: dict[str, Value] = {
-        "id": f"spare{index}",
+        "id": PORTS[index],
         "chassis": index + 1,
-        "addr": hex(PLACE_SPARE + index),
+        "addr": hex(PLACE_SPARE + index if more < 0 else PLACE_MORE_SPARE + more),
     }
     return _if_built_in(machine, "pcie-root-port", port)
 
 
 def _disk(drive: Drive, fds: Fds, place: int) -> list[Option]:
+    where: dict[str, Value] = {} if drive.port else {"addr": hex(place)}
+    device = disk_device(drive) | where
+    return [Option("blockdev", describe_chain(drive, fds)), Option("device", device)]
+
+
+def disk_device(drive: Drive) -> dict[str, Value]:
+    """Describe the device of a disk; one without a port still needs its address."""
     device: dict[str, Value] = {
         **_attached(drive),
         "driver": "virtio-blk-pci",
         "iothread": "io0",
-        "addr": hex(place),
         # a full host disk holds the guest until there is room; other errors are the guest's to see
         "werror": "enospc",
         "rerror": "report",
     }
-    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+    return device | ({"bus": drive.port} if drive.port else {})
 
 
 def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
     device: dict[str, Value] = {**_attached(drive), "driver": "ide-cd", "bus": f"ide.{port}"}
-    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+    medium = [Option("blockdev", describe_chain(drive, fds))] if drive.chain else []
+    return [*medium, Option("device", device)]
 
 
 def _attached(drive: Drive) -> dict[str, Value]:
-    values: dict[str, Value] = {
-        "drive": node_name(drive, 0),
-        "id": device_name(drive.name),
-        "bootindex": drive.boot_index,
-    }
+    values: dict[str, Value] = {"id": device_name(drive.name)}
+    if drive.chain:
+        values["drive"] = node_name(drive, 0)
+    if drive.boot_index:
+        values["bootindex"] = drive.boot_index
     return values | ({"serial": drive.serial} if drive.serial else {})
+
+
+def describe_chain(drive: Drive, fds: Fds) -> dict[str, Value]:
+    """Describe all layers of a drive, each inside the one above."""
+    return _chain(drive, fds, 0)
 
 
 def _chain(drive: Drive, fds: Fds, index: int) -> dict[str, Value]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from serai.errors import Code, HostFailure, SeraiError
+from serai.model.volume import Limits
 from serai.qemu.qmp import Monitor
 
 TIMEOUT = 10.0
@@ -71,6 +72,10 @@ class Fdset(msgspec.Struct, rename="kebab"):
 
     fdset_id: int
     fds: list[FdsetEntry]
+
+
+class _Property(msgspec.Struct):
+    name: str
 
 
 class _Balloon(msgspec.Struct):
@@ -288,6 +293,83 @@ async def put_over(monitor: Monitor, overlays: Mapping[str, str], timeout: float
         for below, above in overlays.items()
     ]
     await _ask(monitor, "transaction", _Nothing, timeout, {"actions": actions})
+
+
+async def plug_device(
+    monitor: Monitor, device: Mapping[str, object], timeout: float = TIMEOUT
+) -> None:
+    """Plug a device into the running machine."""
+    await _ask(monitor, "device_add", _Nothing, timeout, device)
+
+
+async def unplug_device(monitor: Monitor, device: str, timeout: float = TIMEOUT) -> None:
+    """Ask the guest to let a device go; an event tells when it has."""
+    await _ask(monitor, "device_del", _Nothing, timeout, {"id": device})
+
+
+async def list_objects(monitor: Monitor, path: str, timeout: float = TIMEOUT) -> list[str]:
+    """Return the names of what an object has."""
+    answer = await _ask(monitor, "qom-list", list[_Property], timeout, {"path": path})
+    return [each.name for each in answer]
+
+
+async def limit_device(
+    monitor: Monitor, device: str, limits: Limits, timeout: float = TIMEOUT
+) -> None:
+    """Let a virtio disk do so much a second from now on.
+
+    The device on the bus is only a wrapper: what has the disk is inside it.
+    """
+    arguments: dict[str, object] = {
+        "id": f"/machine/peripheral/{device}/virtio-backend",
+        "iops": limits.iops,
+        "iops_rd": 0,
+        "iops_wr": 0,
+        "bps": limits.bps,
+        "bps_rd": 0,
+        "bps_wr": 0,
+    }
+    if limits.iops_burst:
+        arguments |= {"iops_max": limits.iops_burst, "iops_max_length": limits.burst_seconds}
+    if limits.bps_burst:
+        arguments |= {"bps_max": limits.bps_burst, "bps_max_length": limits.burst_seconds}
+    await _ask(monitor, "block_set_io_throttle", _Nothing, timeout, arguments)
+
+
+async def open_tray(
+    monitor: Monitor, device: str, timeout: float = TIMEOUT, *, force: bool = False
+) -> None:
+    """Open the tray of a CD drive; without ``force`` a guest that locked it is asked."""
+    arguments = {"id": device, "force": force}
+    await _ask(monitor, "blockdev-open-tray", _Nothing, timeout, arguments)
+
+
+async def close_tray(monitor: Monitor, device: str, timeout: float = TIMEOUT) -> None:
+    """Close the tray of a CD drive."""
+    await _ask(monitor, "blockdev-close-tray", _Nothing, timeout, {"id": device})
+
+
+async def remove_medium(monitor: Monitor, device: str, timeout: float = TIMEOUT) -> None:
+    """Take the medium out of an open tray; one that is empty stays so."""
+    await _ask(monitor, "blockdev-remove-medium", _Nothing, timeout, {"id": device})
+
+
+async def insert_medium(monitor: Monitor, device: str, node: str, timeout: float = TIMEOUT) -> None:
+    """Put a node into an open and empty tray."""
+    arguments = {"id": device, "node-name": node}
+    await _ask(monitor, "blockdev-insert-medium", _Nothing, timeout, arguments)
+
+
+async def serve_nbd(monitor: Monitor, listener: str, timeout: float = TIMEOUT) -> None:
+    """Serve NBD on a listening socket that was given under a name."""
+    address = {"type": "fd", "data": {"str": listener}}
+    await _ask(monitor, "nbd-server-start", _Nothing, timeout, {"addr": address})
+
+
+async def add_export(monitor: Monitor, node: str, name: str, timeout: float = TIMEOUT) -> None:
+    """Let a node be read by NBD, under a name."""
+    arguments = {"type": "nbd", "id": "export", "node-name": node, "name": name, "writable": False}
+    await _ask(monitor, "block-export-add", _Nothing, timeout, arguments)
 
 
 async def node_of_device(monitor: Monitor, device: str, timeout: float = TIMEOUT) -> str:

@@ -154,6 +154,27 @@ def decode_stream_end(untrusted: Mapping[str, object]) -> str | None:
     return status if status in STREAM_ENDS else None
 
 
+class _DeviceData(msgspec.Struct):
+    device: str = ""
+
+
+class _Deleted(msgspec.Struct, tag_field="event", tag="DEVICE_DELETED"):
+    data: _DeviceData
+
+
+class _Refused(msgspec.Struct, tag_field="event", tag="DEVICE_UNPLUG_GUEST_ERROR"):
+    data: _DeviceData
+
+
+def decode_unplugged(untrusted: Mapping[str, object]) -> tuple[str, bool] | None:
+    """Return which device the guest has let go (True) or will not (False), if this event tells."""
+    try:
+        told: _Deleted | _Refused = msgspec.convert(untrusted, _Deleted | _Refused)
+    except (msgspec.ValidationError, RecursionError):
+        return None
+    return (told.data.device, isinstance(told, _Deleted)) if told.data.device else None
+
+
 def _meaning(told: _Told) -> InstanceEvent | None:
     match told:
         case _Shutdown(data=data) if data.guest and data.reason == RESET_REASON:

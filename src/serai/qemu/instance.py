@@ -11,14 +11,15 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from serai.errors import Code, HostFailure, SeraiError
+from serai.errors import Code, Conflict, HostFailure, SeraiError
 from serai.host.pages import write_all
 from serai.host.sockets import connect_unix
 from serai.host.supervise import Supervisor
 from serai.host.threads import in_own_thread
-from serai.model.machine import LayerFile
-from serai.qemu import commands, heads
-from serai.qemu.commandline import node_name
+from serai.model.machine import Drive, LayerFile
+from serai.model.volume import Limits
+from serai.qemu import commands, drives, heads
+from serai.qemu.commandline import device_name, node_name
 from serai.qemu.commands import TIMEOUT, RunState
 from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
 from serai.qemu.lent import Lent
@@ -104,6 +105,85 @@ class Instance(Life):
     async def active_nodes(self, timeout: float = TIMEOUT) -> dict[str, str]:
         """Return, for each drive, the name of the node that it reads and writes now."""
         return await heads.active_nodes(await self._connected(timeout), self.machine, timeout)
+
+    async def busy_ports(self, timeout: float = TIMEOUT) -> set[str]:
+        """Return the spare ports that nothing more can be plugged into."""
+        return await drives.busy_ports(await self._connected(timeout), timeout)
+
+    async def has_drive(self, name: str, timeout: float = TIMEOUT) -> bool:
+        """Tell whether the device of a drive is in the machine, as QEMU has it."""
+        return await drives.is_plugged(await self._connected(timeout), name, timeout)
+
+    async def plugged_drives(self, timeout: float = TIMEOUT) -> set[str]:
+        """Return the names of the drives that are plugged into ports, as QEMU has it."""
+        return await drives.plugged(await self._connected(timeout), timeout)
+
+    async def plug_drive(self, drive: Drive, timeout: float = TIMEOUT) -> None:
+        """Plug a disk in; one that is there stays. ``machine`` says so afterwards.
+
+        On failure (HostFailure ``qmp-failed``, ``file-failed``) all is as before.
+        """
+        monitor = await self._connected(timeout)
+        if not await drives.is_plugged(monitor, drive.name, timeout):
+            await drives.plug(monitor, self._lent, drive, timeout)
+        others = tuple(each for each in self.machine.drives if each.name != drive.name)
+        self.machine = dataclasses.replace(self.machine, drives=(*others, drive))
+
+    async def unplug_drive(self, name: str, timeout: float) -> None:
+        """Have the guest let a disk go and close its files; one that is gone is gone already.
+
+        Raises Conflict (``volume-held``) when the guest does not let it go within ``timeout``; it may
+        still do so later, and asking again finishes it then.
+        """
+        monitor = await self._connected(TIMEOUT)
+        if await drives.is_plugged(monitor, name, TIMEOUT):
+            await self._ask_to_let_go(monitor, device_name(name), timeout)
+        for drive in self.machine.drives:
+            if drive.name == name:
+                await drives.close_chain(monitor, self._lent, drive, TIMEOUT)
+        others = tuple(each for each in self.machine.drives if each.name != name)
+        self.machine = dataclasses.replace(self.machine, drives=others)
+
+    async def _ask_to_let_go(self, monitor: Monitor, device: str, timeout: float) -> None:
+        gone = self._unplugging[device] = asyncio.get_running_loop().create_future()
+        try:
+            with contextlib.suppress(HostFailure):  # it is on its way already: wait for that
+                await commands.unplug_device(monitor, device, TIMEOUT)
+            async with asyncio.timeout(timeout):
+                if await gone:
+                    return
+        except TimeoutError:
+            pass
+        finally:
+            del self._unplugging[device]
+        raise Conflict(
+            Code.VOLUME_HELD,
+            f"the guest did not let the disk go within {timeout:g} s",
+            hint="Does its system run, and is the disk unmounted? Ask again, or stop the guest.",
+        )
+
+    async def limit_drive(self, name: str, limits: Limits, timeout: float = TIMEOUT) -> None:
+        """Let a disk do so much a second from now on."""
+        monitor = await self._connected(timeout)
+        await commands.limit_device(monitor, device_name(name), limits, timeout)
+        self.machine = dataclasses.replace(
+            self.machine,
+            drives=tuple(
+                dataclasses.replace(each, limits=limits) if each.name == name else each
+                for each in self.machine.drives
+            ),
+        )
+
+    async def change_medium(self, drive: Drive, timeout: float, *, force: bool) -> None:
+        """Have in a CD drive what ``drive`` has, perhaps nothing; ``machine`` says so afterwards.
+
+        Raises Conflict (``volume-held``) when the guest has locked it, unless ``force``.
+        """
+        monitor = await self._connected(timeout)
+        old = next(each for each in self.machine.drives if each.name == drive.name)
+        await drives.change_medium(monitor, self._lent, old, drive, timeout, force=force)
+        kept = tuple(drive if each is old else each for each in self.machine.drives)
+        self.machine = dataclasses.replace(self.machine, drives=kept)
 
     # -- freezing and taking up --------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from serai.host.process import Confinement, Process, spawn
 from serai.host.supervise import Supervisor
 from serai.model.machine import Machine
 from serai.model.node import Capabilities
-from serai.qemu import commands
+from serai.qemu import commands, drives
 from serai.qemu.agent import Agent
 from serai.qemu.agent_wire import Port
 from serai.qemu.commandline import build_argv
@@ -31,6 +31,7 @@ from serai.qemu.events import (
     InstanceEventKind,
     decode_event,
     decode_stream_end,
+    decode_unplugged,
 )
 from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
@@ -59,6 +60,7 @@ class Life:
         self._events = EventQueue()
         self._bell = asyncio.Event()
         self._stream_end: asyncio.Future[str] | None = None
+        self._unplugging: dict[str, asyncio.Future[bool]] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._tasks = Supervisor()
 
@@ -127,6 +129,7 @@ class Life:
         instance._prepare_agent()
         try:
             await instance._greet(timeout)
+            await drives.keep_limits(await instance._connected(timeout), machine, timeout)
         except BaseException:
             await asyncio.shield(instance._give_up())
             raise
@@ -242,6 +245,11 @@ class Life:
         end = decode_stream_end(untrusted)
         if end is not None and self._stream_end is not None and not self._stream_end.done():
             self._stream_end.set_result(end)
+        unplugged = decode_unplugged(untrusted)
+        if unplugged is not None:
+            waiting = self._unplugging.get(unplugged[0])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(unplugged[1])
         event = decode_event(untrusted)
         if event is not None:
             self._follow_agent(event.kind)

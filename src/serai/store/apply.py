@@ -21,18 +21,32 @@ from serai.store.changes import (
     DropGuest,
     DropImage,
     DropLayer,
+    DropPool,
     DropSchedule,
     DropSnapshot,
+    DropVolume,
     Prune,
     PutGuest,
     PutImage,
     PutJob,
     PutLayer,
+    PutPool,
     PutSchedule,
     PutSnapshot,
+    PutVolume,
 )
 from serai.store.records import encode
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SCHEDULES, SNAPSHOTS
+from serai.store.schema import (
+    EVENTS,
+    GUESTS,
+    IMAGES,
+    JOBS,
+    LAYERS,
+    POOLS,
+    SCHEDULES,
+    SNAPSHOTS,
+    VOLUMES,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +85,10 @@ def prepare(change: Change) -> Step:
             }
         case PutLayer(layer=layer):
             row = {"id": layer.id, "body": encode(layer)}
+        case PutVolume(record=volume):
+            row = {"id": volume.id, "name": volume.name, "body": encode(volume)}
+        case PutPool(record=pool):
+            row = {"name": pool.name, "body": encode(pool)}
         case PutJob(job=job):
             row = {
                 "id": job.id,
@@ -123,6 +141,14 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             _put(connection, LAYERS, LAYERS.c.id, step.row)
         case DropLayer(layer_id=layer_id):
             connection.execute(_DROP_LAYER, {"key": layer_id})
+        case PutVolume():
+            _put(connection, VOLUMES, VOLUMES.c.id, step.row)
+        case DropVolume(volume_id=volume_id):
+            connection.execute(_DROP_VOLUME, {"key": volume_id})
+        case PutPool():
+            connection.execute(POOLS.insert(), step.row)
+        case DropPool(name=name):
+            connection.execute(_DROP_POOL, {"key": name})
         case PutJob():
             _put(connection, JOBS, JOBS.c.id, step.row)
         case AddEvent(event=event):
@@ -159,6 +185,8 @@ _DROP_GUEST = GUESTS.delete().where(GUESTS.c.id == sa.bindparam("key"))
 _DROP_IMAGE = IMAGES.delete().where(IMAGES.c.name == sa.bindparam("key"))
 _DROP_SNAPSHOT = SNAPSHOTS.delete().where(SNAPSHOTS.c.id == sa.bindparam("key"))
 _DROP_SCHEDULE = SCHEDULES.delete().where(SCHEDULES.c.id == sa.bindparam("key"))
+_DROP_VOLUME = VOLUMES.delete().where(VOLUMES.c.id == sa.bindparam("key"))
+_DROP_POOL = POOLS.delete().where(POOLS.c.name == sa.bindparam("key"))
 _DROP_LAYER = LAYERS.delete().where(LAYERS.c.id == sa.bindparam("key"))
 
 
@@ -220,6 +248,13 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
                     f"the guest has a schedule {schedule.name} already",
                     hint="Choose another name; see which there are: serai schedule list",
                 )
+        case PutVolume(record=volume):
+            others = sa.select(VOLUMES.c.id).where(VOLUMES.c.id != volume.id)
+            if connection.execute(others.where(VOLUMES.c.name == volume.name)).first():
+                return _exists("volume", volume.name, Code.VOLUME_EXISTS)
+        case PutPool(record=pool):
+            if connection.execute(sa.select(POOLS.c.name).where(POOLS.c.name == pool.name)).first():
+                return _exists("pool", pool.name, Code.POOL_EXISTS)
         case PutJob(job=job) if job.key:
             others = sa.select(JOBS.c.id).where(JOBS.c.id != job.id, JOBS.c.key == job.key)
             if connection.execute(others).first():
@@ -244,7 +279,6 @@ def _has_other(
 
 
 def _exists(what: str, name: str, code: Code) -> Conflict:
-    hint = (
-        f"Choose another name; see which there are: serai {'image ' if what == 'image' else ''}list"
-    )
+    noun = "" if what == "guest" else f"{what} "
+    hint = f"Choose another name; see which there are: serai {noun}list"
     return Conflict(code, f"there is a {what} {name} already", hint=hint)

@@ -9,6 +9,7 @@ from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,34 @@ class DropLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class PutVolume:
+    """Store a volume, new or changed; its name is unique (``volume-exists``)."""
+
+    record: VolumeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropVolume:
+    """Forget a volume; one that is not there is forgotten already."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutPool:
+    """Store a pool; its name must be free (``pool-exists``)."""
+
+    record: PoolRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropPool:
+    """Forget a pool; one that is not there is forgotten already."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutJob:
     """Store a job, new or changed; its key, if any, is unique (``idempotency-reused``)."""
 
@@ -120,6 +149,10 @@ Change = (
     | DropSchedule
     | PutLayer
     | DropLayer
+    | PutVolume
+    | DropVolume
+    | PutPool
+    | DropPool
     | PutJob
     | AddEvent
     | Prune

@@ -30,6 +30,7 @@ from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 from serai.store import queries
 from serai.store.apply import prepare
 from serai.store.changes import Change
@@ -109,6 +110,14 @@ class Store:
     async def layers(self) -> list[Layer]:
         """Return all layers, by id."""
         return await self._reader.read(queries.read_layers)
+
+    async def volumes(self) -> list[VolumeRecord]:
+        """Return all volumes that live by themselves, by name."""
+        return await self._reader.read(queries.read_volumes)
+
+    async def pools(self) -> list[PoolRecord]:
+        """Return all pools but ``default``, by name."""
+        return await self._reader.read(queries.read_pools)
 
     async def damaged(self) -> list[Damaged]:
         """Return what is there and can't be read: all but events."""

@@ -18,20 +18,33 @@ from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 from serai.store.records import (
     EVENT_BODY,
     GUEST_BODY,
     IMAGE_BODY,
     JOB_BODY,
     LAYER_BODY,
+    POOL_BODY,
     SCHEDULE_BODY,
     SNAPSHOT_BODY,
+    VOLUME_BODY,
     Damaged,
     decode,
     stand_in_event,
     stand_in_job,
 )
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SCHEDULES, SNAPSHOTS
+from serai.store.schema import (
+    EVENTS,
+    GUESTS,
+    IMAGES,
+    JOBS,
+    LAYERS,
+    POOLS,
+    SCHEDULES,
+    SNAPSHOTS,
+    VOLUMES,
+)
 
 T = TypeVar("T")
 
@@ -70,21 +83,35 @@ def read_layers(connection: sa.Connection) -> list[Layer]:
     return [layer for layer in found if isinstance(layer, Layer)]
 
 
+def read_volumes(connection: sa.Connection) -> list[VolumeRecord]:
+    """Return all volumes that can be read, by name."""
+    found = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
+    return [volume for volume in found if isinstance(volume, VolumeRecord)]
+
+
+def read_pools(connection: sa.Connection) -> list[PoolRecord]:
+    """Return all pools that can be read, by name; the pool ``default`` is in no table."""
+    found = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
+    return [pool for pool in found if isinstance(pool, PoolRecord)]
+
+
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return every guest, image, snapshot, schedule, layer and job that can't be read."""
+    """Return everything but events that is there and can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
     images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
     snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
     schedules = _decode_all(connection, SCHEDULES, SCHEDULES.c.id, SCHEDULES.c.id, SCHEDULE_BODY)
     layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
+    volumes = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
+    pools = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    kinds = (guests, images, snapshots, schedules, layers, jobs)
-    damaged = [each for found in kinds for each in found]
+    everything = (guests, images, snapshots, schedules, layers, volumes, pools, jobs)
+    damaged = [each for found in everything for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 
 
 def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
-    """Add what the columns of a guest's, a snapshot's or a schedule's row still hold."""
+    """Add what the columns of a guest's, a snapshot's, a schedule's or a volume's row still hold."""
     if damaged.table == GUESTS.name:
         query = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id == damaged.key)
         guest = connection.execute(query).one()
@@ -94,6 +121,9 @@ def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
             columns = sa.select(table.c.name, table.c.guest_id)
             row = connection.execute(columns.where(table.c.id == damaged.key)).one()
             return replace(damaged, name=row.name, guest_id=row.guest_id)
+    if damaged.table == VOLUMES.name:
+        names = sa.select(VOLUMES.c.name).where(VOLUMES.c.id == damaged.key)
+        return replace(damaged, name=connection.execute(names).one().name)
     return damaged
 
 

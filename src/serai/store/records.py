@@ -18,6 +18,7 @@ from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.model.volume import PoolRecord, VolumeRecord
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
 SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
 SCHEDULE_BODY = msgspec.json.Decoder(ScheduleRecord)
+VOLUME_BODY = msgspec.json.Decoder(VolumeRecord)
+POOL_BODY = msgspec.json.Decoder(PoolRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
@@ -39,7 +42,7 @@ class Damaged:
     """A row that can't be read.
 
     ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's
-    or a schedule's.
+    or a schedule's, ``name`` a volume's.
     """
 
     table: str

@@ -11,7 +11,7 @@ here with what the migrations make.
 
 import sqlalchemy as sa
 
-VERSION = "0003"
+VERSION = "0005"
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -67,6 +67,21 @@ LAYERS = sa.Table(
     "layers",
     METADATA,
     sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+VOLUMES = sa.Table(
+    "volumes",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+POOLS = sa.Table(
+    "pools",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("body", sa.Text, nullable=False),
 )
 
