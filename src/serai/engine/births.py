@@ -16,13 +16,14 @@ from serai.engine.freezing import Moment
 from serai.engine.running import (
     attach,
     confinement_of,
+    dismiss,
     machine_of,
     next_run_dir,
     note_agent,
     write_running,
 )
 from serai.errors import SeraiError
-from serai.model.guest import AgentState
+from serai.model.guest import AgentState, GuestRecord
 from serai.model.image import Expect
 from serai.model.lifecycle import Happening
 from serai.model.machine import Machine
@@ -37,32 +38,32 @@ LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
 
 
-async def make_files(driver: GuestDriver, uefi_vars: bytes) -> None:
+async def make_files(driver: GuestDriver, record: GuestRecord, uefi_vars: bytes) -> None:
     """Make the files of the guest: an empty head for each volume, and its firmware's variables.
 
-    Doing it again changes nothing but the latter.
+    ``record`` is the guest's, or what that will be. Doing it again changes nothing but the latter.
     """
-    folder = driver.house.places.guests / driver.record.id
-    await asyncio.to_thread(_make_files, driver, folder, uefi_vars)
+    folder = driver.house.places.guests / record.id
+    await asyncio.to_thread(_make_files, folder, record, uefi_vars)
 
 
-def _make_files(driver: GuestDriver, folder: Path, uefi_vars: bytes) -> None:
+def _make_files(folder: Path, record: GuestRecord, uefi_vars: bytes) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if uefi_vars:
         with naming_disk_problems("creating the UEFI variables"):
             write_durably(folder / UEFI_VARS_NAME, uefi_vars)
-    for volume in driver.record.volumes:
+    for volume in record.volumes:
         make_head(folder, volume)
 
 
-async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
+async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> Instance:
     """Start a QEMU for the guest that has taken the moment up; its processors are held still.
 
-    On failure nothing of it is left running.
+    ``record`` is the guest's, or what that will be. On failure nothing of it is left running.
     """
     house = driver.house
     base = await house.bases.find(moment.base)
-    machine = machine_from(driver, moment.machine)
+    machine = machine_from(driver, record, moment.machine)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = await Instance.prepare(
@@ -78,14 +79,14 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
         await instance.end(0.0)
-        await instance.close()
+        await dismiss(driver, instance)
         raise
     return instance
 
 
-def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:
+def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> Machine:
     """Return the frozen machine as this guest's: its own identity and drives, else the same."""
-    own = machine_of(driver)
+    own = machine_of(driver, record)
     return dataclasses.replace(
         frozen,
         id=own.id,
@@ -105,7 +106,7 @@ async def be_born(
 
     On failure no process of it is left; its folder and record are the caller's.
     """
-    instance = await take_up(driver, moment)
+    instance = await take_up(driver, driver.record, moment)
     write_running(driver, instance)
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)

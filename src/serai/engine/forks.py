@@ -281,7 +281,7 @@ class Forker:
 
 async def _live(child: GuestDriver, frozen: Frozen, wish: Wish) -> None:
     """Bring a new guest to life, in its own task."""
-    await make_files(child, frozen.uefi_vars)
+    await make_files(child, child.record, frozen.uefi_vars)
     child.happen(Happening.CREATED)
     child.enter(GuestState.STARTING)
     if frozen.moment is None:

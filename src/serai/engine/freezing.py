@@ -31,6 +31,8 @@ from serai.engine.running import (
     attach,
     confinement_of,
     detach,
+    dismiss,
+    held_mark,
     machine_of,
     next_run_dir,
     write_running,
@@ -295,14 +297,10 @@ async def _held(driver: GuestDriver, instance: Instance) -> AsyncIterator[None]:
 @contextmanager
 def _marked(driver: GuestDriver) -> Iterator[None]:
     """Leave a mark while we hold a guest that ran, so that the next daemon lets it go on."""
-    mark = _mark(driver)
+    mark = held_mark(driver)
     mark.touch()
     yield
     mark.unlink(missing_ok=True)
-
-
-def _mark(driver: GuestDriver) -> Path:
-    return driver.house.places.guests_run / driver.record.id / "held"
 
 
 async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
@@ -311,16 +309,15 @@ async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
     Returns what was done, as the end of a sentence.
     """
     said = ""
-    heads = _wanted_heads(driver)
-    active = await instance.active_nodes(FREEZE_TIMEOUT) if heads else {}
-    late = {name: head for name, head in heads.items() if active.get(name) != head.node}
-    if late:
-        await instance.switch_heads(late, FREEZE_TIMEOUT)
+    if instance.machine.ram_private:
+        instance.seal_base()  # before another freeze of it asks for that
+    heads = _wanted_heads(driver) if instance.machine.drives else {}
+    if heads and await instance.finish_switch(heads, FREEZE_TIMEOUT):
         write_running(driver, instance)
         said += "; its disks were switched to new heads"
-    if _mark(driver).exists():
+    if held_mark(driver).exists():
         await instance.go_on()
-        _mark(driver).unlink()
+        held_mark(driver).unlink()
         driver.happen(Happening.WENT_ON)
         said += "; it was held, and goes on"
     return said
@@ -338,6 +335,7 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
             with _marked(driver) if driver.state is GuestState.RUNNING else nullcontext():
                 await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
                 await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+                house.bases.keep_state(machine.ram, state_fd)
                 write_running(driver, upcoming)
                 if driver.state is GuestState.RUNNING:
                     await upcoming.go_on()
@@ -372,7 +370,7 @@ async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
     """The second QEMU can't take over: the first one goes on."""
     write_running(driver, old)
     await upcoming.end(0.0)
-    await upcoming.close()
+    await dismiss(driver, upcoming)
     if driver.state is GuestState.RUNNING:
         await old.go_on()
 
@@ -384,7 +382,7 @@ async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> 
     await detach(driver)
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)
-    await old.close()
+    await dismiss(driver, old)
 
 
 def check_can_quiesce(driver: GuestDriver) -> None:
