@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ import serai
 from serai import Guest, SeraiError
 
 LIMIT = 30.0
+AT_REST = {"running", "stopped", "crashed"}
 STILL = 0.05
 """Within this time something is done, or nothing is any more."""
 MEMORY = "96MiB"
@@ -41,7 +43,10 @@ class _Child:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has died already
+            self._pidfd = os.open(os.devnull, os.O_RDONLY)  # readable, as that of an ended process
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -94,6 +99,10 @@ class Victim(Daemon):
                 self.kill()
                 raise RuntimeError(f"no daemon: {self.log.read_text()[-2000:]}")
 
+    def files_in(self, folder: str) -> list[Path]:
+        """Return what is in a folder of its state."""
+        return [*(self.home / "state" / folder).iterdir()]
+
     def close(self) -> None:
         """Let go of what daemons are forked from."""
         self._forker.kill()
@@ -124,13 +133,7 @@ def rows(daemon: Daemon, table: str) -> list[dict[str, Any]]:
 
 def processes(daemon: Daemon) -> Counter[str]:
     """Return how many processes have files of each guest open."""
-    guests = f"{daemon.home}/state/guests/"
-    pairs = {
-        (path.removeprefix(guests).partition("/")[0], pid)
-        for pid, path in open_files()
-        if path.startswith(guests) and pid != daemon.pid
-    }
-    return Counter(guest for guest, _ in pairs)
+    return Counter(qemus(daemon).values())
 
 
 def names_in(folder: Path) -> set[str]:
@@ -168,7 +171,7 @@ def check_tidy(daemon: Daemon) -> None:
     assert firmware <= {each["id"] for each in snapshots}
     assert names_in(state / "scratch") == set()
     infos = {each.id: each.info for each in daemon.inn.guests()}
-    assert {str(info.state) for info in infos.values()} <= {"running", "stopped"}, infos
+    assert {str(info.state) for info in infos.values()} <= AT_REST, infos
     assert processes(daemon) == Counter(key for key, info in infos.items() if info.pid)
     for key, guest in guests.items():
         _check_folders(state / "guests" / key, run / key, guest, runs=bool(infos[key].pid))
@@ -286,6 +289,50 @@ def _check(daemon: Victim, case: Case, *, done: bool) -> None:
     wait_for("unfinished work ends", lambda: is_settled(daemon))
     case.check(daemon, done)
     wait_tidy(daemon)
+
+
+def hurt_at(daemon: Victim, case: Case, at: int, which: Callable[[dict[int, str]], int]) -> str:
+    """Have the daemon stop before step ``at``, end a process of a guest, let it go on.
+
+    ``which`` picks one of ``qemus``. Returns the code of the problem that came of it, "" for none.
+    """
+    case.prepare(daemon)
+    daemon.trap.set(at, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(case.ask, daemon)
+        wait_for("it stops", lambda: _is_stopped(daemon.pid))
+        daemon.trap.set(0)
+        os.kill(which(qemus(daemon)), signal.SIGKILL)
+        os.kill(daemon.pid, signal.SIGCONT)
+        try:
+            asked.result()
+        except SeraiError as error:
+            return str(error.code)
+    return ""
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def qemus(daemon: Daemon) -> dict[int, str]:
+    """Return the processes that have files of guests open, the oldest first, and whose they are."""
+    guests = f"{daemon.home}/state/guests/"
+    found = {
+        pid: path.removeprefix(guests).partition("/")[0]
+        for pid, path in open_files()
+        if path.startswith(guests) and pid != daemon.pid
+    }
+    return dict(sorted(found.items(), key=lambda each: _started(each[0])))
+
+
+def _started(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def first(steps: Sequence[str], name: str) -> int:
+    """Return the number of the first step that begins so."""
+    return next(at for at, step in enumerate(steps, 1) if step.startswith(name))
 
 
 def sweep(daemon: Victim, case: Case, steps: Iterable[int]) -> int:
@@ -493,3 +540,31 @@ def delete_case(daemon: Daemon) -> Case:
         ask=lambda daemon: daemon.inn.snapshot(f"{SOURCE}@middle").delete(),
         check=check,
     )
+
+
+def merge_case(daemon: Daemon) -> Case:
+    """Have upkeep make layers one, a few seconds after a daemon's start."""
+    seen = ""
+
+    def prepare(daemon: Daemon) -> None:
+        nonlocal seen
+        source = source_of(daemon)
+        for name in ("one", "two"):
+            seen = put(source, name[0])
+            source.snapshot(f"merge-{name}", memory=False)
+        for name in ("one", "two"):
+            daemon.inn.snapshot(f"{SOURCE}@merge-{name}").delete()
+        daemon.stop()
+        daemon.start()
+
+    def ask(daemon: Daemon) -> None:
+        before = len(rows(daemon, "layers"))
+        wait_for(
+            "layers are one",
+            lambda: not daemon.is_running or len(rows(daemon, "layers")) < before,
+        )
+
+    def check(daemon: Daemon, done: bool) -> None:
+        assert look(source_of(daemon)) == seen
+
+    return Case(name="merge", prepare=prepare, ask=ask, check=check)

@@ -3,59 +3,24 @@
 Built once and kept in .work/cache, keyed by the recipe; the build takes one to two minutes.
 """
 
-import hashlib
-import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from debian import state_with_debian
 from keeper import Daemon
-from tiny import CACHE, ROOT, copy_state
+from tiny import copy_state
 
-MADE_FROM = ("disk/build_debian.py", "disk/boot_disk.py", "disk/recipes/debian/*")
-
-HOST_LISTS = Path("/var/lib/apt/lists")
+from serai import Guest
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def debian_state() -> Path:
-    """A state folder that holds the debian image."""
-    digest = hashlib.sha256()
-    for pattern in MADE_FROM:
-        for path in sorted((ROOT / "src" / "serai").glob(pattern)):
-            digest.update(path.read_bytes())
-    folder = CACHE / f"debian-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        _build(folder)
-    return folder
-
-
-def _build(folder: Path) -> None:
-    home = Path(tempfile.mkdtemp(prefix="deb-", dir=CACHE))
-    daemon = Daemon(home)
-    daemon.start()
-    try:
-        before = {path.name for path in HOST_LISTS.iterdir()}
-        daemon.inn.build_image("debian")
-        left = {path.name for path in HOST_LISTS.iterdir()}
-        assert before <= left, "the build has emptied the host's own package lists"
-        daemon.stop()
-        for path in CACHE.glob("debian-????????????????"):
-            shutil.rmtree(path)
-        (home / "state").rename(folder)
-    finally:
-        daemon.kill_all()
-        shutil.rmtree(home)
-
-
 @pytest.fixture
-def debian(serai_home: Path, debian_state: Path) -> Iterator[Daemon]:
+def debian(serai_home: Path) -> Iterator[Daemon]:
     """A daemon that has the image ``debian``."""
-    copy_state(debian_state, serai_home)
+    copy_state(state_with_debian(), serai_home)
     keeper = Daemon(serai_home, agent_timeout="300")
     keeper.start()
     try:
@@ -83,7 +48,57 @@ def test_it_boots_from_its_own_disk(debian: Daemon, firmware: str) -> None:
         )
         == 3
     )
+    check_forks(debian, guest) if firmware == "bios" else check_fork(guest.fork(name="d2"), guest)
     guest.run("echo kept > /root/file; sync")
     guest.stop(timeout=60)
     assert guest.info.last_exit == "requested"
     assert "Power down" in guest.log(tail=2000)
+
+
+WRITE = "i=0; while :; do i=$((i+1)); echo $i >>/srv/log; sleep 0.02; done"
+WHOLE = "awk '$1 != NR { exit 1 }' /srv/log && wc -l </srv/log"
+"""Fails unless the file has all lines up to its end."""
+
+
+def lines(guest: Guest) -> int:
+    done = guest.run(WHOLE)
+    assert done.ok, "the file that is being written has a gap"
+    return int(done.stdout)
+
+
+def check_fork(fork: Guest, source: Guest) -> None:
+    """A fork of a full system is up, and is somebody of its own."""
+    assert fork.run("hostname; cat /etc/hostname").stdout.split() == [fork.name] * 2
+    for fact in ("cat /etc/machine-id", "cat /sys/class/net/e*/address", "head -c 16 /dev/random"):
+        own, theirs = (each.run(f"{fact} | base64").stdout for each in (fork, source))
+        assert own != theirs, fact
+    assert fork.info.mac in fork.run("cat /sys/class/net/e*/address").stdout
+    assert abs(float(fork.run("date +%s").stdout) - time.time()) < 5
+    assert fork.run("systemctl is-active ssh qemu-guest-agent").stdout == "active\n" * 2
+
+
+def check_forks(debian: Daemon, guest: Guest) -> None:
+    """Snapshots, forks, restores and a warm image of a full system that is at work."""
+    assert guest.run(["systemd-run", "--unit=writer", "sh", "-c", WRITE]).ok
+    warm = guest.snapshot("warm")
+    quiet = guest.snapshot("quiet", quiesce=True)
+    guest.snapshot("cold", memory=False, quiesce=True).delete()
+    before = lines(guest)
+    for fork in (guest.fork(name="d2"), quiet.fork(name="d3")):
+        check_fork(fork, guest)
+        seen = lines(fork)
+        fork.run("systemctl stop writer; sync; echo 3 >/proc/sys/vm/drop_caches")
+        assert lines(fork) > seen > 0  # it wrote on, and its disk has it
+        fork.delete(force=True)
+    assert lines(guest) > before
+    guest.restore(warm, force=True)
+    assert lines(guest) < before
+    assert abs(float(guest.run("date +%s").stdout) - time.time()) < 5
+    guest.publish("warm-debian")
+    made = debian.inn.launch("warm-debian", name="d4")
+    check_fork(made, guest)
+    lines(made)
+    made.delete(force=True)
+    for snapshot in guest.snapshots():
+        snapshot.delete()
+    debian.inn.delete_image("warm-debian")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults import check_tidy, look, put
 from keeper import Daemon
 from tiny import copy_state
 
@@ -93,3 +94,30 @@ def test_a_full_disk_holds_guests_and_keeps_nobody_from_ending_them(daemon: Daem
     wanted = writer.run("sh /tmp/all | sha256sum").stdout
     assert writer.run(f"head -c {WRITTEN} /dev/vda | sha256sum").stdout == wanted
     assert daemon.inn.jobs("running") + daemon.inn.jobs("queued") == []
+
+
+def test_what_a_full_disk_refuses_has_changed_nothing(daemon: Daemon) -> None:
+    subprocess.run(["mount", "-o", "remount,size=400m", str(daemon.home)], check=True)
+    guest = daemon.inn.launch("tiny", name="web1", memory="96MiB", disk="16MiB")
+    old = put(guest, "a")
+    guest.snapshot("first")
+    new = put(guest, "b")
+    refused: list[Callable[[], object]] = [
+        lambda: guest.snapshot("second"),
+        lambda: guest.snapshot("second", memory=False),
+        lambda: guest.fork(name="child"),
+        lambda: daemon.inn.snapshot("web1@first").fork(name="child"),
+        lambda: guest.restore("first", force=True),
+        lambda: guest.publish("warm"),
+    ]
+    for ask in refused:
+        fill(daemon.home)
+        assert code_of(ask) == "disk-full"
+        assert look(guest) == new
+        (daemon.home / "filler").unlink()
+        check_tidy(daemon)
+        assert [each.name for each in daemon.inn.guests()] == ["web1"]
+        assert [each.name for each in guest.snapshots()] == ["first"]
+    fork = guest.fork(name="child")
+    guest.restore("first", force=True)
+    assert (look(guest), look(fork)) == (old, new)

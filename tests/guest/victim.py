@@ -30,7 +30,7 @@ from serai.store.database import Store
 ON_DISKS = ("link", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "truncate")
 QUIET_CALLS = frozenset({"guest-ping", "guest-exec-status"})
 SIZE = 1 << 16
-COUNT, AT, TOLD = slice(0, 8), slice(8, 16), 16
+COUNT, AT, BY, TOLD = slice(0, 8), slice(8, 16), slice(16, 24), 24
 
 
 class Trap:
@@ -45,10 +45,12 @@ class Trap:
             os.close(fd)
         self._lock = threading.Lock()
 
-    def set(self, at: int) -> None:
-        """Count from now on; die before step number ``at`` (0: never)."""
-        self._map[COUNT], self._map[AT] = bytes(8), at.to_bytes(8)
+    def set(self, at: int, by: int = signal.SIGKILL) -> None:
+        """Count from now on; send the daemon ``by`` before step number ``at`` (0: never)."""
+        self._map[AT] = bytes(8)
+        self._map[COUNT], self._map[BY] = bytes(8), by.to_bytes(8)
         self._map[TOLD:] = bytes(SIZE - TOLD)
+        self._map[AT] = at.to_bytes(8)
 
     def steps(self) -> list[str]:
         """Return what was done since ``set``; the last one was not done if that was deadly."""
@@ -64,7 +66,7 @@ class Trap:
             if end + len(line) < SIZE:
                 self._map[end : end + len(line)] = line
             if count == int.from_bytes(self._map[AT]):
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), int.from_bytes(self._map[BY]))
 
 
 def wrap(trap: Trap) -> None:

@@ -140,6 +140,14 @@ async def _tell_who_it_is(driver: GuestDriver, instance: Instance, old_mac: str)
     try:
         await instance.agent.execute(request)
     except SeraiError as error:
-        log.warning("%s was not told who it is: %s", driver.name, error.message)
+        log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
+        driver.first_words = lambda: _tell_late(driver, instance, old_mac)
         return
     note_agent(driver, AgentState.ANSWERING)
+
+
+async def _tell_late(driver: GuestDriver, instance: Instance, old_mac: str) -> None:
+    """Tell it once its agent is there, for a guest that was frozen before it was."""
+    driver.first_words = None
+    if driver.instance is instance:
+        await _tell_who_it_is(driver, instance, old_mac)

@@ -144,6 +144,7 @@ class GuestDriver:
         self.mailbox: Mailbox[Message] = Mailbox()
         self.attached: list[asyncio.Task[None]] = []
         self.turn = 0
+        self.first_words: Callable[[], Awaitable[None]] | None = None
         self._script = script
         self._on_gone = on_gone
         self._work: Work | None = None

@@ -35,6 +35,7 @@ from serai.engine.running import (
     held_mark,
     machine_of,
     next_run_dir,
+    quiet_mark,
     write_running,
 )
 from serai.errors import Code, Conflict, SeraiError
@@ -48,6 +49,7 @@ from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 
 FREEZE_TIMEOUT = 30.0
 QUIESCE_TIMEOUT = 10.0
+LATE_THAW_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +238,7 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
             yield
         return
+    quiet_mark(driver).touch()
     await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
     try:
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
@@ -244,6 +247,7 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
         going_on = driver.instance
         if going_on is not None:
             await going_on.agent.thaw(timeout=QUIESCE_TIMEOUT)
+            quiet_mark(driver).unlink(missing_ok=True)
 
 
 async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
@@ -320,7 +324,19 @@ async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
         held_mark(driver).unlink()
         driver.happen(Happening.WENT_ON)
         said += "; it was held, and goes on"
+    if quiet_mark(driver).exists():
+        said += await _thaw_late(driver, instance)
     return said
+
+
+async def _thaw_late(driver: GuestDriver, instance: Instance) -> str:
+    """Let file systems go on that an earlier daemon had frozen; thawed ones are not harmed."""
+    try:
+        await instance.agent.thaw(timeout=LATE_THAW_TIMEOUT)
+    except SeraiError as error:
+        return f"; its file systems may still be frozen: {error.message}"
+    quiet_mark(driver).unlink(missing_ok=True)
+    return "; its file systems were thawed"
 
 
 async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:

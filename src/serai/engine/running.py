@@ -64,9 +64,14 @@ def held_mark(driver: GuestDriver) -> Path:
     return driver.house.places.guests_run / driver.record.id / "held"
 
 
+def quiet_mark(driver: GuestDriver) -> Path:
+    """Return where it is noted that a guest's file systems are frozen, only for a moment."""
+    return driver.house.places.guests_run / driver.record.id / "quiet"
+
+
 def forget_running(driver: GuestDriver) -> None:
     """Remove what stands beside a running guest: it does not run any more."""
-    for path in (running_file(driver), held_mark(driver)):
+    for path in (running_file(driver), held_mark(driver), quiet_mark(driver)):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -223,6 +228,7 @@ async def let_go(driver: GuestDriver) -> None:
     if instance is not None:
         await dismiss(driver, instance)
     driver.agent_state = AgentState.UNKNOWN
+    driver.first_words = None
     driver.exited.set()
     driver.house.cgroups.remove(driver.record.id)
     forget_running(driver)
@@ -260,6 +266,8 @@ async def _knock(driver: GuestDriver, instance: Instance) -> None:
         await instance.agent.ping(timeout=AGENT_KNOCK_TIMEOUT)
     except SeraiError:
         return  # the port opens once an agent is there: then we knock again
+    if driver.first_words is not None:
+        await driver.first_words()
     note_agent(driver, AgentState.ANSWERING)
 
 
