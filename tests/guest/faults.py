@@ -14,14 +14,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keeper import START_LIMIT, Daemon, open_files
+from tiny import copy_state, state_with_tiny
 from victim import Trap
 
 import serai
@@ -29,6 +30,7 @@ from serai import Guest, SeraiError
 
 LIMIT = 30.0
 AT_REST = {"running", "stopped", "crashed"}
+AGAIN = 11
 STILL = 0.05
 """Within this time something is done, or nothing is any more."""
 MEMORY = "96MiB"
@@ -87,7 +89,7 @@ class Victim(Daemon):
         self._await_ready(reading)
         os.close(reading)
         self.inn.close()
-        import serai
+
         self.inn = serai.connect(self.socket)
 
     def _await_ready(self, reading: int) -> None:
@@ -336,8 +338,11 @@ def first(steps: Sequence[str], name: str) -> int:
 
 
 def sweep(daemon: Victim, case: Case, steps: Iterable[int]) -> int:
-    """Die at each of the steps, in turn; return how many rounds that were."""
-    return sum(die_at(daemon, case, at) for at in steps)
+    """Die at each of the steps, in turn, and once more at some step of the next daemon's start.
+
+    Returns how often it did: what is done last may be done in fewer steps now and then.
+    """
+    return sum(die_at(daemon, case, at, again=at % AGAIN) for at in steps)
 
 
 # -- the cases -------------------------------------------------------------------------------------
@@ -348,13 +353,6 @@ SOURCE = "source"
 def source_of(daemon: Daemon) -> Guest:
     """Return the guest that all is asked of."""
     return reach(daemon, SOURCE)
-
-
-def _is_as(expected: str) -> Callable[[Daemon], None]:
-    def check(daemon: Daemon) -> None:
-        assert look(source_of(daemon)) == expected
-
-    return check
 
 
 def snapshot_case(daemon: Daemon, *, memory: bool, booted: bool = False) -> Case:
@@ -568,3 +566,43 @@ def merge_case(daemon: Daemon) -> Case:
         assert look(source_of(daemon)) == seen
 
     return Case(name="merge", prepare=prepare, ask=ask, check=check)
+
+
+CASES: tuple[Callable[[Daemon], Case], ...] = (
+    lambda daemon: snapshot_case(daemon, memory=True, booted=True),
+    lambda daemon: snapshot_case(daemon, memory=True),
+    lambda daemon: snapshot_case(daemon, memory=False),
+    fork_case,
+    lambda daemon: fork_case(daemon, _snapshot(daemon)),
+    lambda daemon: restore_case(daemon, "back"),
+    publish_case,
+    republish_case,
+    launch_case,
+    delete_case,
+    merge_case,
+)
+
+
+def _snapshot(daemon: Daemon) -> str:
+    source_of(daemon).snapshot("first")
+    return "first"
+
+
+@contextmanager
+def fresh_victim(home: Path) -> Iterator[Victim]:
+    """A daemon with a guest that runs and can be asked; at the end nothing may be left."""
+    copy_state(state_with_tiny(), home)
+    daemon = Victim(home, heartbeat="600s")
+    try:
+        daemon.start()
+        daemon.inn.launch("tiny", name=SOURCE, memory=MEMORY, disk=DISK)
+        yield daemon
+        daemon.delete_all()
+        for image in daemon.inn.images():
+            daemon.inn.delete_image(image.name)
+        wait_for("all is gone", lambda: not any(map(daemon.files_in, ("layers", "memory"))))
+        daemon.stop()
+        assert not (left := daemon.leftovers()), f"left behind: {left}"
+    finally:
+        daemon.kill_all()
+        daemon.close()

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from faults import (
     AT_REST,
-    DISK,
-    MEMORY,
     SOURCE,
     Case,
     Victim,
@@ -19,6 +17,7 @@ from faults import (
     die_at,
     first,
     fork_case,
+    fresh_victim,
     hurt_at,
     launch_case,
     look,
@@ -33,7 +32,6 @@ from faults import (
     wait_for,
     wait_tidy,
 )
-from tiny import copy_state
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -44,23 +42,10 @@ BIRTH = ("committed PutGuest", "spawned", "rename */.running", "agent guest-exec
 
 
 @pytest.fixture
-def victim(serai_home: Path, tiny_state: Path) -> Iterator[Victim]:
+def victim(serai_home: Path) -> Iterator[Victim]:
     """A daemon with a guest that runs and can be asked."""
-    copy_state(tiny_state, serai_home)
-    daemon = Victim(serai_home, heartbeat="600s")
-    try:
-        daemon.start()
-        daemon.inn.launch("tiny", name=SOURCE, memory=MEMORY, disk=DISK)
+    with fresh_victim(serai_home) as daemon:
         yield daemon
-        daemon.delete_all()
-        for image in daemon.inn.images():
-            daemon.inn.delete_image(image.name)
-        wait_for("all is gone", lambda: not any(map(daemon.files_in, ("layers", "memory"))))
-        daemon.stop()
-        assert not (left := daemon.leftovers()), f"left behind: {left}"
-    finally:
-        daemon.kill_all()
-        daemon.close()
 
 
 def die_at_each(daemon: Victim, case: Case, names: tuple[str, ...]) -> None:
@@ -87,7 +72,9 @@ def test_killed_while_what_was_frozen_is_used(victim: Victim) -> None:
     swap = ("spawned", "commit PutGuest", "committed PutGuest", "rename */.running", "qmp cont")
     die_at_each(victim, restore_case(victim, "back"), ("link */", "unlink */running.json", *swap))
     die_at_each(victim, delete_case(victim), ("commit DropSnapshot", "rename memory/"))
-    die_at_each(victim, merge_case(victim), ("rename layers/", "commit DropLayer", "unlink layers/"))
+    die_at_each(
+        victim, merge_case(victim), ("rename layers/", "commit DropLayer", "unlink layers/")
+    )
 
 
 def test_killed_while_a_booted_guest_is_frozen(victim: Victim) -> None:

@@ -13,7 +13,6 @@ import logging
 import mmap
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -73,7 +72,7 @@ def wrap(trap: Trap) -> None:
     """Make a step of everything that lasts beyond the daemon."""
     for name in ON_DISKS:
         setattr(os, name, _on_disk(trap, name, getattr(os, name)))
-    commit, execute, spawn, call = Store.commit, Monitor.execute, life.spawn, AgentWire.call
+    commit, execute, spawn, call = Store.commit, Monitor.execute, vars(life)["spawn"], AgentWire.call
 
     async def committing(self: Store, *changes: Any) -> Any:
         kinds = ",".join(sorted({type(each).__name__ for each in changes} - {"AddEvent", "PutJob"}))
@@ -103,7 +102,7 @@ def wrap(trap: Trap) -> None:
     AgentWire.call = calling  # type: ignore[method-assign]
     Store.commit = committing  # type: ignore[method-assign]
     Monitor.execute = executing  # type: ignore[method-assign]
-    life.spawn = spawning
+    setattr(life, "spawn", spawning)  # noqa: B010 - it is not one that others import
 
 
 def _on_disk(trap: Trap, name: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,10 +18,9 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -290,21 +289,17 @@ async def _held(driver: GuestDriver, instance: Instance) -> AsyncIterator[None]:
     if driver.state is not GuestState.RUNNING:
         yield
         return
-    with _marked(driver):
+    held_mark(driver).touch()  # so that the next daemon lets it go on
+    try:
         await instance.hold()
-        try:
-            yield
-        finally:
-            await instance.go_on()
+        yield
+    finally:
+        await _let_go_on(driver, instance)
 
 
-@contextmanager
-def _marked(driver: GuestDriver) -> Iterator[None]:
-    """Leave a mark while we hold a guest that ran, so that the next daemon lets it go on."""
-    mark = held_mark(driver)
-    mark.touch()
-    yield
-    mark.unlink(missing_ok=True)
+async def _let_go_on(driver: GuestDriver, instance: Instance) -> None:
+    await instance.go_on()
+    held_mark(driver).unlink(missing_ok=True)
 
 
 async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
@@ -320,8 +315,7 @@ async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
         write_running(driver, instance)
         said += "; its disks were switched to new heads"
     if held_mark(driver).exists():
-        await instance.go_on()
-        held_mark(driver).unlink()
+        await _let_go_on(driver, instance)
         driver.happen(Happening.WENT_ON)
         said += "; it was held, and goes on"
     if quiet_mark(driver).exists():
@@ -348,13 +342,14 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     try:
         upcoming = await _prepare(driver, machine, fd)
         try:
-            with _marked(driver) if driver.state is GuestState.RUNNING else nullcontext():
-                await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
-                await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
-                house.bases.keep_state(machine.ram, state_fd)
-                write_running(driver, upcoming)
-                if driver.state is GuestState.RUNNING:
-                    await upcoming.go_on()
+            if driver.state is GuestState.RUNNING:
+                held_mark(driver).touch()
+            await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+            await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+            house.bases.keep_state(machine.ram, state_fd)
+            write_running(driver, upcoming)
+            if driver.state is GuestState.RUNNING:
+                await _let_go_on(driver, upcoming)
         except BaseException:
             await _stay(driver, old, upcoming)
             raise
@@ -388,7 +383,7 @@ async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
     await upcoming.end(0.0)
     await dismiss(driver, upcoming)
     if driver.state is GuestState.RUNNING:
-        await old.go_on()
+        await _let_go_on(driver, old)
 
 
 async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:

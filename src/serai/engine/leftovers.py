@@ -37,7 +37,9 @@ def _sweep_state(driver: GuestDriver, folder: Path) -> None:
     volumes = driver.record.volumes
     ours = "|".join(re.escape(volume.name) for volume in volumes)
     made = re.compile(rf"(?:{ours})(?:-[0-9a-f]{{8}})?\.qcow2", re.ASCII)
-    strays = [path for path in stray_heads(folder, volumes) if volumes and made.fullmatch(path.name)]
+    strays = [
+        path for path in stray_heads(folder, volumes) if volumes and made.fullmatch(path.name)
+    ]
     for path in (*strays, *folder.glob(BEING_WRITTEN)):
         path.unlink(missing_ok=True)
     sync_folder(folder)
