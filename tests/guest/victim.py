@@ -72,7 +72,12 @@ def wrap(trap: Trap) -> None:
     """Make a step of everything that lasts beyond the daemon."""
     for name in ON_DISKS:
         setattr(os, name, _on_disk(trap, name, getattr(os, name)))
-    commit, execute, spawn, call = Store.commit, Monitor.execute, vars(life)["spawn"], AgentWire.call
+    commit, execute, spawn, call = (
+        Store.commit,
+        Monitor.execute,
+        vars(life)["spawn"],
+        AgentWire.call,
+    )
 
     async def committing(self: Store, *changes: Any) -> Any:
         kinds = ",".join(sorted({type(each).__name__ for each in changes} - {"AddEvent", "PutJob"}))

@@ -122,7 +122,9 @@ async def freeze(
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=quiesce)
     except BaseException:
-        if not switched.done:
+        if switched.done:
+            await _drop_old_heads(driver, record)
+        else:
             await _take_back(driver, record, heads)
         raise
     await _drop_old_heads(driver, record)
@@ -336,7 +338,12 @@ async def _thaw_late(driver: GuestDriver, instance: Instance) -> str:
 async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:
     """Make a base of the guest's memory; a second QEMU goes on with the guest."""
     house = driver.house
-    machine = dataclasses.replace(old.machine, drives=machine_of(driver).drives, ram_private=True)
+    machine = dataclasses.replace(
+        old.machine,
+        drives=machine_of(driver).drives,
+        ram_private=True,
+        boots=not driver.agent_answered.is_set(),
+    )
     fd = old.memory_fd()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     try:
