@@ -592,7 +592,7 @@ def _snapshot(daemon: Daemon) -> str:
 def fresh_victim(home: Path) -> Iterator[Victim]:
     """A daemon with a guest that runs and can be asked; at the end nothing may be left."""
     copy_state(state_with_tiny(), home)
-    daemon = Victim(home, heartbeat="600s")
+    daemon = Victim(home, heartbeat="600s", pool_memory="0")
     try:
         daemon.start()
         daemon.inn.launch("tiny", name=SOURCE, memory=MEMORY, disk=DISK)

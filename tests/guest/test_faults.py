@@ -87,6 +87,7 @@ def test_a_qemu_is_killed_in_the_midst(victim: Victim) -> None:
     """The source's, the one that is to go on in its place, a fork's."""
 
     def hurt(case: Case, name: str, turn: int) -> str:
+        """End the oldest QEMU (0), or the newest (-1), before the first step of that name."""
         code = hurt_at(victim, case, first(steps, name), lambda found: [*found][turn])
         wait_for("it rests", lambda: {str(g.info.state) for g in victim.inn.guests()} <= AT_REST)
         wait_tidy(victim)
