@@ -37,7 +37,7 @@ from serai.engine.running import (
     quiet_mark,
     write_running,
 )
-from serai.errors import Code, Conflict, SeraiError
+from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.guest import GuestRecord, Volume
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
@@ -240,7 +240,11 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
             yield
         return
     quiet_mark(driver).touch()
-    await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
+    try:
+        await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
+    except (Busy, HostFailure):  # it was not done; after Interrupted it may have been
+        quiet_mark(driver).unlink(missing_ok=True)
+        raise
     try:
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
             yield
