@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from debian import state_with_debian
-from keeper import Daemon
+from keeper import Daemon, wait_for
 from tiny import copy_state
 
-from serai import Guest
+from serai import Guest, SeraiError
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -66,6 +66,13 @@ def lines(guest: Guest) -> int:
     return int(done.stdout)
 
 
+def answers(guest: Guest) -> bool:
+    try:
+        return guest.run("true").ok
+    except SeraiError:
+        return False
+
+
 def check_fork(fork: Guest, source: Guest) -> None:
     """A fork of a full system is up, and is somebody of its own."""
     assert fork.run("hostname; cat /etc/hostname").stdout.split() == [fork.name] * 2
@@ -81,6 +88,7 @@ def check_forks(debian: Daemon, guest: Guest) -> None:
     """Snapshots, forks, restores and a warm image of a full system that is at work."""
     assert guest.run(["systemd-run", "--unit=writer", "sh", "-c", WRITE]).ok
     warm = guest.snapshot("warm")
+    wait_for("its agent is there again", lambda: answers(guest), limit=30.0)
     quiet = guest.snapshot("quiet", quiesce=True)
     guest.snapshot("cold", memory=False, quiesce=True).delete()
     before = lines(guest)
