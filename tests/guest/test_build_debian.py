@@ -42,12 +42,8 @@ def test_it_boots_from_its_own_disk(debian: Daemon, firmware: str) -> None:
     assert "VERSION_CODENAME" in guest.run("cat /etc/os-release").stdout
     assert guest.run("ip -4 -o address show scope global").stdout
     assert len(guest.run("cat /etc/machine-id").stdout.strip()) == 32
-    assert (
-        guest.run("systemctl is-active ssh qemu-guest-agent systemd-networkd").stdout.count(
-            "active\n"
-        )
-        == 3
-    )
+    services = "systemctl is-active ssh qemu-guest-agent systemd-networkd"
+    wait_for("all is up", lambda: guest.run(services).stdout.split() == ["active"] * 3, limit=120.0)
     check_forks(debian, guest) if firmware == "bios" else check_fork(guest.fork(name="d2"), guest)
     guest.run("echo kept > /root/file; sync")
     guest.stop(timeout=60)
