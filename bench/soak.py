@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from debian import check_forks, state_with_debian
 from faults import CASES, count_steps, fresh_victim, sweep
 from keeper import Daemon
 from tiny import ROOT, copy_state, state_with_tiny
@@ -345,6 +346,26 @@ def soak_faults(every: int) -> None:
             say(f"{case.name}: killed at {died} of {len(steps)} steps")
 
 
+def soak_debian(home: Path) -> None:
+    """Snapshots, forks, restores and a warm image of a full system that is at work."""
+    copy_state(state_with_debian(), home)
+    daemon = Daemon(home, agent_timeout="300")
+    try:
+        daemon.start()
+        guest = daemon.inn.launch("debian", name="d1", memory="512MiB", cpus=2, disk="3GiB")
+        wait_for("it is up", lambda: guest.run("systemctl is-active -q ssh").ok)
+        check_forks(daemon, guest)
+        daemon.delete_all()
+        daemon.stop()
+        assert not (left := daemon.leftovers()), f"left behind: {left}"
+    except BaseException:
+        daemon.save(SAVED)
+        raise
+    finally:
+        daemon.kill_all()
+    say("a full system was saved, forked and put back")
+
+
 def main() -> int:
     """Soak; exit code 1 with the first thing that was lost or has leaked."""
     parser = argparse.ArgumentParser(prog="bench.soak")
@@ -367,6 +388,8 @@ def main() -> int:
         soak_hurts(daemon, options.hurts, chance)
     if options.every:
         soak_faults(options.every)
+        with tempfile.TemporaryDirectory(prefix="soak-") as name:
+            soak_debian(Path(name))
     if os.geteuid() == 0:
         with small_home() as home, fresh_daemon(home, disk_reserve="16MiB") as daemon:
             soak_full_disk(daemon)
