@@ -1,11 +1,12 @@
 """What leaks and what is lost when it goes on for long and everything is killed: ``make soak``.
 
-``python -m bench.soak``                 all of it (about 15 minutes on two cores)
+``python -m bench.soak``                 all of it (about 25 minutes on two cores)
 ``python -m bench.soak --cycles 50 --kills 3 --hurts 10 --seed 7``   less of it; tests do this
 
 Cycles: start and forced stop; then descriptors, threads, files, processes and memory are as before.
 Kills: the daemon is killed at random moments during mixed work; whatever was acknowledged is so.
 Hurts: QEMU is stopped, killed and let go on at random; each time only its own guest suffers.
+Faults: the daemon is killed before every single step of snapshots, forks, restores and images.
 Full disk: guests that write are held, go on when there is room, and have lost nothing.
 """
 
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from debian import check_forks, state_with_debian
+from faults import CASES, count_steps, fresh_victim, sweep
 from keeper import Daemon
 from tiny import ROOT, copy_state, state_with_tiny
 
@@ -326,12 +329,50 @@ def _refusal(work: Callable[[], object]) -> str:
     return "nothing"
 
 
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def soak_faults(every: int) -> None:
+    """Kill the daemon before every step (or each ``every``-th) of each of ``faults.CASES``."""
+    for make in CASES:
+        with (
+            tempfile.TemporaryDirectory(prefix="soak-") as name,
+            fresh_victim(Path(name)) as victim,
+        ):
+            case = make(victim)
+            count_steps(victim, case)  # the first freeze of a guest is another one
+            steps = count_steps(victim, case)
+            died = sweep(victim, case, range(1, len(steps) + 1, every))
+            say(f"{case.name}: killed at {died} of {len(steps)} steps")
+
+
+def soak_debian(home: Path) -> None:
+    """Snapshots, forks, restores and a warm image of a full system that is at work."""
+    copy_state(state_with_debian(), home)
+    daemon = Daemon(home, agent_timeout="300")
+    try:
+        daemon.start()
+        guest = daemon.inn.launch("debian", name="d1", memory="512MiB", cpus=2, disk="3GiB")
+        wait_for("it is up", lambda: guest.run("systemctl is-active -q ssh").ok)
+        check_forks(daemon, guest)
+        daemon.delete_all()
+        daemon.stop()
+        assert not (left := daemon.leftovers()), f"left behind: {left}"
+    except BaseException:
+        daemon.save(SAVED)
+        raise
+    finally:
+        daemon.kill_all()
+    say("a full system was saved, forked and put back")
+
+
 def main() -> int:
     """Soak; exit code 1 with the first thing that was lost or has leaked."""
     parser = argparse.ArgumentParser(prog="bench.soak")
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--hurts", type=int, default=60)
+    parser.add_argument("--every", type=int, default=1, help="of the steps of faults; 0: none")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     options = parser.parse_args()
     say(f"seed {options.seed}")
@@ -345,6 +386,10 @@ def main() -> int:
         fresh_daemon(Path(name), **PATIENCE) as daemon,
     ):
         soak_hurts(daemon, options.hurts, chance)
+    if options.every:
+        soak_faults(options.every)
+        with tempfile.TemporaryDirectory(prefix="soak-") as name:
+            soak_debian(Path(name))
     if os.geteuid() == 0:
         with small_home() as home, fresh_daemon(home, disk_reserve="16MiB") as daemon:
             soak_full_disk(daemon)

@@ -103,7 +103,7 @@ class Daemon:
         """Return the processes that have files of a guest open, by the guest's id."""
         guests = f"{self.home}/state/guests/"
         found = {}
-        for pid, path in _open_files():
+        for pid, path in open_files():
             if path.startswith(guests) and pid != (self.process.pid if self.process else 0):
                 found[path.removeprefix(guests).partition("/")[0]] = pid
         return found
@@ -148,7 +148,8 @@ class Daemon:
             (folder / f"{name}-argv").write_bytes(words_of)
 
 
-def _open_files() -> Iterator[tuple[int, str]]:
+def open_files() -> Iterator[tuple[int, str]]:
+    """Give every process's open files."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             for file in (process / "fd").iterdir():

@@ -74,22 +74,50 @@ def test_cpus_that_were_plugged_in_are_forked_too(daemon: Daemon, guest: Guest) 
     assert daemon.inn.guest("web1").fork(name="web3").run("nproc").stdout.strip() == "2"
 
 
-def test_neither_sees_what_the_other_writes(guest: Guest) -> None:
-    """Patterns on both sides, in files that are memory here, many times over; forks of forks too."""
-    guest.run("mkdir /p; dd if=/dev/urandom of=/p/common bs=1M count=8 2>/dev/null")
-    common = read(guest, "/dev/null") or guest.run("md5sum < /p/common").stdout
-    write = "for i in $(seq 200); do echo $WHO-$i > /p/f$i; done; echo $WHO > /p/who"
-    check = "for i in $(seq 200); do read x < /p/f$i; [ $x = $WHO-$i ] || echo bad $i $x; done"
-    family = [guest]
-    for generation in range(3):
-        family += family[-1].fork(2, name=f"gen{generation}")
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for _ in range(3):
-            list(pool.map(lambda each: each.run(write, env={"WHO": each.name}), family))
-            for each in family:
-                assert each.run(check, env={"WHO": each.name}).stdout == ""
-                assert read(each, "/p/who") == each.name
-                assert each.run("md5sum < /p/common").stdout == common
+WRITE = """
+for i in $(seq 100); do
+    echo $WHO-$i > /p/f$i
+    printf '%-511s\\n' $WHO-$i
+done | dd of=/dev/vda bs=512 conv=notrunc,fsync 2>/dev/null
+echo $WHO > /p/who
+"""
+CHECK = """
+for i in $(seq 100); do read x < /p/f$i; [ $x = $WHO-$i ] || echo memory $i: $x; done
+i=0
+dd if=/dev/vda bs=512 count=100 iflag=direct 2>/dev/null | while read x; do
+    i=$((i+1)); [ $x = $WHO-$i ] || echo disk $i: $x
+done
+"""
+
+
+def test_neither_sees_what_the_other_writes(daemon: Daemon) -> None:
+    """Patterns on all sides, in memory and on disks, thousands of times; five generations deep."""
+    first = daemon.inn.launch("tiny", name="gen", memory="96MiB", disk="16MiB")
+    first.run("mkdir /p; dd if=/dev/urandom of=/p/common bs=1M count=8 2>/dev/null")
+    common = first.run("md5sum < /p/common").stdout
+    family = [first]
+
+    def everybody(script: str) -> list[str]:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            runs = pool.map(lambda each: each.run(script, env={"WHO": each.name}), family)
+            return [done.stdout for done in runs]
+
+    for generation in range(5):
+        family += family[-1].fork(2 if generation == 2 else 1, name=f"gen{generation}")
+        everybody(WRITE)
+        assert everybody(CHECK) == [""] * len(family)
+    everybody(WRITE)
+    assert everybody(CHECK) == [""] * len(family)
+    assert everybody("cat /p/who") == [f"{each.name}\n" for each in family]
+    assert everybody("md5sum < /p/common") == [common] * len(family)
+
+
+def test_a_fork_of_a_guest_that_still_boots_learns_who_it_is(daemon: Daemon) -> None:
+    guest = daemon.inn.launch("tiny", name="early", memory="96MiB", wait=False)
+    forks = guest.fork(2, name="twin")
+    for each in forks:
+        assert each.run("cat /sys/class/net/eth0/address").stdout.strip() == each.info.mac
+        assert each.run("hostname").stdout.strip() == each.name
 
 
 def test_a_fork_is_somebody_of_its_own(guest: Guest) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from faults import look, put, wait_tidy
 from keeper import Daemon, wait_for
 from tiny import copy_state
 
@@ -85,3 +86,49 @@ def test_a_full_disk_holds_guests_and_keeps_nobody_from_ending_them(daemon: Daem
     wanted = writer.run("sh /tmp/all | sha256sum").stdout
     assert writer.run(f"head -c {WRITTEN} /dev/vda | sha256sum").stdout == wanted
     assert daemon.inn.jobs("running") + daemon.inn.jobs("queued") == []
+
+
+def test_what_a_full_disk_refuses_has_changed_nothing(daemon: Daemon) -> None:
+    subprocess.run(["mount", "-o", "remount,size=400m", str(daemon.home)], check=True)
+    guest = daemon.inn.launch("tiny", name="web1", memory="96MiB", disk="16MiB")
+    old = put(guest, "a")
+    guest.snapshot("first")
+    new = put(guest, "b")
+    asked: list[Callable[[], object]] = [
+        lambda: guest.snapshot("second"),
+        lambda: guest.fork(name="child"),
+        lambda: daemon.inn.snapshot("web1@first").fork(name="child"),
+        lambda: guest.restore("first", force=True),
+        lambda: guest.publish("warm"),
+    ]
+    codes = []
+    for ask in asked:
+        fill(daemon.home)
+        codes.append(outcome(ask))
+        restored = ask is asked[3] and not codes[-1]
+        assert look(guest) == (old if restored else new)
+        (daemon.home / "filler").unlink()
+        wait_tidy(daemon)
+        names = {each.name for each in daemon.inn.guests()} - {"web1"}
+        made = names | ({each.name for each in guest.snapshots()} - {"first"})
+        assert not (codes[-1] and made), "it was refused, and something is there"
+        put(guest, "b")
+        for name in names:
+            daemon.inn.guest(name).delete(force=True)
+        for name in made - names:
+            daemon.inn.snapshot(f"web1@{name}").delete()
+    # what is so small that the room kept back for the database does may be done all the same
+    assert set(codes) <= {"", "disk-full"}
+    assert "disk-full" in codes
+    fork = guest.fork(name="child")
+    guest.restore("first", force=True)
+    assert (look(guest), look(fork)) == (old, new)
+
+
+def outcome(work: Callable[[], object]) -> str:
+    """Return the code of the problem that it ends with, "" for none."""
+    try:
+        work()
+    except SeraiError as error:
+        return str(error.code)
+    return ""

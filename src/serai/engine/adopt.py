@@ -13,6 +13,7 @@ from signal import SIGKILL
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.freezing import finish_freeze
 from serai.engine.jobs import Jobs, LiveJob, error_of, interrupted
+from serai.engine.leftovers import sweep_beside
 from serai.engine.procedures import (
     PROCEDURES,
     create,
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 MONITOR_TIMEOUT = 1.0
 KILL_LIMIT = 10.0
 
-DECIDING = frozenset({"launch", "start", "stop", "restart", "delete"})
+DECIDING = frozenset({"launch", "start", "stop", "restart", "delete", "snapshot-restore"})
 """Kinds of jobs whose end says whether the guest runs."""
 
 VERBS: Mapping[str, Verb] = {
@@ -71,11 +72,16 @@ def verb_of(action: AnyAction) -> Verb:
     return VERBS[str(action.__struct_config__.tag)]
 
 
-async def take_up(driver: GuestDriver, pids: list[int], unfinished: list[Job], jobs: Jobs) -> str:
-    """Bring one guest to where it should be; never raises, whatever it finds."""
+async def take_up(
+    driver: GuestDriver, pids: list[int], unfinished: list[Job], jobs: Jobs, *, decided: bool
+) -> str:
+    """Bring one guest to where it should be; never raises, whatever it finds.
+
+    ``decided``: what was under way says whether it is to run, not its policy.
+    """
     try:
-        decided = any(job.kind in DECIDING for job in unfinished)
         found = await _find_state(driver, pids, decided=decided)
+        await asyncio.to_thread(sweep_beside, driver)
         done = await _take_up_jobs(driver, unfinished, jobs)
     except Exception as error:  # one guest that can't be taken up keeps no other from it
         return f"{driver.name}: {error_of(error).message}"
@@ -83,7 +89,6 @@ async def take_up(driver: GuestDriver, pids: list[int], unfinished: list[Job], j
 
 
 async def _find_state(driver: GuestDriver, pids: list[int], *, decided: bool) -> str:
-    """``decided``: what was under way says whether the guest is to run, not its policy."""
     process = await _tell_apart(driver, pids)
     if process is not None:
         return await _adopt(driver, process)
@@ -101,16 +106,18 @@ async def _tell_apart(driver: GuestDriver, pids: list[int]) -> Process | None:
     """Return the guest's process. A second one that was to go on in its place is ended.
 
     The badge of each holds the name of its run folder; ``running.json`` says whose folder counts.
+    Without that the only one is the guest's.
     """
     guest_id = driver.record.id
     running = read_running(driver)
-    folder = (running.sockets if running else "") or guest_id
+    folder = (running.sockets or guest_id) if running else ""
     found = None
     for pid in pids:
         process = Process.attach(pid, "-uuid", guest_id, holds=memory_name(guest_id))
         if process is None:
             continue
-        if found is None and (len(pids) == 1 or _folder_of(pid, guest_id) == folder):
+        counts = _folder_of(pid, guest_id) == folder if folder else len(pids) == 1
+        if found is None and counts:
             found = process
             continue
         process.signal(SIGKILL)
@@ -127,21 +134,24 @@ def _folder_of(pid: int, guest_id: str) -> str:
 
 async def _adopt(driver: GuestDriver, process: Process) -> str:
     """Take the running guest as it is."""
-    house = driver.house
+    house, guest_id = driver.house, driver.record.id
     running = read_running(driver)
+    folder = _folder_of(process.pid, guest_id)
+    run_dir = house.places.guests_run / guest_id
     instance = await Instance.adopt(
         running.machine if running else describe_machine(driver, ()),
         process,
         started_at=running.started_at if running else house.journal.now(),
-        run_dir=house.places.guests_run / driver.record.id / (running.sockets if running else ""),
-        state_dir=house.places.guests / driver.record.id,
+        run_dir=run_dir if folder in ("", guest_id) else run_dir / folder,
+        state_dir=house.places.guests / guest_id,
         timeout=MONITOR_TIMEOUT,
     )
     driver.state = GuestState.RUNNING
     attach(driver, instance, adopted=True)
     driver.tell(EventKind.GUEST_ADOPTED, pid=str(process.pid))
     state = await _seen_state(driver, instance)
-    more = await finish_freeze(driver, instance)
+    silent = driver.state is GuestState.UNRESPONSIVE
+    more = "" if silent else await finish_freeze(driver, instance)
     return f"runs on as process {process.pid} ({state}){more}"
 
 
@@ -217,15 +227,29 @@ async def _take_up_launch(driver: GuestDriver, job: LiveJob, kind: str, phase: s
 
 
 async def take_up_all(
-    drivers: list[GuestDriver], pids: Mapping[str, list[int]], unfinished: list[Job], jobs: Jobs
+    drivers: list[GuestDriver],
+    pids: Mapping[str, list[int]],
+    unfinished: list[Job],
+    jobs: Jobs,
+    others: list[Job],
 ) -> list[str]:
-    """Take up all guests at once; return a sentence for each."""
+    """Take up all guests at once; return a sentence for each.
+
+    ``others`` are unfinished jobs that are about guests, too, but that somebody else takes up.
+    """
+    decided = {job.subject for job in (*unfinished, *others) if job.kind in DECIDING}
     by_subject: dict[str, list[Job]] = {}
     for job in unfinished:
         by_subject.setdefault(job.subject, []).append(job)
     sentences = await asyncio.gather(
         *(
-            take_up(driver, pids.get(driver.record.id, []), by_subject.pop(driver.name, []), jobs)
+            take_up(
+                driver,
+                pids.get(driver.record.id, []),
+                by_subject.pop(driver.name, []),
+                jobs,
+                decided=driver.name in decided,
+            )
             for driver in drivers
         )
     )

@@ -47,10 +47,17 @@ class Bases:
 
     def add(self, base_id: str, fd: int, state_fd: int) -> Base:
         """Take over a base that was just frozen: both descriptors are ours from now on."""
-        self._state_path(base_id).write_bytes(os.pread(state_fd, os.fstat(state_fd).st_size, 0))
+        self.keep_state(base_id, state_fd)
         base = Base(base_id, fd, state_fd, time.monotonic())
         self._open[base_id] = base
         return base
+
+    def keep_state(self, base_id: str, state_fd: int) -> None:
+        """Keep a base's stream for the next daemon; before a guest runs on the base."""
+        path = self._state_path(base_id)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_bytes(os.pread(state_fd, os.fstat(state_fd).st_size, 0))
+        temporary.rename(path)
 
     async def find(self, base_id: str, runner: Instance | None = None) -> Base:
         """Return a base: one that is open, that ``runner`` runs on, or from the disk (verified).

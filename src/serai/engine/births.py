@@ -21,6 +21,7 @@ from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
     confinement_of,
+    dismiss,
     folder_of,
     machine_of,
     next_run_dir,
@@ -80,7 +81,7 @@ async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bo
 
     On failure no process of it is left; its folder and record are the caller's.
     """
-    await make_files(child, frozen.uefi_vars)
+    await make_files(child, child.record, frozen.uefi_vars)
     child.happen(Happening.CREATED)
     child.enter(GuestState.STARTING)
     if frozen.moment is None:
@@ -93,33 +94,33 @@ async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bo
         raise
 
 
-async def make_files(driver: GuestDriver, uefi_vars: bytes) -> None:
+async def make_files(driver: GuestDriver, record: GuestRecord, uefi_vars: bytes) -> None:
     """Make the files of the guest: an empty head for each volume, and its firmware's variables.
 
-    Doing it again changes nothing but the latter.
+    ``record`` is the guest's, or what that will be. Doing it again changes nothing but the latter.
     """
-    folder = driver.house.places.guests / driver.record.id
-    await asyncio.to_thread(_make_files, driver, folder, uefi_vars)
+    folder = driver.house.places.guests / record.id
+    await asyncio.to_thread(_make_files, driver, folder, record, uefi_vars)
 
 
-def _make_files(driver: GuestDriver, folder: Path, uefi_vars: bytes) -> None:
+def _make_files(driver: GuestDriver, folder: Path, record: GuestRecord, uefi_vars: bytes) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if uefi_vars:
         with naming_disk_problems("creating the UEFI variables"):
             write_durably(folder / UEFI_VARS_NAME, uefi_vars)
-    for volume in driver.record.volumes:
+    for volume in record.volumes:
         if not volume.read_only:
             make_head(folder_of(driver, volume), volume)
 
 
-async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
+async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> Instance:
     """Start a QEMU for the guest that has taken the moment up; its processors are held still.
 
-    On failure nothing of it is left running.
+    ``record`` is the guest's, or what that will be. On failure nothing of it is left running.
     """
     house = driver.house
     base = await house.bases.find(moment.base)
-    machine = machine_from(driver, moment.machine)
+    machine = machine_from(driver, record, moment.machine)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     instance = await Instance.prepare(
@@ -135,14 +136,14 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
         await instance.end(0.0)
-        await instance.close()
+        await dismiss(driver, instance)
         raise
     return instance
 
 
-def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:
+def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> Machine:
     """Return the frozen machine as this guest's: its own identity and drives, else the same."""
-    own = machine_of(driver)
+    own = machine_of(driver, record)
     return dataclasses.replace(
         frozen,
         id=own.id,
@@ -162,7 +163,7 @@ async def be_born(
 
     On failure no process of it is left; its folder and record are the caller's.
     """
-    instance = await take_up(driver, moment)
+    instance = await take_up(driver, driver.record, moment)
     write_running(driver, instance)
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
@@ -206,6 +207,18 @@ async def _tell_who_it_is(
     try:
         await instance.agent.execute(request)
     except SeraiError as error:
-        log.warning("%s was not told who it is: %s", driver.name, error.message)
+        log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
+        driver.first_words = lambda: _tell_late(
+            driver, instance, old_mac, keep_identity=keep_identity
+        )
         return
     note_agent(driver, AgentState.ANSWERING)
+
+
+async def _tell_late(
+    driver: GuestDriver, instance: Instance, old_mac: str, *, keep_identity: bool
+) -> None:
+    """Tell it once its agent is there, for a guest that was frozen before it was."""
+    driver.first_words = None
+    if driver.instance is instance:
+        await _tell_who_it_is(driver, instance, old_mac, keep_identity=keep_identity)

@@ -145,6 +145,7 @@ class GuestDriver:
         self.attached: list[asyncio.Task[None]] = []
         self.turn = 0
         self.is_being_frozen = False
+        self.first_words: Callable[[], Awaitable[None]] | None = None
         self._script = script
         self._on_gone = on_gone
         self._work: Work | None = None

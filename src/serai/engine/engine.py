@@ -19,6 +19,7 @@ from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
 from serai.engine.checking import Checker
 from serai.engine.driver import CancelJob, GuestDriver, Script
+from serai.engine.forks import PHASES as FORK_PHASES
 from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
@@ -601,7 +602,8 @@ class Engine:
         drivers = list(self._drivers.values())
         pids = await asyncio.to_thread(find_processes, "-uuid", frozenset(self._drivers))
         about_guests = [job for job in unfinished if self._keeper_of(job) is None]
-        return await take_up_all(drivers, pids, about_guests, self._house.jobs)
+        others = [job for job in unfinished if self._keeper_of(job) is not None]
+        return await take_up_all(drivers, pids, about_guests, self._house.jobs, others)
 
     async def _take_up_keepers(self, unfinished: list[Job]) -> list[str]:
         sentences = []
@@ -628,6 +630,8 @@ class Engine:
                 return self._forker
             case "volume" | "pool" | "medium":
                 return self._volumes
+            case "launch" if job.phases == FORK_PHASES:
+                return self._forker  # of a published image
             case _:
                 return None
 

@@ -18,8 +18,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,15 @@ from serai.engine.running import (
     attach,
     confinement_of,
     detach,
+    dismiss,
     folder_of,
+    held_mark,
     machine_of,
     next_run_dir,
+    quiet_mark,
     write_running,
 )
-from serai.errors import Code, Conflict, SeraiError
+from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.model.guest import GuestRecord, Volume
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
@@ -50,6 +53,7 @@ from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 
 FREEZE_TIMEOUT = 30.0
 QUIESCE_TIMEOUT = 10.0
+LATE_THAW_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +148,9 @@ async def _freeze(
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=quiesce)
     except BaseException:
-        if not switched.done:
+        if switched.done:
+            await _drop_old_heads(driver, record)
+        else:
             await _take_back(driver, record, heads)
         raise
     finally:
@@ -280,7 +286,12 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
             yield
         return
-    await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
+    quiet_mark(driver).touch()
+    try:
+        await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
+    except (Busy, HostFailure):  # it was not done; after Interrupted it may have been
+        quiet_mark(driver).unlink(missing_ok=True)
+        raise
     try:
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
             yield
@@ -288,6 +299,7 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
         going_on = driver.instance
         if going_on is not None:
             await going_on.agent.thaw(timeout=QUIESCE_TIMEOUT)
+            quiet_mark(driver).unlink(missing_ok=True)
 
 
 async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
@@ -332,25 +344,17 @@ async def _held(driver: GuestDriver, instance: Instance) -> AsyncIterator[None]:
     if driver.state is not GuestState.RUNNING:
         yield
         return
-    with _marked(driver):
+    held_mark(driver).touch()  # so that the next daemon lets it go on
+    try:
         await instance.hold()
-        try:
-            yield
-        finally:
-            await instance.go_on()
+        yield
+    finally:
+        await _let_go_on(driver, instance)
 
 
-@contextmanager
-def _marked(driver: GuestDriver) -> Iterator[None]:
-    """Leave a mark while we hold a guest that ran, so that the next daemon lets it go on."""
-    mark = _mark(driver)
-    mark.touch()
-    yield
-    mark.unlink(missing_ok=True)
-
-
-def _mark(driver: GuestDriver) -> Path:
-    return driver.house.places.guests_run / driver.record.id / "held"
+async def _let_go_on(driver: GuestDriver, instance: Instance) -> None:
+    await instance.go_on()
+    held_mark(driver).unlink(missing_ok=True)
 
 
 async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
@@ -359,36 +363,53 @@ async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
     Returns what was done, as the end of a sentence. The same for disks that were being plugged.
     """
     said = await finish_plugging(driver, instance)
-    heads = _wanted_heads(driver)
-    active = await instance.active_nodes(FREEZE_TIMEOUT) if heads else {}
-    late = {name: head for name, head in heads.items() if active.get(name) != head.node}
-    if late:
-        await instance.switch_heads(late, FREEZE_TIMEOUT)
+    if instance.machine.ram_private:
+        instance.seal_base()  # before another freeze of it asks for that
+    heads = _wanted_heads(driver) if instance.machine.drives else {}
+    if heads and await instance.finish_switch(heads, FREEZE_TIMEOUT):
         write_running(driver, instance)
         said += "; its disks were switched to new heads"
-    if _mark(driver).exists():
-        await instance.go_on()
-        _mark(driver).unlink()
+    if held_mark(driver).exists():
+        await _let_go_on(driver, instance)
         driver.happen(Happening.WENT_ON)
         said += "; it was held, and goes on"
+    if quiet_mark(driver).exists():
+        said += await _thaw_late(driver, instance)
     return said
+
+
+async def _thaw_late(driver: GuestDriver, instance: Instance) -> str:
+    """Let file systems go on that an earlier daemon had frozen; thawed ones are not harmed."""
+    try:
+        await instance.agent.thaw(timeout=LATE_THAW_TIMEOUT)
+    except SeraiError as error:
+        return f"; its file systems may still be frozen: {error.message}"
+    quiet_mark(driver).unlink(missing_ok=True)
+    return "; its file systems were thawed"
 
 
 async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:
     """Make a base of the guest's memory; a second QEMU goes on with the guest."""
     house = driver.house
-    machine = dataclasses.replace(old.machine, drives=machine_of(driver).drives, ram_private=True)
+    machine = dataclasses.replace(
+        old.machine,
+        drives=machine_of(driver).drives,
+        ram_private=True,
+        boots=not driver.agent_answered.is_set(),
+    )
     fd = old.memory_fd()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     try:
         upcoming = await _prepare(driver, machine, fd)
         try:
-            with _marked(driver) if driver.state is GuestState.RUNNING else nullcontext():
-                await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
-                await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
-                write_running(driver, upcoming)
-                if driver.state is GuestState.RUNNING:
-                    await upcoming.go_on()
+            if driver.state is GuestState.RUNNING:
+                held_mark(driver).touch()
+            await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+            await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+            house.bases.keep_state(machine.ram, state_fd)
+            write_running(driver, upcoming)
+            if driver.state is GuestState.RUNNING:
+                await _let_go_on(driver, upcoming)
         except BaseException:
             await _stay(driver, old, upcoming)
             raise
@@ -420,9 +441,9 @@ async def _stay(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
     """The second QEMU can't take over: the first one goes on."""
     write_running(driver, old)
     await upcoming.end(0.0)
-    await upcoming.close()
+    await dismiss(driver, upcoming)
     if driver.state is GuestState.RUNNING:
-        await old.go_on()
+        await _let_go_on(driver, old)
 
 
 async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> None:
@@ -432,7 +453,7 @@ async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> 
     await detach(driver)
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)
-    await old.close()
+    await dismiss(driver, old)
 
 
 def check_can_quiesce(driver: GuestDriver) -> None:

@@ -6,6 +6,7 @@ kernel, the firmware and the lowest disk are those of the image that the guest w
 
 import msgspec
 
+from serai.engine.collecting import collect, delete_files
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
@@ -19,7 +20,7 @@ from serai.model.job import Job
 from serai.model.lifecycle import Verb
 from serai.model.snapshot import SnapshotRecord
 from serai.plan.volume import ROOT
-from serai.store.changes import PutImage, PutSnapshot
+from serai.store.changes import DropSnapshot, PutImage, PutSnapshot
 from serai.units import check_image_name
 
 PHASES = ("freeze", "store", "publish")
@@ -52,13 +53,18 @@ class Publisher:
             await job.enter("publish")
             image = self._describe(driver, snapshot, name)
             event = self._house.journal.event(EventKind.IMAGE_CREATED, name, image.digest)
+            shelf = self._house.shelf
+            before = [each for each in shelf.of(snapshot.guest_id) if each.id != snapshot.id]
             await job.finish(
+                *(DropSnapshot(each.id) for each in before),
                 PutSnapshot(snapshot),
                 PutImage(image),
                 events=(event,),
                 message=name,
-                then=lambda: self._keep(snapshot, image),
+                then=lambda: self._keep(snapshot, image, before),
             )
+            await delete_files(self._house, before)
+            await collect(self._house)
 
         return await self._snapshots.begin(action, driver.name, PHASES, work, key)
 
@@ -66,15 +72,16 @@ class Publisher:
         self, job: LiveJob, driver: GuestDriver, action: PublishImage, name: str
     ) -> SnapshotRecord:
         """Return a snapshot of the image's own: of the guest now, or like one that it has."""
+        owner, unique = owner_of_image(name), f"{name}-{self._house.new_id()[:8]}"
         if not action.snapshot:
             wanted = CreateSnapshot(guest=driver.record.id, memory=action.memory)
-            return await self._snapshots.freeze_for(job, driver, wanted, owner_of_image(name), name)
+            return await self._snapshots.freeze_for(job, driver, wanted, owner, unique)
         found = self._snapshots.check_usable(driver, action.snapshot)
         return msgspec.structs.replace(
             found,
             id=self._house.new_id(),
-            name=name,
-            guest_id=owner_of_image(name),
+            name=unique,
+            guest_id=owner,
             parent="",
             memory=found.memory if action.memory else None,
         )
@@ -94,6 +101,8 @@ class Publisher:
             warm=snapshot.memory is not None,
         )
 
-    def _keep(self, snapshot: SnapshotRecord, image: Image) -> None:
+    def _keep(self, snapshot: SnapshotRecord, image: Image, before: list[SnapshotRecord]) -> None:
+        for each in before:
+            self._house.shelf.drop(each)
         self._house.shelf.put(snapshot)
         self._images.keep(image)

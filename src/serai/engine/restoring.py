@@ -16,12 +16,13 @@ from serai.disk.volumes import drop_head
 from serai.engine.births import SEED_BYTES, make_files, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
-from serai.engine.jobs import LiveJob
+from serai.engine.jobs import LiveJob, error_of
 from serai.engine.plugging import give_back, keep_given_back
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
     detach,
+    dismiss,
     folder_of,
     let_go,
     note_agent,
@@ -43,7 +44,8 @@ from serai.store.changes import PutGuest
 log = logging.getLogger(__name__)
 
 CLOCK_TIMEOUT = 20.0
-FIRMWARE_ASIDE = ".uefi-vars.aside"
+FIRMWARE_ASIDE = ".uefi-vars.*.aside"
+"""Where a firmware's variables are meanwhile; the star is the version of the record they belong to."""
 
 
 async def restore(
@@ -53,38 +55,49 @@ async def restore(
 
     Fails before phase ``swap``: nothing has changed. Interrupted later, it is done again.
     """
-    before, was_on = driver.record, driver.state in ON_STATES
-    driver.revise(**_as_it_was(driver, snapshot))
+    before = driver.record
+    was_on = driver.state in ON_STATES or before.wanted_on
+    changes = _as_it_was(driver, snapshot)
+    coming = msgspec.structs.replace(before, **changes)
     upcoming = None
     try:
         await asyncio.to_thread(_put_firmware_aside, driver)
-        await make_files(driver, loaded.uefi_vars)
+        await make_files(driver, coming, loaded.uefi_vars)
         if loaded.moment is not None:
-            upcoming = await take_up(driver, loaded.moment)
+            upcoming = await take_up(driver, coming, loaded.moment)
         job.hold()  # from here on it is done whole
         await job.enter("swap")
+        await _end_present(driver)
+        await _store(driver, changes, wanted_on=was_on or upcoming is not None)
     except BaseException:
-        await _give_up(driver, before, upcoming)
+        await _give_up(driver, before, coming, upcoming)
         raise
-    await _end_present(driver)
-    given_up = _given_up(before, driver.record)
-    await driver.house.journal.commit(
-        driver.revise(
-            wanted_on=was_on or upcoming is not None,
-            last_exit=ExitReason.REQUESTED,
-            problem=None,
-        ),
-        *give_back(driver.house, given_up),
-    )
-    keep_given_back(driver.house, given_up)
-    await job.enter("start")
-    quiesced = loaded.moment is not None and loaded.moment.quiesced
-    await _go_on(driver, upcoming, was_on=was_on, quiesced=quiesced)
-    gone = [each for each in before.volumes if each not in given_up]
-    await asyncio.to_thread(_drop_heads, driver, gone)
-    await asyncio.to_thread(_drop_firmware_aside, driver)
+    gone = [each for each in before.volumes if each not in _given_up(before, coming)]
+    try:
+        await job.enter("start")
+        quiesced = loaded.moment is not None and loaded.moment.quiesced
+        await _go_on(driver, upcoming, was_on=was_on, quiesced=quiesced)
+    finally:
+        await asyncio.to_thread(_drop_heads, driver, gone)
+        await asyncio.to_thread(tidy_firmware, driver)
     driver.tell(EventKind.GUEST_RESTORED, snapshot=snapshot.name)
     await job.finish(PutGuest(driver.record), message=f"{driver.name} is at {snapshot.name}")
+
+
+async def _store(driver: GuestDriver, changes: dict[str, object], *, wanted_on: bool) -> None:
+    """Store what the guest is from now on; on failure it is what it was."""
+    before = driver.record
+    change = driver.revise(
+        **changes, wanted_on=wanted_on, last_exit=ExitReason.REQUESTED, problem=None
+    )
+    given_up = _given_up(before, driver.record)
+    try:
+        await driver.house.journal.commit(change, *give_back(driver.house, given_up))
+    except SeraiError:
+        driver.record = before
+        driver.changed()
+        raise
+    keep_given_back(driver.house, given_up)
 
 
 def _as_it_was(driver: GuestDriver, snapshot: SnapshotRecord) -> dict[str, object]:
@@ -137,29 +150,34 @@ def _drop_heads(driver: GuestDriver, volumes: Iterable[Volume]) -> None:
 def _put_firmware_aside(driver: GuestDriver) -> None:
     """Keep the firmware's variables for the case that the present QEMU goes on with them."""
     folder = driver.house.places.guests / driver.record.id
+    aside = FIRMWARE_ASIDE.replace("*", str(driver.record.version))
     with contextlib.suppress(FileNotFoundError):
-        (folder / UEFI_VARS_NAME).rename(folder / FIRMWARE_ASIDE)
+        (folder / UEFI_VARS_NAME).rename(folder / aside)
 
 
-def _take_firmware_back(driver: GuestDriver) -> None:
+def tidy_firmware(driver: GuestDriver) -> None:
+    """Take back the firmware's variables that belong to the record as it is; drop others.
+
+    For a restore that has ended, and when the daemon starts, for one that was interrupted.
+    """
     folder = driver.house.places.guests / driver.record.id
-    with contextlib.suppress(FileNotFoundError):
-        (folder / FIRMWARE_ASIDE).rename(folder / UEFI_VARS_NAME)
+    for path in folder.glob(FIRMWARE_ASIDE):
+        if path.name == FIRMWARE_ASIDE.replace("*", str(driver.record.version)):
+            path.rename(folder / UEFI_VARS_NAME)
+        else:
+            path.unlink()
 
 
-def _drop_firmware_aside(driver: GuestDriver) -> None:
-    (driver.house.places.guests / driver.record.id / FIRMWARE_ASIDE).unlink(missing_ok=True)
-
-
-async def _give_up(driver: GuestDriver, before: GuestRecord, upcoming: Instance | None) -> None:
-    """Leave everything as it was."""
+async def _give_up(
+    driver: GuestDriver, before: GuestRecord, coming: GuestRecord, upcoming: Instance | None
+) -> None:
+    """Leave everything as it was; a present QEMU that was ended already stays so."""
     if upcoming is not None:
         await upcoming.end(0.0)
-        await upcoming.close()
-    made, driver.record = driver.record.volumes, before
-    driver.changed()
+        await dismiss(driver, upcoming)
+    made = tuple(each for each in coming.volumes if each not in before.volumes)
     await asyncio.to_thread(_drop_heads, driver, made)
-    await asyncio.to_thread(_take_firmware_back, driver)
+    await asyncio.to_thread(tidy_firmware, driver)
 
 
 async def _end_present(driver: GuestDriver) -> None:
@@ -184,12 +202,30 @@ async def _go_on(
     driver.enter(GuestState.STARTING)
     write_running(driver, upcoming)
     attach(driver, upcoming)
-    await upcoming.go_on()
+    try:
+        await upcoming.go_on()
+    except BaseException as error:
+        await _report_lost(driver, upcoming, error)
+        raise
     driver.happen(Happening.UP)
     if quiesced:
         await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:
         await _tell_it_is_back(driver, upcoming)
+
+
+async def _report_lost(driver: GuestDriver, upcoming: Instance, error: BaseException) -> None:
+    """The QEMU that was to go on can't: the guest is stopped, at the snapshot's disks."""
+    if driver.house.closing.is_set():
+        return
+    await upcoming.end(0.0)
+    await detach(driver)
+    await let_go(driver)
+    driver.happen(Happening.START_FAILED)
+    problem = error_of(error).problem()
+    change = driver.revise(wanted_on=False, last_exit=ExitReason.START_FAILED, problem=problem)
+    with contextlib.suppress(SeraiError):  # then the next daemon finds it without a process
+        await driver.house.journal.commit(change)
 
 
 async def _tell_it_is_back(driver: GuestDriver, instance: Instance) -> None:

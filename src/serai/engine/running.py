@@ -20,7 +20,7 @@ from serai.errors import Code, Conflict, Problem, SeraiError
 from serai.host.process import Confinement
 from serai.host.sockets import bind_unix
 from serai.model.event import EventKind
-from serai.model.guest import AgentState, ExitReason, Volume
+from serai.model.guest import AgentState, ExitReason, GuestRecord, Volume
 from serai.model.image import Expect
 from serai.model.lifecycle import ON_STATES, GuestState, Happening
 from serai.model.machine import LayerFile, Machine
@@ -59,12 +59,23 @@ def read_running(driver: GuestDriver) -> Running | None:
         return None
 
 
+def held_mark(driver: GuestDriver) -> Path:
+    """Return where it is noted that a guest is held by us, only for a moment."""
+    return driver.house.places.guests_run / driver.record.id / "held"
+
+
+def quiet_mark(driver: GuestDriver) -> Path:
+    """Return where it is noted that a guest's file systems are frozen, only for a moment."""
+    return driver.house.places.guests_run / driver.record.id / "quiet"
+
+
 def forget_running(driver: GuestDriver) -> None:
     """Remove what stands beside a running guest: it does not run any more."""
-    try:
-        running_file(driver).unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s can't be removed: %s", running_file(driver), error.strerror)
+    for path in (running_file(driver), held_mark(driver), quiet_mark(driver)):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s can't be removed: %s", path, error.strerror)
 
 
 def write_running(driver: GuestDriver, instance: Instance) -> None:
@@ -92,19 +103,26 @@ def next_run_dir(driver: GuestDriver) -> Path:
     return folder
 
 
-def machine_of(driver: GuestDriver) -> Machine:
-    """Describe the machine that this guest's record asks for now, with memory and volumes."""
+def machine_of(driver: GuestDriver, record: GuestRecord | None = None) -> Machine:
+    """Describe the machine that the guest's record asks for now, with memory and volumes.
+
+    ``record`` is what it will be, where that is not stored yet.
+    """
+    record = record or driver.record
     image_folder = driver.house.images.folder(driver.image)
-    return describe_machine(
-        driver, tuple(_chain(driver, volume, image_folder) for volume in driver.record.volumes)
-    )
+    volumes = tuple(_chain(driver, volume, image_folder) for volume in record.volumes)
+    return describe_machine(driver, volumes, record)
 
 
-def describe_machine(driver: GuestDriver, volumes: tuple[tuple[LayerFile, ...], ...]) -> Machine:
-    """Describe the machine of this guest's record with these volumes; looks at no file."""
+def describe_machine(
+    driver: GuestDriver,
+    volumes: tuple[tuple[LayerFile, ...], ...],
+    record: GuestRecord | None = None,
+) -> Machine:
+    """Describe the machine of the guest's record with these volumes; looks at no file."""
     house = driver.house
     return plan_machine(
-        driver.record,
+        record or driver.record,
         driver.image,
         volumes,
         capabilities=house.capabilities,
@@ -203,12 +221,20 @@ async def detach(driver: GuestDriver) -> None:
         await asyncio.wait(tasks)
 
 
+async def dismiss(driver: GuestDriver, instance: Instance) -> None:
+    """Close an instance that has ended; the run folder goes with it, if that is its own."""
+    await instance.close()
+    if instance.run_dir.parent == driver.house.places.guests_run / driver.record.id:
+        await asyncio.to_thread(shutil.rmtree, instance.run_dir, ignore_errors=True)
+
+
 async def let_go(driver: GuestDriver) -> None:
     """Give back all that an ended instance had."""
     instance, driver.instance = driver.instance, None
     if instance is not None:
-        await instance.close()
+        await dismiss(driver, instance)
     driver.agent_state = AgentState.UNKNOWN
+    driver.first_words = None
     driver.exited.set()
     driver.house.cgroups.remove(driver.record.id)
     forget_running(driver)
@@ -246,6 +272,8 @@ async def _knock(driver: GuestDriver, instance: Instance) -> None:
         await instance.agent.ping(timeout=AGENT_KNOCK_TIMEOUT)
     except SeraiError:
         return  # the port opens once an agent is there: then we knock again
+    if driver.first_words is not None:
+        await driver.first_words()
     note_agent(driver, AgentState.ANSWERING)
 
 

@@ -225,9 +225,10 @@ class SnapshotKeeper:
     ) -> None:
         ready = await self.freeze_for(job, driver, action, driver.record.id, name)
         event = self._event(EventKind.SNAPSHOT_CREATED, driver, ready)
+        stayed = driver.record.snapshot == ready.parent  # else it was put back meanwhile
         await job.finish(
             PutSnapshot(ready),
-            driver.revise(snapshot=ready.id),
+            driver.revise(snapshot=ready.id if stayed else driver.record.snapshot),
             events=(event,),
             results=(ready.id,),
             message=ready.name,

@@ -66,7 +66,8 @@ class Machine:
     (equal to ``cpus`` and ``memory`` where there is none). Paths: kernel and initrd are opened
     by us and passed down; ``uefi_code`` is read by QEMU itself, ``uefi_vars`` is the guest's own.
     ``ram`` names the file that its memory is (a base, when ``ram_private``: then it is mapped
-    copy-on-write, and the machine waits for a state to be loaded into it).
+    copy-on-write, and the machine waits for a state to be loaded into it). ``boots``: it was frozen
+    before it was known to be up, so it may still have to load its kernel.
     """
 
     id: str
@@ -89,3 +90,4 @@ class Machine:
     devices: frozenset[str] = frozenset()
     ram: str = ""
     ram_private: bool = False
+    boots: bool = False

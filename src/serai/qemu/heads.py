@@ -109,6 +109,38 @@ def _open_file(stack: ExitStack, path: str) -> list[int]:
         ) from error
 
 
+async def finish_switch(
+    monitor: Monitor, lent: Lent, machine: Machine, heads: Mapping[str, LayerFile], timeout: float
+) -> Machine:
+    """Do as ``switch_heads``, where that may have been interrupted anywhere by our own end."""
+    active = await active_nodes(monitor, machine, timeout)
+    done = {name: head for name, head in heads.items() if active.get(name) == head.node}
+    late = {name: head for name, head in heads.items() if name not in done}
+    before = [
+        drive
+        for drive in machine.drives
+        if drive.name in done and node_name(drive, 0) != done[drive.name].node
+    ]
+    with contextlib.suppress(SeraiError):
+        await _let_go_of_old(monitor, lent, before, timeout)
+    switched = {drive.name: done[drive.name] for drive in before}
+    machine = dataclasses.replace(
+        machine,
+        drives=tuple(_with_head(drive, switched.get(drive.name)) for drive in machine.drives),
+    )
+    if not late:
+        return machine
+    await _drop_heads(monitor, [head.node for head in late.values()], timeout)
+    return await switch_heads(monitor, lent, machine, late, timeout)
+
+
+async def _drop_heads(monitor: Monitor, nodes: Iterable[str], timeout: float) -> None:
+    """Close heads that were opened and put over nothing; those in use, or not there, stay so."""
+    for node in nodes:
+        with contextlib.suppress(HostFailure):
+            await commands.remove_node(monitor, node, timeout)
+
+
 async def active_nodes(monitor: Monitor, machine: Machine, timeout: float) -> dict[str, str]:
     """Return, for each drive of the machine, the node that it reads and writes now."""
     return {

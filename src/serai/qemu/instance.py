@@ -24,7 +24,14 @@ from serai.qemu.commands import TIMEOUT, RunState
 from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
 from serai.qemu.lent import Lent
 from serai.qemu.life import EARLY_END, Life
-from serai.qemu.memory import close_to_new_writers, open_ram, open_ram_file, ram_name, seal_memory
+from serai.qemu.memory import (
+    close_to_new_writers,
+    open_ram,
+    open_ram_file,
+    ram_name,
+    seal_base,
+    seal_memory,
+)
 from serai.qemu.qmp import Monitor
 from serai.qemu.resources import memory_name, socket_path
 from serai.qemu.screen import take_picture
@@ -101,6 +108,15 @@ class Instance(Life):
         """
         monitor = await self._connected(timeout)
         self.machine = await heads.switch_heads(monitor, self._lent, self.machine, new, timeout)
+
+    async def finish_switch(self, new: Mapping[str, LayerFile], timeout: float = TIMEOUT) -> bool:
+        """Do as ``switch_heads``, where that may have been interrupted anywhere by our own end.
+
+        Returns whether there was anything to do.
+        """
+        monitor, before = await self._connected(timeout), self.machine
+        self.machine = await heads.finish_switch(monitor, self._lent, before, new, timeout)
+        return self.machine != before
 
     async def active_nodes(self, timeout: float = TIMEOUT) -> dict[str, str]:
         """Return, for each drive, the name of the node that it reads and writes now."""
@@ -203,6 +219,13 @@ class Instance(Life):
             self.machine.memory,
             private=self.machine.ram_private,
         )
+
+    def seal_base(self) -> None:
+        """Seal the base that it has its memory on, where our own end came in between.
+
+        Done already: fine. Raises HostFailure (``permission``, ``snapshot-unfit``).
+        """
+        seal_base(self.process.pid, self._ram_name, self.machine.memory)
 
     async def freeze_shared(self, state_fd: int, timeout: float) -> None:
         """Hold the guest and write its devices into ``state_fd``; its memory is frozen as it is.

@@ -204,6 +204,20 @@ def open_ram_file(pid: int, name: str, size: int, *, private: bool) -> int:
     raise _unfit("QEMU has no such file")
 
 
+def seal_base(pid: int, name: str, size: int) -> None:
+    """Seal the base that a running QEMU has mapped privately, if that was not done yet.
+
+    Only a file that was made ours before: QEMU can't have put another in its place. Raises as
+    ``open_ram_file`` and ``seal_memory`` do.
+    """
+    fd = open_ram_file(pid, name, size, private=False)
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            seal_memory(fd)
+    finally:
+        os.close(fd)
+
+
 def _checked(fd: int, size: int, private: bool) -> int:
     facts = os.fstat(fd)
     is_base = facts.st_uid == os.geteuid() and is_sealed(fd)

@@ -57,7 +57,8 @@ def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path
         fds[name] = os.open(path, flags | os.O_CLOEXEC, PRIVATE)
         stack.callback(os.close, fds[name])
     for name, kernel_path, kept in _boot_files(machine):
-        open_one = _open_beginning if machine.ram_private else _open_whole
+        has_booted = machine.ram_private and not machine.boots
+        open_one = _open_beginning if has_booted else _open_whole
         fds[name] = open_one(stack, kernel_path, kept)
     return fds
 

@@ -1,0 +1,125 @@
+"""Daemons and QEMUs that are killed between any two steps of a snapshot, a fork, a restore, a publish.
+
+The steps that are most telling; ``make soak`` takes all of them. What must hold is in ``faults``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults import (
+    AT_REST,
+    SOURCE,
+    Case,
+    Victim,
+    count_steps,
+    delete_case,
+    die_at,
+    first,
+    fork_case,
+    fresh_victim,
+    hurt_at,
+    launch_case,
+    look,
+    merge_case,
+    publish_case,
+    put,
+    reach,
+    republish_case,
+    restore_case,
+    snapshot_case,
+    source_of,
+    wait_for,
+    wait_tidy,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+CHAIN = ("link */root", "commit PutGuest,PutLayer", "committed PutGuest,PutLayer", "unlink */root")
+PRIVATE = ("qmp transaction", "qmp remove-fd", "rename */.running", "qmp xen-save", "unlink */held")
+STORE = ("rename memory/", "committed PutGuest,PutSnapshot")
+BIRTH = ("committed PutGuest", "spawned", "rename */.running", "agent guest-exec")
+
+
+@pytest.fixture
+def victim(serai_home: Path) -> Iterator[Victim]:
+    """A daemon with a guest that runs and can be asked."""
+    with fresh_victim(serai_home) as daemon:
+        yield daemon
+
+
+def die_at_each(daemon: Victim, case: Case, names: tuple[str, ...]) -> None:
+    """Die before the first step of each name, and once more while the next daemon takes up."""
+    steps = count_steps(daemon, case)
+    for turn, name in enumerate(names):
+        assert die_at(daemon, case, first(steps, name), again=3 * turn % 7), name
+
+
+def test_killed_while_a_guest_is_frozen(victim: Victim) -> None:
+    source_of(victim).snapshot("first").delete()  # its memory is private from now on
+    memory = snapshot_case(victim, memory=True)
+    die_at_each(victim, memory, (*CHAIN, *PRIVATE, *STORE))
+    die_at_each(victim, snapshot_case(victim, memory=False), ("qmp blockdev-add", "qmp remove-fd"))
+    die_at_each(victim, fork_case(victim), (*PRIVATE[:1], *BIRTH))
+    die_at_each(victim, publish_case(victim), ("rename memory/", "commit PutImage"))
+    die_at_each(victim, republish_case(victim), ("commit DropSnapshot", "committed DropSnapshot"))
+
+
+def test_killed_while_what_was_frozen_is_used(victim: Victim) -> None:
+    source_of(victim).snapshot("first")
+    die_at_each(victim, fork_case(victim, "first"), BIRTH)
+    die_at_each(victim, launch_case(victim), BIRTH)
+    swap = ("spawned", "commit PutGuest", "committed PutGuest", "rename */.running", "qmp cont")
+    die_at_each(victim, restore_case(victim, "back"), ("link */", "unlink */running.json", *swap))
+    die_at_each(victim, delete_case(victim), ("commit DropSnapshot", "rename memory/"))
+    die_at_each(
+        victim, merge_case(victim), ("rename layers/", "commit DropLayer", "unlink layers/")
+    )
+
+
+def test_killed_while_a_booted_guest_is_frozen(victim: Victim) -> None:
+    case = snapshot_case(victim, memory=True, booted=True)
+    names = ("spawned", "qmp migrate-incoming", "rename */.running", "qmp cont", "unlink */vnc")
+    die_at_each(victim, case, names)
+
+
+def test_a_qemu_is_killed_in_the_midst(victim: Victim) -> None:
+    """The source's, the one that is to go on in its place, a fork's."""
+
+    def hurt(case: Case, name: str, turn: int) -> str:
+        """End the oldest QEMU (0), or the newest (-1), before the first step of that name."""
+        code = hurt_at(victim, case, first(steps, name), lambda found: [*found][turn])
+        wait_for("it rests", lambda: {str(g.info.state) for g in victim.inn.guests()} <= AT_REST)
+        wait_tidy(victim)
+        assert code != "bug", name
+        return code
+
+    case = snapshot_case(victim, memory=True, booted=True)
+    steps = count_steps(victim, case)
+    assert hurt(case, "qmp migrate-incoming", -1)
+    case.check(victim, False)  # the source has not noticed
+    case = snapshot_case(victim, memory=True)
+    steps = count_steps(victim, case)
+    steps = count_steps(victim, case)
+    for name in ("qmp transaction", "qmp xen-save", "qmp cont"):
+        wanted = put(source_of(victim), "h").partition("\n")[0]
+        assert hurt(case, name, 0)
+        wait_for("it has crashed", lambda: victim.inn.guest(SOURCE).info.state == "crashed")
+        victim.inn.guest(SOURCE).start()
+        source = reach(victim, SOURCE)
+        source.run("echo >/mark")
+        assert look(source).partition("\n")[0] != wanted  # the case has written another byte since
+        source.snapshot("private").delete()
+    case = fork_case(victim)
+    steps = count_steps(victim, case)
+    for name in ("qmp migrate-incoming", "agent guest-exec"):
+        assert hurt(case, name, -1)
+        case.check(victim, False)
+    case = restore_case(victim, "back")
+    steps = count_steps(victim, case)
+    assert hurt(case, "qmp migrate-incoming", -1)
+    case.check(victim, False)
+    assert hurt(case, "qmp cont", 0)
+    assert victim.inn.guest(SOURCE).info.state == "stopped"
+    victim.inn.guest(SOURCE).restore("back", force=True)
+    case.check(victim, True)
