@@ -7,6 +7,7 @@ loaded into it, and, before anybody may talk to it, the words that make it someb
 import asyncio
 import dataclasses
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 from serai.disk.files import naming_disk_problems, write_durably
@@ -27,7 +28,7 @@ from serai.model.image import Expect
 from serai.model.lifecycle import Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
-from serai.plan.machine import UEFI_VARS_NAME
+from serai.plan.machine import UEFI_VARS_NAME, nic_of
 from serai.plan.reborn import birth_words
 from serai.qemu.instance import Instance
 
@@ -65,15 +66,18 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
     machine = machine_from(driver, moment.machine)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    instance = await Instance.prepare(
-        machine,
-        memory_fd=base.fd,
-        capabilities=house.capabilities,
-        run_dir=run_dir if driver.instance is None else next_run_dir(driver),
-        state_dir=house.places.guests / driver.record.id,
-        confinement=confinement_of(driver, machine),
-        timeout=house.settings.start_timeout,
-    )
+    present = driver.instance
+    with nullcontext({}) if present is None else present.tap_fds() as taps:
+        instance = await Instance.prepare(
+            machine,
+            memory_fd=base.fd,
+            taps=taps,
+            capabilities=house.capabilities,
+            run_dir=run_dir if present is None else next_run_dir(driver),
+            state_dir=house.places.guests / driver.record.id,
+            confinement=confinement_of(driver, machine),
+            timeout=house.settings.start_timeout,
+        )
     try:
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
@@ -91,7 +95,7 @@ def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:
         id=own.id,
         name=own.name,
         genid=own.genid,
-        nics=own.nics,
+        nics=tuple(nic_of(nic, driver.record) for nic in frozen.nics),
         drives=own.drives,
         uefi_vars=own.uefi_vars,
         ram_private=True,

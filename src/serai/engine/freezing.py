@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,7 +333,8 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     fd = old.memory_fd()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     try:
-        upcoming = await _prepare(driver, machine, fd)
+        with old.tap_fds() as taps:
+            upcoming = await _prepare(driver, machine, fd, taps)
         try:
             with _marked(driver) if driver.state is GuestState.RUNNING else nullcontext():
                 await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
@@ -355,11 +356,14 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     return Moment(base=base.id, machine=machine, state_fd=os.dup(state_fd), pages_fd=None)
 
 
-async def _prepare(driver: GuestDriver, machine: Machine, fd: int) -> Instance:
+async def _prepare(
+    driver: GuestDriver, machine: Machine, fd: int, taps: Mapping[str, int]
+) -> Instance:
     house = driver.house
     return await Instance.prepare(
         machine,
         memory_fd=fd,
+        taps=taps,
         capabilities=house.capabilities,
         run_dir=next_run_dir(driver),
         state_dir=house.places.guests / driver.record.id,

@@ -15,6 +15,7 @@ import msgspec
 
 from serai.errors import Problem
 from serai.model.lifecycle import GuestState
+from serai.model.network import Port, PortBrief
 from serai.units import MIB
 
 
@@ -105,7 +106,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     its next start opens: it is stored before a running guest writes to a new head. ``snapshot`` is
     the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
     "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
-    the job that is making it as a fork, "" once nobody would undo it.
+    the job that is making it as a fork, "" once nobody would undo it. Without ``ports`` it has QEMU's
+    own network, with the address ``mac``.
     """
 
     id: str
@@ -125,6 +127,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     expires_at: float = 0.0
     coming: str = ""
+    ports: tuple[Port, ...] = ()
 
 
 class AgentState(StrEnum):
@@ -171,3 +174,4 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     snapshot: str = ""
     expires_at: float = 0.0
+    ports: tuple[PortBrief, ...] = ()

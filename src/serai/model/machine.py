@@ -12,6 +12,10 @@ from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
 
 
+SPARE = "spare"
+"""How the PCIe ports are called into which devices can be plugged: this and a number from 0."""
+
+
 class Media(StrEnum):
     """What a drive looks like to the guest."""
 
@@ -45,10 +49,16 @@ class Drive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """A network port; user-mode networking for now."""
+    """A network port. ``tap`` is its interface on the host, "" for QEMU's own user-mode network.
+
+    ``place`` names the PCIe port that it is plugged into ("spare0"); without one it sits on the root
+    bus and can't be pulled. One that has a place and no tap is a NIC without a cable.
+    """
 
     name: str
     mac: str
+    tap: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +69,8 @@ class Machine:
     (equal to ``cpus`` and ``memory`` where there is none). Paths: kernel and initrd are opened
     by us and passed down; ``uefi_code`` is read by QEMU itself, ``uefi_vars`` is the guest's own.
     ``ram`` names the file that its memory is (a base, when ``ram_private``: then it is mapped
-    copy-on-write, and the machine waits for a state to be loaded into it).
+    copy-on-write, and the machine waits for a state to be loaded into it). ``spares`` counts the PCIe
+    ports into which devices are plugged: "spare0", "spare1", ….
     """
 
     id: str
@@ -82,3 +93,4 @@ class Machine:
     devices: frozenset[str] = frozenset()
     ram: str = ""
     ram_private: bool = False
+    spares: int = 2

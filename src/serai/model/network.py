@@ -134,6 +134,16 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     limits: PortLimits = PortLimits()
 
 
+class PortBrief(msgspec.Struct, frozen=True, kw_only=True):
+    """A port in a few words, as it stands with its guest; the network by name."""
+
+    name: str
+    network: str
+    mac: str
+    address: str
+    address6: str
+
+
 class PortCounters(msgspec.Struct, frozen=True, kw_only=True):
     """What has passed a port since it was made, also over restarts of guest, daemon and host.
 
@@ -165,6 +175,19 @@ class PortView(msgspec.Struct, frozen=True, kw_only=True):
     limits: PortLimits
     interface: str
     counters: PortCounters = PortCounters()
+
+
+class PortUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the database keeps of a port's traffic: all of it, and what the host's counters said then.
+
+    Those begin anew with the host; so what they say now is added to ``total``, less ``seen`` if they
+    still go on from there.
+    """
+
+    port: str
+    guest_id: str
+    total: PortCounters = PortCounters()
+    seen: PortCounters = PortCounters()
 
 
 class Direction(StrEnum):
@@ -223,6 +246,17 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     ports: int
     version: int
     created_at: float
+
+
+class GroupChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a group, in one step: rules that come and go, and the note.
+
+    A rule that is there already is not added twice; one that is to go and is not there is an error.
+    """
+
+    add: tuple[Rule, ...] = ()
+    remove: tuple[Rule, ...] = ()
+    note: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ForwardSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

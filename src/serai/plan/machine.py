@@ -5,15 +5,20 @@ which order they boot. What is opened at start (memory, sockets, files) is named
 all; ``qemu.commandline`` renders the result.
 """
 
+import dataclasses
 from pathlib import PurePath
 
 from serai.errors import Code, Conflict, HostFailure
 from serai.model.guest import Firmware, GuestRecord
 from serai.model.image import Image, ImageKind
-from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
+from serai.model.machine import SPARE, Drive, LayerFile, Machine, Media, Nic
 from serai.model.node import Capabilities
 
 UEFI_VARS_NAME = "uefi-vars.fd"
+USER_NIC = "net0"
+"""The NIC of a guest without ports, at QEMU's own network."""
+SPARES_LEFT = 2
+"""How many PCIe ports a machine has to spare when it is started."""
 
 
 def uid_of(record: GuestRecord, capabilities: Capabilities, uid_base: int) -> int | None:
@@ -72,7 +77,7 @@ def plan_machine(
         firmware=record.spec.firmware,
         genid=record.genid,
         drives=_plan_drives(record, image, volumes, image_folder),
-        nics=(Nic(name="net0", mac=record.mac),),
+        nics=plan_nics(record),
         kernel=str(image_folder / image.kernel.name) if image.kernel else "",
         initrd=str(image_folder / image.initrd.name) if image.initrd else "",
         cmdline=image.cmdline,
@@ -81,7 +86,32 @@ def plan_machine(
         sandbox=capabilities.sandbox,
         devices=capabilities.devices,
         ram=ram,
+        spares=len(record.ports) + SPARES_LEFT,
     )
+
+
+def plan_nics(record: GuestRecord) -> tuple[Nic, ...]:
+    """Return the NICs of a guest that is started: its ports, each where it can be pulled again."""
+    if not record.ports:
+        return (Nic(name=USER_NIC, mac=record.mac),)
+    return tuple(
+        Nic(name=port.name, mac=port.mac, tap=port.tap, place=f"{SPARE}{index}")
+        for index, port in enumerate(record.ports)
+    )
+
+
+def nic_of(frozen: Nic, record: GuestRecord) -> Nic:
+    """Return what a NIC of a frozen machine is for the guest that takes it up: in the same place.
+
+    One whose port the guest has not got (any more) is there without a cable.
+    """
+    if not frozen.place:
+        return dataclasses.replace(frozen, mac=record.mac)
+    ports = {port.name: port for port in record.ports}
+    if frozen.name not in ports:
+        return dataclasses.replace(frozen, tap="")
+    port = ports[frozen.name]
+    return dataclasses.replace(frozen, mac=port.mac, tap=port.tap)
 
 
 def _plan_drives(

@@ -79,6 +79,14 @@ class _Migration(msgspec.Struct, tag_field="event", tag="MIGRATION"):
     data: _MigrationData
 
 
+class _DeletedData(msgspec.Struct):
+    device: str
+
+
+class _Deleted(msgspec.Struct, tag_field="event", tag="DEVICE_DELETED"):
+    data: _DeletedData
+
+
 class _ShutdownData(msgspec.Struct):
     guest: bool
     reason: str
@@ -152,6 +160,16 @@ def decode_stream_end(untrusted: Mapping[str, object]) -> str | None:
     except (msgspec.ValidationError, RecursionError):
         return None
     return status if status in STREAM_ENDS else None
+
+
+def decode_deleted(untrusted: Mapping[str, object]) -> str | None:
+    """Return which device the guest has let go of, if this event tells that."""
+    if untrusted.get("event") != "DEVICE_DELETED":
+        return None
+    try:
+        return msgspec.convert(untrusted, _Deleted).data.device
+    except (msgspec.ValidationError, RecursionError):
+        return None
 
 
 def _meaning(told: _Told) -> InstanceEvent | None:

@@ -29,6 +29,7 @@ from serai.qemu.events import (
     EventQueue,
     InstanceEvent,
     InstanceEventKind,
+    decode_deleted,
     decode_event,
     decode_stream_end,
 )
@@ -59,6 +60,7 @@ class Life:
         self._events = EventQueue()
         self._bell = asyncio.Event()
         self._stream_end: asyncio.Future[str] | None = None
+        self._leaving: dict[str, asyncio.Event] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._tasks = Supervisor()
 
@@ -82,7 +84,7 @@ class Life:
         QEMU's last words, or which file could not be opened.
         """
         paths = run_dir, state_dir
-        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None)
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None, {})
         return await cls._begin(machine, process, *paths, timeout)
 
     @classmethod
@@ -91,6 +93,7 @@ class Life:
         machine: Machine,
         *,
         memory_fd: int,
+        taps: Mapping[str, int],
         capabilities: Capabilities,
         run_dir: Path,
         state_dir: Path,
@@ -99,14 +102,17 @@ class Life:
     ) -> Self:
         """Start a QEMU that waits for a state to take up (``Instance.take_state``).
 
-        It maps ``memory_fd`` privately, the file that is called ``machine.ram``; its agent's
-        wire is connected. Nothing of the guest runs. Disks are opened, but neither read nor
+        It maps ``memory_fd`` privately, the file that is called ``machine.ram``; ``taps`` are those
+        that a present QEMU of the same guest has (``tap_fds``), and both are the caller's; its
+        agent's wire is connected. Nothing of the guest runs. Disks are opened, but neither read nor
         locked before the state is there, so another QEMU may still write to them. Fails as
         ``start`` does.
         """
         machine = dataclasses.replace(machine, ram_private=True)
         paths = run_dir, state_dir
-        process = await _open_and_spawn(machine, capabilities, *paths, confinement, memory_fd)
+        process = await _open_and_spawn(
+            machine, capabilities, *paths, confinement, memory_fd, taps
+        )
         instance = await cls._begin(machine, process, *paths, timeout)
         try:
             await commands.set_up_migration(await instance._connected(timeout), timeout)
@@ -242,6 +248,9 @@ class Life:
         end = decode_stream_end(untrusted)
         if end is not None and self._stream_end is not None and not self._stream_end.done():
             self._stream_end.set_result(end)
+        deleted = decode_deleted(untrusted)
+        if deleted in self._leaving:
+            self._leaving[deleted].set()
         event = decode_event(untrusted)
         if event is not None:
             self._follow_agent(event.kind)
@@ -332,11 +341,13 @@ async def _open_and_spawn(
     state_dir: Path,
     confinement: Confinement,
     memory_fd: int | None,
+    taps: Mapping[str, int],
 ) -> Process:
     """Open all that QEMU needs and start it; our copies of the descriptors are closed again."""
     try:
         with ExitStack() as stack:
-            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid, memory_fd)
+            uid = confinement.uid
+            fds = open_resources(stack, machine, run_dir, state_dir, uid, memory_fd, taps)
             words = open_words(stack, state_dir)
             argv = build_argv(machine, fds, capabilities.qemu_path)
             return await spawn(

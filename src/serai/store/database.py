@@ -28,6 +28,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store import queries
 from serai.store.apply import prepare
@@ -105,8 +106,24 @@ class Store:
         """Return all layers, by id."""
         return await self._reader.read(queries.read_layers)
 
+    async def networks(self) -> list[NetworkRecord]:
+        """Return all networks, by name."""
+        return await self._reader.read(queries.read_networks)
+
+    async def usage(self) -> list[PortUsage]:
+        """Return what has passed each port."""
+        return await self._reader.read(queries.read_usage)
+
+    async def groups(self) -> list[GroupRecord]:
+        """Return all security groups, by name."""
+        return await self._reader.read(queries.read_groups)
+
+    async def forwards(self) -> list[ForwardRecord]:
+        """Return all forwards."""
+        return await self._reader.read(queries.read_forwards)
+
     async def damaged(self) -> list[Damaged]:
-        """Return the guests, images, snapshots, layers and jobs that are there but can't be read."""
+        """Return the guests, images, snapshots, layers, networks, jobs … that can't be read."""
         return await self._reader.read(queries.read_damaged)
 
     async def unfinished_jobs(self) -> list[Job]:

@@ -16,20 +16,36 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store.records import (
     EVENT_BODY,
+    FORWARD_BODY,
+    GROUP_BODY,
     GUEST_BODY,
     IMAGE_BODY,
     JOB_BODY,
     LAYER_BODY,
+    NETWORK_BODY,
     SNAPSHOT_BODY,
+    USAGE_BODY,
     Damaged,
     decode,
     stand_in_event,
     stand_in_job,
 )
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
+from serai.store.schema import (
+    EVENTS,
+    FORWARDS,
+    GROUPS,
+    GUESTS,
+    IMAGES,
+    JOBS,
+    LAYERS,
+    NETWORKS,
+    SNAPSHOTS,
+    USAGE,
+)
 
 T = TypeVar("T")
 
@@ -62,14 +78,42 @@ def read_layers(connection: sa.Connection) -> list[Layer]:
     return [layer for layer in found if isinstance(layer, Layer)]
 
 
+def read_networks(connection: sa.Connection) -> list[NetworkRecord]:
+    """Return all networks that can be read, by name."""
+    found = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
+    return [network for network in found if isinstance(network, NetworkRecord)]
+
+
+def read_usage(connection: sa.Connection) -> list[PortUsage]:
+    """Return what has passed each port, as far as it can be read."""
+    found = _decode_all(connection, USAGE, USAGE.c.id, USAGE.c.id, USAGE_BODY)
+    return [usage for usage in found if isinstance(usage, PortUsage)]
+
+
+def read_groups(connection: sa.Connection) -> list[GroupRecord]:
+    """Return all security groups that can be read, by name."""
+    found = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
+    return [group for group in found if isinstance(group, GroupRecord)]
+
+
+def read_forwards(connection: sa.Connection) -> list[ForwardRecord]:
+    """Return all forwards that can be read."""
+    found = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
+    return [forward for forward in found if isinstance(forward, ForwardRecord)]
+
+
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return every guest, image, snapshot, layer and job that can't be read."""
+    """Return every guest, image, snapshot, layer, job, and what is of networks, that can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
     images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
     snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
     layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    damaged = [each for found in (guests, images, snapshots, layers, jobs) for each in found]
+    networks = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
+    groups = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
+    forwards = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
+    tables = (guests, images, snapshots, layers, networks, groups, forwards, jobs)
+    damaged = [each for found in tables for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 
 

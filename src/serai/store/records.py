@@ -16,6 +16,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.snapshot import Layer, SnapshotRecord
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
 SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
+NETWORK_BODY = msgspec.json.Decoder(NetworkRecord)
+USAGE_BODY = msgspec.json.Decoder(PortUsage)
+GROUP_BODY = msgspec.json.Decoder(GroupRecord)
+FORWARD_BODY = msgspec.json.Decoder(ForwardRecord)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
 
