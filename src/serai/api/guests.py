@@ -88,8 +88,8 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
                 hint="Leave `ttl` out, or start it.",
                 details={"path": "$.ttl"},
             )
-        return CreateGuest(spec=spec)
-    return LaunchGuest(spec=spec, wait=body.wait_agent, ttl=body.ttl)
+        return CreateGuest(spec=spec, ports=body.ports)
+    return LaunchGuest(spec=spec, ports=body.ports, wait=body.wait_agent, ttl=body.ttl)
 
 
 def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:

@@ -26,6 +26,19 @@ from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import (
+    Forward,
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+    PortView,
+)
 from serai.model.node import DaemonStatus
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
@@ -193,6 +206,8 @@ def undoing(job: Job) -> list[Call[Job]]:
         return [delete_guest(guest_of(job), force=True)]
     if job.kind == "fork":
         return [delete_guest(each, force=True) for each in job.results]
+    if job.kind == "network-create":
+        return [delete_network(each) for each in job.results]
     if job.kind == "snapshot-create":
         return [delete_snapshot(job.subject, each) for each in job.results]
     return []
@@ -226,6 +241,22 @@ def _image(name: str) -> str:
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{_segment(job_id)}"
+
+
+def _network(name: str) -> str:
+    return f"/v1/networks/{_segment(name)}"
+
+
+def _port(guest: str, name: str) -> str:
+    return f"{_guest(guest)}/ports/{_segment(name)}"
+
+
+def _group(name: str) -> str:
+    return f"/v1/groups/{_segment(name)}"
+
+
+def _patch(path: str, change: msgspec.Struct) -> Call[Job]:
+    return Call(method="PATCH", path=path, kind=Job, body=msgspec.json.encode(change))
 
 
 def _segment(name: str) -> str:
@@ -290,10 +321,16 @@ def show_guest(name: str) -> Call[Guest]:
 
 
 def launch_guest(
-    spec: GuestSpec, *, start: bool = True, wait_agent: bool = True, ttl: float = 0.0
+    spec: GuestSpec,
+    *,
+    ports: Sequence[PortSpec] = (),
+    start: bool = True,
+    wait_agent: bool = True,
+    ttl: float = 0.0,
 ) -> Call[Job]:
     """Make a guest of an image and start it."""
     body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
+    body["ports"] = ports
     return _post("/v1/guests", Job, body)
 
 
@@ -436,6 +473,99 @@ def publish_image(
     """Make an image of a guest as it is, or of its snapshot."""
     body = {"image": image, "snapshot": snapshot, "memory": memory, "replace": replace}
     return _post(f"{_guest(guest)}/publish", Job, body)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def list_networks(cursor: str = "") -> Call[Page[Network]]:
+    """Networks by name."""
+    return _page("/v1/networks", Page[Network], cursor)
+
+
+def show_network(name: str) -> Call[Network]:
+    """One network."""
+    return _get(_network(name), Network)
+
+
+def create_network(spec: NetworkSpec) -> Call[Job]:
+    """Make a network."""
+    return _post("/v1/networks", Job, spec)
+
+
+def change_network(name: str, change: NetworkChange) -> Call[Job]:
+    """Change a network."""
+    return _patch(_network(name), change)
+
+
+def delete_network(name: str) -> Call[Job]:
+    """Delete a network in which nobody is."""
+    return Call(method="DELETE", path=_network(name), kind=Job)
+
+
+def list_ports(guest: str, cursor: str = "") -> Call[Page[PortView]]:
+    """The ports of a guest."""
+    return _page(f"{_guest(guest)}/ports", Page[PortView], cursor)
+
+
+def show_port(guest: str, port: str) -> Call[PortView]:
+    """One port of a guest."""
+    return _get(_port(guest, port), PortView)
+
+
+def add_port(guest: str, spec: PortSpec) -> Call[Job]:
+    """Attach a guest to a network."""
+    return _post(f"{_guest(guest)}/ports", Job, spec)
+
+
+def change_port(guest: str, port: str, change: PortChange) -> Call[Job]:
+    """Change groups or limits of a port."""
+    return _patch(_port(guest, port), change)
+
+
+def remove_port(guest: str, port: str) -> Call[Job]:
+    """Take a port from a guest."""
+    return Call(method="DELETE", path=_port(guest, port), kind=Job)
+
+
+def list_groups(cursor: str = "") -> Call[Page[Group]]:
+    """Security groups by name."""
+    return _page("/v1/groups", Page[Group], cursor)
+
+
+def show_group(name: str) -> Call[Group]:
+    """One security group."""
+    return _get(_group(name), Group)
+
+
+def create_group(spec: GroupSpec) -> Call[Job]:
+    """Make a security group."""
+    return _post("/v1/groups", Job, spec)
+
+
+def change_group(name: str, change: GroupChange) -> Call[Job]:
+    """Change the rules of a security group, in one step."""
+    return _patch(_group(name), change)
+
+
+def delete_group(name: str) -> Call[Job]:
+    """Delete a security group that nothing uses."""
+    return Call(method="DELETE", path=_group(name), kind=Job)
+
+
+def list_forwards(cursor: str = "") -> Call[Page[Forward]]:
+    """Forwards by the host's port."""
+    return _page("/v1/forwards", Page[Forward], cursor)
+
+
+def add_forward(spec: ForwardSpec) -> Call[Job]:
+    """Let a port of the host lead into a guest."""
+    return _post("/v1/forwards", Job, spec)
+
+
+def remove_forward(forward: str) -> Call[Job]:
+    """End a forward."""
+    return Call(method="DELETE", path=f"/v1/forwards/{_segment(forward)}", kind=Job)
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ loaded into it, and, before anybody may talk to it, the words that make it someb
 import asyncio
 import dataclasses
 import logging
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from serai.disk.files import naming_disk_problems, write_durably
@@ -67,7 +68,7 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     present = driver.instance
-    with nullcontext({}) if present is None else present.tap_fds() as taps:
+    with _taps_of(present) as taps:
         instance = await Instance.prepare(
             machine,
             memory_fd=base.fd,
@@ -85,6 +86,11 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
         await instance.close()
         raise
     return instance
+
+
+def _taps_of(present: Instance | None) -> AbstractContextManager[Mapping[str, int]]:
+    """Share the taps of the QEMU that is there now; where there is none, they are opened by name."""
+    return nullcontext({}) if present is None else present.tap_fds()
 
 
 def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:

@@ -9,6 +9,15 @@ in ``model.lifecycle``; each docstring says it in words.
 import msgspec
 
 from serai.model.guest import GuestChange, GuestSpec
+from serai.model.network import (
+    ForwardSpec,
+    GroupChange,
+    GroupSpec,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+)
 
 
 class Action(
@@ -28,10 +37,12 @@ class LaunchGuest(Action, frozen=True, tag="launch"):
 
     ``wait`` waits until the agent answers (where the image has one). On failure before the guest
     runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
-    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
+    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never). Without
+    ``ports`` it has QEMU's own network.
     """
 
     spec: GuestSpec
+    ports: tuple[PortSpec, ...] = ()
     wait: bool = True
     ttl: float = 0.0
 
@@ -40,6 +51,7 @@ class CreateGuest(Action, frozen=True, tag="create"):
     """Define a guest and leave it stopped."""
 
     spec: GuestSpec
+    ports: tuple[PortSpec, ...] = ()
 
 
 class StartGuest(GuestAction, frozen=True, tag="start"):
@@ -195,6 +207,77 @@ class PublishImage(GuestAction, frozen=True, tag="image-publish"):
     replace: bool = False
 
 
+class CreateNetwork(Action, frozen=True, tag="network-create"):
+    """Make a network: a bridge, its addresses, its DHCP and its rules. On failure nothing is left."""
+
+    spec: NetworkSpec
+
+
+class SetNetwork(Action, frozen=True, tag="network-set"):
+    """Change a network, in place; ``version`` 0 accepts any (If-Match)."""
+
+    network: str
+    change: NetworkChange
+    version: int = 0
+
+
+class DeleteNetwork(Action, frozen=True, tag="network-delete"):
+    """Delete a network in which no guest has a port; nothing of it is left on the host."""
+
+    network: str
+
+
+class AddPort(GuestAction, frozen=True, tag="port-add"):
+    """Attach a guest to a network, at once if it runs. On failure nothing has changed."""
+
+    spec: PortSpec
+
+
+class SetPort(GuestAction, frozen=True, tag="port-set"):
+    """Change a port's groups or limits, at once."""
+
+    port: str
+    change: PortChange
+
+
+class RemovePort(GuestAction, frozen=True, tag="port-remove"):
+    """Take a port from a guest, at once if it runs; its forwards go too."""
+
+    port: str
+
+
+class CreateGroup(Action, frozen=True, tag="group-create"):
+    """Make a security group."""
+
+    spec: GroupSpec
+
+
+class ChangeGroup(Action, frozen=True, tag="group-change"):
+    """Change the rules of a security group, in all ports that are in it, in one step."""
+
+    group: str
+    change: GroupChange
+    version: int = 0
+
+
+class DeleteGroup(Action, frozen=True, tag="group-delete"):
+    """Delete a security group that no port and no rule uses."""
+
+    group: str
+
+
+class AddForward(Action, frozen=True, tag="forward-add"):
+    """Let a port of the host lead into a guest; at once if it runs."""
+
+    spec: ForwardSpec
+
+
+class RemoveForward(Action, frozen=True, tag="forward-remove"):
+    """End a forward, given by id."""
+
+    forward: str
+
+
 ACTIONS: tuple[type[Action], ...] = (
     LaunchGuest,
     CreateGuest,
@@ -215,6 +298,17 @@ ACTIONS: tuple[type[Action], ...] = (
     ChangeSnapshot,
     ForkGuest,
     PublishImage,
+    CreateNetwork,
+    SetNetwork,
+    DeleteNetwork,
+    AddPort,
+    SetPort,
+    RemovePort,
+    CreateGroup,
+    ChangeGroup,
+    DeleteGroup,
+    AddForward,
+    RemoveForward,
 )
 
 AnyAction = (
@@ -237,6 +331,17 @@ AnyAction = (
     | ChangeSnapshot
     | ForkGuest
     | PublishImage
+    | CreateNetwork
+    | SetNetwork
+    | DeleteNetwork
+    | AddPort
+    | SetPort
+    | RemovePort
+    | CreateGroup
+    | ChangeGroup
+    | DeleteGroup
+    | AddForward
+    | RemoveForward
 )
 
 

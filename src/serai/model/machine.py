@@ -11,7 +11,6 @@ from enum import StrEnum
 from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
 
-
 SPARE = "spare"
 """How the PCIe ports are called into which devices can be plugged: this and a number from 0."""
 

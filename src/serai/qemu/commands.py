@@ -349,7 +349,5 @@ async def remove_user_forward(
 
 async def _human(monitor: Monitor, line: str, timeout: float) -> str:
     """Say a line of the monitor for people: for what QMP has no command of its own."""
-    answer = await _ask(
-        monitor, "human-monitor-command", str, timeout, {"command-line": line}
-    )
+    answer = await _ask(monitor, "human-monitor-command", str, timeout, {"command-line": line})
     return answer.strip()

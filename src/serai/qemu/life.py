@@ -110,9 +110,7 @@ class Life:
         """
         machine = dataclasses.replace(machine, ram_private=True)
         paths = run_dir, state_dir
-        process = await _open_and_spawn(
-            machine, capabilities, *paths, confinement, memory_fd, taps
-        )
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, memory_fd, taps)
         instance = await cls._begin(machine, process, *paths, timeout)
         try:
             await commands.set_up_migration(await instance._connected(timeout), timeout)

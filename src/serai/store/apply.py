@@ -327,7 +327,12 @@ def _port_conflict(connection: sa.Connection, record: GuestRecord) -> Conflict |
     return None
 
 
-LISTS = {"guest": "list", "image": "image list", "network": "network list", "security group": "rules list"}
+LISTS = {
+    "guest": "list",
+    "image": "image list",
+    "network": "network list",
+    "security group": "rules list",
+}
 
 
 def _exists(what: str, name: str, code: Code) -> Conflict:

@@ -93,6 +93,7 @@ USAGE = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("guest_id", sa.String(64), nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Index(None, "guest_id"),
 )
 """What has passed the port ``id``."""
 

@@ -34,6 +34,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_usage"),
     )
+    op.create_index("ix_usage_guest_id", "usage", ["guest_id"])
     op.create_table(
         "forwards",
         sa.Column("id", sa.String(64), nullable=False),
