@@ -102,6 +102,7 @@ class Code(StrEnum):
     RULE_INVALID = "rule-invalid"
     FORWARD_NOT_FOUND = "forward-not-found"
     FORWARD_EXISTS = "forward-exists"
+    FORWARD_FAILED = "forward-failed"
     # jobs and events
     JOB_NOT_FOUND = "job-not-found"
     JOB_NOT_CANCELLABLE = "job-not-cancellable"

@@ -146,7 +146,7 @@ _NO_SNAPSHOT = (_C.GUEST_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND)
 _OF_SNAPSHOT = (_C.SNAPSHOT_NOT_FOUND, _C.SNAPSHOT_STATE, _C.SNAPSHOT_CORRUPT, _C.SNAPSHOT_UNFIT)
 _OF_NETWORK = (_C.NETWORK_UNAVAILABLE, _C.NETWORK_FAILED, _C.PERMISSION, _C.TOOL_MISSING)
 _OF_ADDRESS = (_C.NETWORK_NOT_FOUND, _C.GROUP_NOT_FOUND, _C.ADDRESS_TAKEN, _C.ADDRESS_OUTSIDE,
-               _C.ADDRESSES_EXHAUSTED, *_OF_NETWORK)  # fmt: skip
+               _C.SUBNET_EXHAUSTED, *_OF_NETWORK)  # fmt: skip
 
 COMMON_PROBLEMS: tuple[Code, ...] = (
     _C.BODY_INVALID,
@@ -252,13 +252,13 @@ ROUTES: tuple[Route, ...] = (
 
     route("GET", NETWORKS, list_networks, query=PageQuery, replies=_gives("A page of networks.", NetworkPage)),
     action("POST", NETWORKS, create_network, body=NetworkSpec,
-           problems=(_C.NAME_INVALID, _C.VALUE_INVALID, _C.NETWORK_EXISTS, _C.SUBNET_OVERLAPS,
-                     _C.ADDRESSES_EXHAUSTED, *_OF_NETWORK)),
+           problems=(_C.NAME_INVALID, _C.VALUE_INVALID, _C.NETWORK_EXISTS, _C.SUBNET_INVALID, _C.SUBNET_OVERLAP,
+                     _C.SUBNET_EXHAUSTED, _C.BRIDGE_MISSING, *_OF_NETWORK)),
     route("GET", NETWORK, show_network, replies=_gives("The network.", Network, JSON, "ETag"),
           problems=(_C.NETWORK_NOT_FOUND,)),
     action("PATCH", NETWORK, change_network, body=NetworkChange, headers=("If-Match",),
            problems=(_C.NETWORK_NOT_FOUND, _C.NETWORK_IN_USE, _C.VALUE_INVALID, _C.VERSION_CONFLICT,
-                     _C.SUBNET_OVERLAPS, *_OF_NETWORK)),
+                     _C.SUBNET_INVALID, _C.SUBNET_OVERLAP, *_OF_NETWORK)),
     action("DELETE", NETWORK, delete_network, problems=(_C.NETWORK_NOT_FOUND, _C.NETWORK_IN_USE, *_OF_NETWORK)),
 
     route("GET", GROUPS, list_groups, query=PageQuery, replies=_gives("A page of security groups.", GroupPage)),

@@ -14,6 +14,7 @@ from serai.client.blocking import OnProgress
 from serai.client.calls import Call
 from serai.client.files import pack_folder, read_pieces
 from serai.client.network_words import (
+    Limits,
     limits_of,
     network_change_of,
     network_of,
@@ -152,21 +153,21 @@ class AsyncGuest:
         """Return its ports, with what has passed them; one without any has QEMU's own network."""
         return (await self._connection.ask(calls.list_ports(self.id))).items
 
-    async def add_port(self, network: str | PortSpec, **limits: Size) -> PortView:
+    async def add_port(self, network: str | PortSpec, **limits: Unpack[Limits]) -> PortView:
         """Attach it to a network, at once if it runs: ``"web"``, ``"web,address=10.20.0.10,group=www"``.
 
         ``limits``: rate_in, rate_out (bytes a second), burst_in, burst_out; "10MiB" or bytes.
         """
-        spec = port_of(network, limits_of(**limits)) if isinstance(network, str) else network
+        spec = port_of(network, limits_of(limits)) if isinstance(network, str) else network
         [made] = (await self._connection.finish(calls.add_port(self.id, spec))).results
         return await self._connection.ask(calls.show_port(self.id, made))
 
     async def set_port(
-        self, port: str, *, groups: Iterable[str] | None = None, **limits: Size
+        self, port: str, *, groups: Iterable[str] | None = None, **limits: Unpack[Limits]
     ) -> PortView:
         """Change the security groups of a port, or its limits (0 lifts one), at once."""
         shown = await self._connection.ask(calls.show_port(self.id, port))
-        change = port_change_of(groups, limits_of(before=shown.limits, **limits))
+        change = port_change_of(groups, limits_of(limits, shown.limits))
         await self._connection.finish(calls.change_port(self.id, shown.id, change))
         return await self._connection.ask(calls.show_port(self.id, shown.id))
 

@@ -12,6 +12,7 @@ from typing import Any, Self, Unpack, overload
 from serai.client import calls, copying
 from serai.client.blocking import Connection, OnProgress
 from serai.client.network_words import (
+    Limits,
     limits_of,
     network_change_of,
     network_of,
@@ -154,21 +155,21 @@ class Guest:
         """Return its ports, with what has passed them; one without any has QEMU's own network."""
         return self._connection.ask(calls.list_ports(self.id)).items
 
-    def add_port(self, network: str | PortSpec, **limits: Size) -> PortView:
+    def add_port(self, network: str | PortSpec, **limits: Unpack[Limits]) -> PortView:
         """Attach it to a network, at once if it runs: ``"web"``, ``"web,address=10.20.0.10,group=www"``.
 
         ``limits``: rate_in, rate_out (bytes a second), burst_in, burst_out; "10MiB" or bytes.
         """
-        spec = port_of(network, limits_of(**limits)) if isinstance(network, str) else network
+        spec = port_of(network, limits_of(limits)) if isinstance(network, str) else network
         [made] = (self._connection.finish(calls.add_port(self.id, spec))).results
         return self._connection.ask(calls.show_port(self.id, made))
 
     def set_port(
-        self, port: str, *, groups: Iterable[str] | None = None, **limits: Size
+        self, port: str, *, groups: Iterable[str] | None = None, **limits: Unpack[Limits]
     ) -> PortView:
         """Change the security groups of a port, or its limits (0 lifts one), at once."""
         shown = self._connection.ask(calls.show_port(self.id, port))
-        change = port_change_of(groups, limits_of(before=shown.limits, **limits))
+        change = port_change_of(groups, limits_of(limits, shown.limits))
         self._connection.finish(calls.change_port(self.id, shown.id, change))
         return self._connection.ask(calls.show_port(self.id, shown.id))
 

@@ -6,7 +6,7 @@ HOST_PORT[:GUEST_PORT]                                   a forward
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -72,7 +72,7 @@ def port_of(text: str, limits: PortLimits | None = None) -> PortSpec:
     network, *words = text.split(",")
     given: dict[str, Any] = {"groups": ()}
     for word in words:
-        key, equals, value = word.partition("=")
+        key, _, value = word.partition("=")
         if key == "group" and value:
             given["groups"] += (value,)
         elif key in ("address", "address6", "mac") and value and key not in given:
@@ -91,26 +91,19 @@ def ports_of(networks: Iterable[str | PortSpec]) -> tuple[PortSpec, ...]:
     return tuple(each if isinstance(each, PortSpec) else port_of(each) for each in networks)
 
 
-def limits_of(
-    *,
-    rate_in: Size | None = None,
-    rate_out: Size | None = None,
-    burst_in: Size | None = None,
-    burst_out: Size | None = None,
-    before: PortLimits = PortLimits(),  # noqa: B008  # it is frozen
-) -> PortLimits | None:
-    """Return limits with those that are given changed (``none`` or 0 lifts one); None if none is."""
-    given = {
-        name: _limit(value)
-        for name, value in (
-            ("rate_in", rate_in),
-            ("rate_out", rate_out),
-            ("burst_in", burst_in),
-            ("burst_out", burst_out),
-        )
-        if value is not None
-    }
-    return msgspec.structs.replace(before, **given) if given else None
+class Limits(TypedDict, total=False):
+    """Limits as people write them; ``none`` or 0 lifts one."""
+
+    rate_in: Size
+    rate_out: Size
+    burst_in: Size
+    burst_out: Size
+
+
+def limits_of(limits: Limits, before: PortLimits | None = None) -> PortLimits | None:
+    """Return limits with those that are given changed; None if none is."""
+    given = {name: _limit(value) for name, value in limits.items() if isinstance(value, int | str)}
+    return msgspec.structs.replace(before or PortLimits(), **given) if given else None
 
 
 def _limit(value: Size) -> int:

@@ -1,7 +1,7 @@
 """Bridges, taps and pairs through netlink; see ``serai.net``."""
 
-from contextlib import asynccontextmanager
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 
