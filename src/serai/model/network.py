@@ -181,13 +181,14 @@ class PortUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What the database keeps of a port's traffic: all of it, and what the host's counters said then.
 
     Those begin anew with the host; so what they say now is added to ``total``, less ``seen`` if they
-    still go on from there.
+    still go on from there: then their ``generation`` is the same.
     """
 
     port: str
     guest_id: str
     total: PortCounters = PortCounters()
     seen: PortCounters = PortCounters()
+    generation: str = ""
 
 
 class Direction(StrEnum):
