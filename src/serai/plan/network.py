@@ -12,6 +12,7 @@ import hashlib
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
@@ -35,6 +36,8 @@ PREFIX6 = 64
 DNS_LIMIT = 8
 RATE_LIMIT = 1 << 40
 LEAST_RATE = 1000
+ASKED_AGAIN = 4096
+"""Answers that are kept: the whole ruleset is made anew for each change of it."""
 INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 
@@ -451,11 +454,16 @@ def _pick_address6(text: str, mac: str, network: NetworkSpec, taken: Collection[
 
 def own_addresses6(port: Port, network: NetworkSpec) -> tuple[str, ...]:
     """Return every IPv6 address that is a port's own: link-local, given, and of its MAC's making."""
-    own = [link_local_of(port.mac)]
-    if network.subnet6:
-        own.append(eui64(IPv6Network(network.subnet6), port.mac))
-    if port.address6 and port.address6 not in own:
-        own.append(port.address6)
+    return _own_addresses6(port.mac, port.address6, network.subnet6)
+
+
+@lru_cache(ASKED_AGAIN)
+def _own_addresses6(mac: str, address6: str, subnet6: str) -> tuple[str, ...]:
+    own = [link_local_of(mac)]
+    if subnet6:
+        own.append(eui64(IPv6Network(subnet6), mac))
+    if address6 and address6 not in own:
+        own.append(address6)
     return tuple(own)
 
 
