@@ -26,7 +26,9 @@ from serai.disk.memory import MemoryFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
+from serai.engine.cabling import Ground, open_cabling
 from serai.engine.engine import Engine
+from serai.engine.fabric import Fabric
 from serai.engine.house import House
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
@@ -41,6 +43,7 @@ from serai.host.tools import find_capabilities
 from serai.model.event import EventKind
 from serai.model.guest import Accel
 from serai.model.node import Capabilities, DaemonStatus
+from serai.plan.network import owner_of
 from serai.settings import Places, Settings
 from serai.store.database import Store, open_store
 
@@ -148,7 +151,14 @@ async def _open_engine(
     ballast = Ballast(places.ballast, settings.disk_reserve)
     ballast.fill()
     journal = Journal(store, bus, time.time, ballast)
-    async with Supervisor() as supervisor:
+    fabric = Fabric()
+    ground = Ground(
+        owner=owner_of(str(places.state)),
+        folder=places.networks_run,
+        memory=places.state / "forwarding.json",
+        uid=settings.uid_base,
+    )
+    async with Supervisor() as supervisor, open_cabling(fabric, ground) as cabling:
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         bases = Bases(places.run / "bases", memory)
         house = House(
@@ -165,6 +175,8 @@ async def _open_engine(
             bases=bases,
             shelf=Shelf(),
             cgroups=Cgroups(),
+            fabric=fabric,
+            cabling=cabling,
             supervisor=supervisor,
             new_id=_new_id,
             boot_id=_boot_id(),
@@ -178,6 +190,7 @@ async def _open_engine(
             yield engine
         finally:
             house.closing.set()
+            await engine.store_usage()
             journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
             await journal.flush()
             bus.close()

@@ -24,13 +24,13 @@ from serai.engine.running import (
     write_running,
 )
 from serai.errors import SeraiError
-from serai.model.guest import AgentState
+from serai.model.guest import AgentState, GuestRecord
 from serai.model.image import Expect
 from serai.model.lifecycle import Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME, nic_of
-from serai.plan.reborn import birth_words
+from serai.plan.reborn import birth_words, macs_of, renewal_words
 from serai.qemu.instance import Instance
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
     house = driver.house
     base = await house.bases.find(moment.base)
     machine = machine_from(driver, moment.machine)
+    await house.cabling.connect(driver.record)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     present = driver.instance
@@ -109,21 +110,26 @@ def machine_from(driver: GuestDriver, frozen: Machine) -> Machine:
 
 
 async def be_born(
-    driver: GuestDriver, moment: Moment, *, old_mac: str, keep_identity: bool
+    driver: GuestDriver, moment: Moment, *, parent: GuestRecord, keep_identity: bool
 ) -> None:
     """Take the moment up and let the new guest run; it is RUNNING once it knows who it is.
 
-    On failure no process of it is left; its folder and record are the caller's.
+    Until then it hears and says nothing: its cables are out. On failure no process of it is left;
+    its folder and record are the caller's.
     """
     instance = await take_up(driver, moment)
     write_running(driver, instance)
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
+    await instance.set_links(False)
     await instance.go_on()
     if moment.quiesced:
         await thaw(driver, instance)
     if answering and not keep_identity:
-        await _tell_who_it_is(driver, instance, old_mac)
+        await _tell_who_it_is(driver, instance, parent)
+    await instance.set_links(True)
+    if answering and not keep_identity and driver.record.ports:
+        await _renew_addresses(driver, instance)
     driver.happen(Happening.UP)
 
 
@@ -135,14 +141,23 @@ async def thaw(driver: GuestDriver, instance: Instance) -> None:
         log.warning("the file systems of %s stay frozen: %s", driver.name, error.message)
 
 
-async def _tell_who_it_is(driver: GuestDriver, instance: Instance, old_mac: str) -> None:
+async def _renew_addresses(driver: GuestDriver, instance: Instance) -> None:
+    """Have the guest inside ask for its addresses, now that its cables are in."""
+    argv, env = renewal_words([port.mac for port in driver.record.ports])
+    request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
+    try:
+        await instance.agent.execute(request)
+    except SeraiError as error:
+        log.warning("%s did not ask for its addresses: %s", driver.name, error.message)
+
+
+async def _tell_who_it_is(driver: GuestDriver, instance: Instance, parent: GuestRecord) -> None:
     """Give the guest inside its own name, ids and clock; without an agent it has to do without."""
     record = driver.record
     argv, env = birth_words(
         name=record.spec.name,
         machine_id=record.id,
-        old_mac=old_mac,
-        mac=record.mac,
+        macs=macs_of(parent, record),
         now=driver.house.journal.now(),
     )
     request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)

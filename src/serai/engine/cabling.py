@@ -169,7 +169,9 @@ class Cabling:
             return ""
         self._resolvers[record.id] = resolver
         held = self._fabric.ports_in(record.id)
-        return await resolver.ensure(tuple(Lease(port=each.port, guest=each.guest) for each in held))
+        return await resolver.ensure(
+            tuple(Lease(port=each.port, guest=each.guest) for each in held)
+        )
 
     async def _rules(self) -> None:
         """Have the rules of everything that there is, and of networks that are coming."""

@@ -35,7 +35,9 @@ class Carrier:
         """
         try:
             if len(self._under_way) >= WAITING_LIMIT:
-                raise Busy(Code.QUEUE_FULL, "too many jobs are on their way", hint="Try again later.")
+                raise Busy(
+                    Code.QUEUE_FULL, "too many jobs are on their way", hint="Try again later."
+                )
             job = await self._house.jobs.open(action, subject, (phase,), key=key)
         except BaseException:
             await undo()

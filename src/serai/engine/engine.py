@@ -5,6 +5,7 @@ Every action takes the same way: was it asked before (idempotency key), what doe
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -16,10 +17,15 @@ from serai.disk.files import check_room as check_disk_room
 from serai.engine import talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
+from serai.engine.carrying import Carrier
 from serai.engine.driver import CancelJob, GuestDriver, Script
 from serai.engine.forks import Forker, remove_unfinished
+from serai.engine.forwards import ForwardKeeper
+from serai.engine.groups import GroupKeeper
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
+from serai.engine.networks import NetworkKeeper
+from serai.engine.ports import PortKeeper, find_port
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -33,25 +39,36 @@ from serai.engine.publishing import Publisher
 from serai.engine.running import react
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
-from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
+from serai.errors import Code, Conflict, HostFailure, NotFound, SeraiError, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
+    AddForward,
+    AddPort,
     AnyAction,
     BuildImage,
+    ChangeGroup,
     ChangeSnapshot,
+    CreateGroup,
     CreateGuest,
+    CreateNetwork,
     CreateSnapshot,
+    DeleteGroup,
     DeleteGuest,
     DeleteImage,
+    DeleteNetwork,
     DeleteSnapshot,
     ForkGuest,
     ImportImage,
     LaunchGuest,
     PublishImage,
+    RemoveForward,
+    RemovePort,
     RenameGuest,
     RestoreSnapshot,
     SetGuest,
+    SetNetwork,
+    SetPort,
     StartGuest,
 )
 from serai.model.event import Event, EventKind
@@ -59,12 +76,13 @@ from serai.model.guest import Guest, GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
+from serai.model.network import Forward, Group, Network, Port, PortView
 from serai.model.node import DaemonStatus
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.machine import check_fit
-from serai.store.changes import PutGuest
+from serai.store.changes import PutGuest, PutUsage
 from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
@@ -94,6 +112,11 @@ class Engine:
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
+        self._carrier = Carrier(house)
+        self._networks = NetworkKeeper(house, self._carrier)
+        self._ports = PortKeeper(house, self._carrier)
+        self._groups = GroupKeeper(house, self._carrier)
+        self._forwards = ForwardKeeper(house, self._carrier)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -124,6 +147,35 @@ class Engine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``)."""
         return self._snapshots.one(self._find(guest).record, name_or_id)
+
+    def networks(self) -> list[Network]:
+        """Return all networks."""
+        return self._networks.all()
+
+    def network(self, name_or_id: str) -> Network:
+        """Return one network; NotFound (``network-not-found``)."""
+        return self._networks.one(name_or_id)
+
+    async def ports(self, guest: str) -> list[PortView]:
+        """Return the ports of a guest, with what has passed them until now."""
+        return await self._ports.all(self._find(guest).record)
+
+    async def port(self, guest: str, name_or_id: str) -> PortView:
+        """Return one port of a guest; NotFound (``port-not-found``)."""
+        port = find_port(self._find(guest).record, name_or_id)
+        return next(each for each in await self.ports(guest) if each.id == port.id)
+
+    def groups(self) -> list[Group]:
+        """Return all security groups."""
+        return self._groups.all()
+
+    def group(self, name_or_id: str) -> Group:
+        """Return one security group; NotFound (``group-not-found``)."""
+        return self._groups.one(name_or_id)
+
+    def forwards(self) -> list[Forward]:
+        """Return all forwards, by the host's port."""
+        return self._forwards.all({each.record.id: each.name for each in self._drivers.values()})
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
@@ -208,6 +260,29 @@ class Engine:
             case PublishImage():
                 publisher = Publisher(self._house, self._snapshots, self._images)
                 return await publisher.publish(self._find(action.guest), action, key)
+            case CreateNetwork():
+                return await self._networks.create(action, key)
+            case SetNetwork():
+                return await self._networks.change(action, key)
+            case DeleteNetwork():
+                return await self._networks.delete(action, key)
+            case AddPort():
+                return await self._ports.add(self._find(action.guest), action, key)
+            case SetPort():
+                return await self._ports.change(self._find(action.guest), action, key)
+            case RemovePort():
+                return await self._ports.remove(self._find(action.guest), action, key)
+            case CreateGroup():
+                return await self._groups.create(action, key)
+            case ChangeGroup():
+                return await self._groups.change(action, key)
+            case DeleteGroup():
+                return await self._groups.delete(action, key)
+            case AddForward():
+                return await self._forwards.add(self._find(action.spec.guest), action, key)
+            case RemoveForward():
+                guest = self._house.fabric.forward(action.forward).guest_id
+                return await self._forwards.remove(self._find(guest), action, key)
             case _:
                 driver = self._find(action.guest)
                 self._check_before(driver, action)
@@ -239,10 +314,15 @@ class Engine:
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
         image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
         house.names.claim(name, guest_id)
+        try:
+            ports = self._ports.claim(guest_id, name, action.ports)
+        except BaseException:
+            house.names.release(name, guest_id)
+            raise
         number = house.names.claim_number()
         starts = isinstance(action, LaunchGuest)
         ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
-        record = self._record(spec, image, guest_id, number, starts, ttl)
+        record = self._record(spec, image, guest_id, number, starts, ttl, ports)
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
@@ -283,6 +363,7 @@ class Engine:
         number: int,
         wanted_on: bool,
         ttl: float,
+        ports: tuple[Port, ...],
     ) -> GuestRecord:
         random = self._house.new_id()
         return GuestRecord(
@@ -297,6 +378,7 @@ class Engine:
             genid=self._house.new_id(),
             wanted_on=wanted_on,
             expires_at=self._house.journal.now() + ttl if ttl else 0.0,
+            ports=ports,
         )
 
     async def cancel_job(self, job_id: str) -> Job:
@@ -305,13 +387,16 @@ class Engine:
         if live is None:
             job = await self._house.jobs.find(job_id)
             raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job.id} has ended: it is {job.state}")
-        if any(each.cancel(job_id) for each in (self._images, self._snapshots, self._forker)):
+        if any(each.cancel(job_id) for each in self._keepers()):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
             if driver.job is live and not isinstance(live.action, WHOLE):
                 driver.mailbox.tell(CancelJob(job_id))
                 return await self._house.jobs.wait(job_id, 10.0)
         raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
+
+    def _keepers(self) -> tuple[ImageKeeper | SnapshotKeeper | Forker | Carrier, ...]:
+        return self._images, self._snapshots, self._forker, self._carrier
 
     # -- talking -----------------------------------------------------------------------------------
 
@@ -396,6 +481,8 @@ class Engine:
     def _free_names(self, driver: GuestDriver) -> None:
         self._house.names.release(driver.name, driver.record.id)
         self._house.names.release_number(driver.record.number)
+        self._house.fabric.release(driver.record.ports)
+        self._house.fabric.forget_forwards(driver.record.id)
 
     def _by_name(self, name: str) -> GuestDriver | None:
         return self._drivers.get(self._house.names.owner(name) or "")
@@ -412,7 +499,17 @@ class Engine:
 
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
-        return Upkeep(self._house, self._drivers.values(), self._snapshots, self.submit)
+        return Upkeep(
+            self._house, self._drivers.values(), self._snapshots, self.submit, self._ports
+        )
+
+    async def store_usage(self) -> None:
+        """Count and store what has passed the ports until now; fine if that is not possible."""
+        with contextlib.suppress(SeraiError):
+            await self._house.cabling.count()
+            unsaved = self._house.cabling.take_unsaved()
+            if unsaved:
+                await self._house.journal.commit(*map(PutUsage, unsaved))
 
     # -- the daemon's start --------------------------------------------------------------------------
 
@@ -422,18 +519,27 @@ class Engine:
         self._images = self._image_keeper(await store.images())
         unfinished = await store.unfinished_jobs()
         self._house.shelf.fill(await store.layers(), await store.snapshots())
+        self._house.fabric.fill(
+            await store.networks(),
+            await store.groups(),
+            await store.forwards(),
+            await store.usage(),
+        )
         for record in await store.guests():
             self._house.names.claim(record.spec.name, record.id)
             self._house.names.keep_number(record.number)
+            self._house.fabric.hold(record.id, record.spec.name, record.ports)
             image = self._images.by_digest(record.image_digest) or _lost_image(record)
             self._own(self._driver(record, image, state_at_rest(record)))
         sentences = await self._reserve_damaged()
+        sentences += (await self._house.cabling.reconcile()).sentences
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._take_up_keepers(unfinished)
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
+        sentences += await self._house.cabling.sweep()
         return sentences
 
     async def _reserve_damaged(self) -> list[str]:
@@ -461,7 +567,7 @@ class Engine:
                 sentences.append(await keeper.take_up(job))
         return sentences
 
-    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | None:
+    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | Carrier | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -472,6 +578,8 @@ class Engine:
                 return self._snapshots
             case "fork":
                 return self._forker
+            case "network" | "port" | "group" | "forward":
+                return self._carrier
             case _:
                 return None
 

@@ -26,12 +26,10 @@ from serai.model.network import (
     PortSpec,
     PortUsage,
     PortView,
-    Rule,
 )
 from serai.plan.network import bridge_of, capacity, gateway6_of, gateway_of, make_port
+from serai.plan.rules import shown_rules
 from serai.units import shorten
-
-GROUP = "group:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +168,11 @@ class Fabric:
             raise
         return tuple(made)
 
-    def _claim_one(
-        self, owner: tuple[str, str], port_id: str, name: str, spec: PortSpec
-    ) -> Port:
+    def _claim_one(self, owner: tuple[str, str], port_id: str, name: str, spec: PortSpec) -> Port:
         network = self.network(spec.network)
         port = make_port(
             spec,
-            id=port_id,
+            port_id=port_id,
             name=name,
             network_id=network.id,
             network=network.spec,
@@ -205,6 +201,12 @@ class Fabric:
             self.release(made)
             raise
         return tuple(made)
+
+    def forget_forwards(self, guest_id: str) -> None:
+        """Forget the forwards that lead to a guest that is gone."""
+        for each in [each for each in self.forwards.values() if each.guest_id == guest_id]:
+            del self.forwards[each.id]
+            self.forward_problems.pop(each.id, None)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -268,21 +270,16 @@ class Fabric:
 
     def show_group(self, record: GroupRecord) -> Group:
         """Return what is shown of a security group: the groups in its rules by name."""
+        names = {each.id: each.spec.name for each in self.groups.values()}
         return Group(
             name=record.spec.name,
             id=record.id,
-            rules=tuple(self._named(rule) for rule in record.spec.rules),
+            rules=shown_rules(record.spec.rules, names),
             note=record.spec.note,
             ports=len(self.ports_with(record.id)),
             version=record.version,
             created_at=record.created_at,
         )
-
-    def _named(self, rule: Rule) -> Rule:
-        group = self.groups.get(rule.remote.removeprefix(GROUP))
-        if group is None or not rule.remote.startswith(GROUP):
-            return rule
-        return msgspec.structs.replace(rule, remote=f"{GROUP}{group.spec.name}")
 
     def show_forward(self, record: ForwardRecord, guest: str) -> Forward:
         """Return what is shown of a forward; ``guest`` is the name of its guest."""

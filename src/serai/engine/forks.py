@@ -209,7 +209,7 @@ class Forker:
     ) -> list[GuestDriver]:
         """Store the new guests, all together; they are in the house from then on."""
         house, now = self._house, self._house.journal.now()
-        records = [self._record(job, found, wish, *each, now) for each in ids.items()]
+        records = self._records(job, found, wish, ids, now)
         events = tuple(
             house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=wish.source)
             for each in records
@@ -217,10 +217,27 @@ class Forker:
         try:
             await house.journal.commit(*map(PutGuest, records), events=events)
         except BaseException:
-            for record in records:
-                house.names.release_number(record.number)
+            self._release_records(records)
             raise
         return [self._adopt(record) for record in records]
+
+    def _records(
+        self, job: LiveJob, found: Source, wish: Wish, ids: dict[str, str], now: float
+    ) -> list[GuestRecord]:
+        """Return the records of the new guests; their numbers and addresses are taken."""
+        records = list[GuestRecord]()
+        try:
+            for name, guest_id in ids.items():
+                records.append(self._record(job, found, wish, name, guest_id, now))
+        except BaseException:
+            self._release_records(records)
+            raise
+        return records
+
+    def _release_records(self, records: Iterable[GuestRecord]) -> None:
+        for record in records:
+            self._house.names.release_number(record.number)
+            self._house.fabric.release(record.ports)
 
     def _record(
         self, job: LiveJob, found: Source, wish: Wish, name: str, guest_id: str, now: float
@@ -228,6 +245,8 @@ class Forker:
         house, frozen = self._house, found.frozen
         random = house.new_id()
         heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
+        wanted = {house.new_id(): port for port in frozen.record.ports}
+        ports = house.fabric.claim_like((guest_id, name), wanted)
         source = msgspec.structs.replace(frozen.record, spec=wish.spec(frozen.record.spec))
         return fork_record(
             source,
@@ -241,6 +260,7 @@ class Forker:
             origin=found.origin,
             expires_at=now + wish.ttl if wish.ttl else 0.0,
             coming=job.id,
+            ports=ports,
         )
 
     async def _let_live(
@@ -288,9 +308,7 @@ async def _live(child: GuestDriver, frozen: Frozen, wish: Wish) -> None:
         await start_cold(child)
         return
     try:
-        await be_born(
-            child, frozen.moment, old_mac=frozen.record.mac, keep_identity=wish.keep_identity
-        )
+        await be_born(child, frozen.moment, parent=frozen.record, keep_identity=wish.keep_identity)
     except BaseException:
         child.happen(Happening.START_FAILED)
         raise

@@ -1,28 +1,23 @@
 """The keeper of forwards: ports of the host that lead into guests.
 
 To a port of a network the firewall forwards; to a guest with QEMU's own network QEMU does, as long
-as it runs: ``open_forwards`` has a new QEMU do so.
+as it runs (``leading``).
 """
-
-import logging
 
 from serai.engine.carrying import Carrier
 from serai.engine.driver import GuestDriver
 from serai.engine.fabric import Fabric
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
+from serai.engine.leading import close_one, open_one
 from serai.engine.ports import find_port
-from serai.errors import SeraiError
 from serai.model.actions import AddForward, RemoveForward
 from serai.model.event import Event, EventKind
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
 from serai.model.network import Forward, ForwardRecord, Port
-from serai.plan.firewall import check_forward
-from serai.qemu.instance import Instance
+from serai.plan.rules import check_forward
 from serai.store.changes import DropForward, PutForward
-
-log = logging.getLogger(__name__)
 
 
 class ForwardKeeper:
@@ -39,9 +34,7 @@ class ForwardKeeper:
     def all(self, names: dict[str, str]) -> list[Forward]:
         """Return all forwards, by the host's port; ``names`` are the guests' by id."""
         found = sorted(self._fabric.forwards.values(), key=lambda each: (each.host_port, each.id))
-        return [
-            self._fabric.show_forward(each, names.get(each.guest_id, "")) for each in found
-        ]
+        return [self._fabric.show_forward(each, names.get(each.guest_id, "")) for each in found]
 
     async def add(self, driver: GuestDriver, action: AddForward, key: str) -> Job:
         """Let a port of the host lead into a guest, as a job. Nobody else gets it from here on."""
@@ -92,14 +85,14 @@ class ForwardKeeper:
             await self._house.cabling.refresh_rules()
             await self._house.cabling.refresh_bridge(port.network)
         elif driver.instance is not None:
-            await driver.do(Verb.SET, lambda: _open_one(driver, record))
+            await driver.do(Verb.SET, lambda: open_one(driver, record))
 
     async def _close(self, driver: GuestDriver, record: ForwardRecord, port: Port | None) -> None:
         self._fabric.forward_problems.pop(record.id, None)
         if port is not None:
             await self._house.cabling.refresh_rules()
         elif driver.instance is not None:
-            await driver.do(Verb.SET, lambda: _close_one(driver, record))
+            await driver.do(Verb.SET, lambda: close_one(driver, record))
 
     def _event(self, kind: EventKind, driver: GuestDriver, record: ForwardRecord) -> Event:
         outside = f"{record.protocol} {record.host_port}"
@@ -111,41 +104,3 @@ def _port_of(driver: GuestDriver, name: str) -> Port | None:
     if name:
         return find_port(driver.record, name)
     return driver.record.ports[0] if driver.record.ports else None
-
-
-async def _open_one(driver: GuestDriver, record: ForwardRecord) -> None:
-    instance = driver.instance
-    netdev = _user_netdev(instance) if instance else ""
-    if instance is not None and netdev:
-        await instance.forward(netdev, f"{_outside(record)}-:{record.guest_port}")
-
-
-async def _close_one(driver: GuestDriver, record: ForwardRecord) -> None:
-    instance = driver.instance
-    netdev = _user_netdev(instance) if instance else ""
-    if instance is not None and netdev:
-        await instance.end_forward(netdev, _outside(record))
-
-
-def _user_netdev(instance: Instance) -> str:
-    """Return the NIC at QEMU's own network, "" where there is none."""
-    return next((nic.name for nic in instance.machine.nics if not nic.tap and not nic.place), "")
-
-
-def _outside(record: ForwardRecord) -> str:
-    return f"{record.protocol}:{record.host_address}:{record.host_port}"
-
-
-async def open_forwards(driver: GuestDriver) -> None:
-    """Have a guest's new QEMU forward what leads to it; one that it can't says so in the list."""
-    fabric = driver.house.fabric
-    for record in list(fabric.forwards.values()):
-        if record.guest_id != driver.record.id or record.port:
-            continue
-        try:
-            await _open_one(driver, record)
-        except SeraiError as error:
-            log.warning("%s: %s", driver.name, error.message)
-            fabric.forward_problems[record.id] = error.problem()
-        else:
-            fabric.forward_problems.pop(record.id, None)

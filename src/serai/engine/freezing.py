@@ -27,6 +27,7 @@ import msgspec
 
 from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
+from serai.engine.leading import open_forwards
 from serai.engine.running import (
     attach,
     confinement_of,
@@ -389,6 +390,7 @@ async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> 
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)
     await old.close()
+    await open_forwards(driver)
 
 
 def check_can_quiesce(driver: GuestDriver) -> None:

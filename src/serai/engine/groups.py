@@ -3,7 +3,7 @@
 import msgspec
 
 from serai.engine.carrying import Carrier
-from serai.engine.fabric import GROUP, Fabric
+from serai.engine.fabric import Fabric
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.networks import version_conflict
@@ -12,11 +12,9 @@ from serai.model.actions import ChangeGroup, CreateGroup, DeleteGroup
 from serai.model.event import Event, EventKind
 from serai.model.job import Job
 from serai.model.network import Group, GroupChange, GroupRecord, GroupSpec, Rule
-from serai.plan.firewall import check_group
+from serai.plan.rules import GROUP, check_group
 from serai.store.changes import DropGroup, PutGroup
-from serai.units import check_guest_name, shorten
-
-NOTE_LIMIT = 1000
+from serai.units import shorten
 
 
 class GroupKeeper:
@@ -42,8 +40,6 @@ class GroupKeeper:
     async def create(self, action: CreateGroup, key: str) -> Job:
         """Make a security group, as a job."""
         name, ids, group_id = action.spec.name, self._fabric.group_ids(), self._house.new_id()
-        check_guest_name(name)
-        _check_note(action.spec.note)
         if name in ids or name in self._coming:
             raise Conflict(
                 Code.GROUP_EXISTS,
@@ -104,8 +100,9 @@ class GroupKeeper:
                     hint=f"See which it has: serai rules show {spec.name}",
                 )
         stay = [rule for rule in spec.rules if rule not in remove]
-        note = spec.note if change.note is msgspec.UNSET else _check_note(change.note)
-        return GroupSpec(name=spec.name, rules=tuple(dict.fromkeys([*stay, *add])), note=note)
+        note = spec.note if change.note is msgspec.UNSET else change.note
+        own_ids = {each: each for each in self._fabric.groups}  # they are ids by now
+        return check_group(GroupSpec(name=spec.name, rules=(*stay, *add), note=note), own_ids)
 
     def _stored(self, name: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         return check_group(GroupSpec(name=name, rules=rules), self._fabric.group_ids()).rules
@@ -144,12 +141,6 @@ class GroupKeeper:
 
     def _event(self, kind: EventKind, record: GroupRecord) -> Event:
         return self._house.journal.event(kind, record.spec.name, record.id)
-
-
-def _check_note(note: str) -> str:
-    if len(note) > NOTE_LIMIT:
-        raise Invalid(Code.VALUE_INVALID, f"a note has at most {NOTE_LIMIT} characters")
-    return note
 
 
 def _words(rule: Rule) -> str:

@@ -8,6 +8,8 @@ from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.engine.bases import Bases
+from serai.engine.cabling import Cabling
+from serai.engine.fabric import Fabric
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
@@ -41,6 +43,8 @@ class House:
     bases: Bases
     shelf: Shelf
     cgroups: Cgroups
+    fabric: Fabric
+    cabling: Cabling
     supervisor: Supervisor
     new_id: Callable[[], str]
     boot_id: str

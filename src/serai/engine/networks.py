@@ -77,7 +77,7 @@ class NetworkKeeper:
 
         return await self._carrier.begin(action, spec.name, "create", work, undo, key)
 
-    async def set(self, action: SetNetwork, key: str) -> Job:
+    async def change(self, action: SetNetwork, key: str) -> Job:
         """Change a network, as a job; on failure it is as before."""
         routes = await self._cabling.routes()
         fabric, before = self._fabric, self._fabric.network(action.network)

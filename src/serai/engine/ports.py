@@ -105,7 +105,7 @@ class PortKeeper:
                 await unplug(driver, port)
             raise
 
-    async def set(self, driver: GuestDriver, action: SetPort, key: str) -> Job:
+    async def change(self, driver: GuestDriver, action: SetPort, key: str) -> Job:
         """Change a port's groups or limits, as a job; on failure it is as before."""
         _check_admitted(driver)
         before, change = find_port(driver.record, action.port), action.change

@@ -16,7 +16,14 @@ from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
 from serai.engine.collecting import collect, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
-from serai.engine.running import attach, detach, follow_policy, let_go, open_instance
+from serai.engine.leading import open_forwards
+from serai.engine.running import (
+    attach,
+    detach,
+    follow_policy,
+    let_go,
+    open_instance,
+)
 from serai.errors import Code, Conflict, Interrupted, SeraiError
 from serai.model.actions import LaunchGuest, RenameGuest, RestartGuest, SetGuest, StopGuest
 from serai.model.event import EventKind
@@ -122,6 +129,7 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
     except SeraiError:
         driver.enter(GuestState.STOPPED)
         raise
+    await driver.house.cabling.detach(driver.record.ports)
 
 
 async def wait_agent(driver: GuestDriver) -> None:
@@ -180,6 +188,7 @@ async def start_cold(driver: GuestDriver) -> None:
         driver.happen(Happening.START_FAILED)
         raise
     attach(driver, instance)
+    await open_forwards(driver)
     driver.happen(Happening.UP)
 
 
@@ -320,6 +329,7 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
         driver.enter(GuestState.STOPPED)
         raise
     driver.leave()
+    await house.cabling.detach(driver.record.ports)
     await forget_all_of(house, guest_id)
     await job.finish()
 
@@ -331,6 +341,7 @@ async def remove_guest(driver: GuestDriver) -> None:
     driver.enter(GuestState.DELETING)
     await driver.house.journal.commit(DropGuest(driver.record.id))
     driver.leave()
+    await driver.house.cabling.detach(driver.record.ports)
     await collect(driver.house)
 
 
@@ -358,6 +369,9 @@ async def rename(driver: GuestDriver, job: LiveJob) -> None:
         raise
     if action.name != old.spec.name:
         names.release(old.spec.name, old.id)
+    driver.house.fabric.hold(old.id, action.name, old.ports)
+    if old.ports:
+        await driver.house.cabling.refresh()
 
 
 async def set_guest(driver: GuestDriver, job: LiveJob) -> None:

@@ -15,6 +15,7 @@ from serai.engine.births import make_files, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
+from serai.engine.leading import open_forwards
 from serai.engine.procedures import start_cold
 from serai.engine.running import attach, detach, let_go, note_agent, write_running
 from serai.errors import SeraiError
@@ -146,6 +147,7 @@ async def _go_on(
     write_running(driver, upcoming)
     attach(driver, upcoming)
     await upcoming.go_on()
+    await open_forwards(driver)
     driver.happen(Happening.UP)
     if quiesced:
         await thaw(driver, upcoming)

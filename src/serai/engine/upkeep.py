@@ -12,6 +12,7 @@ from pathlib import Path
 
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.engine.ports import PortKeeper
 from serai.engine.snapshots import SnapshotKeeper
 from serai.errors import SeraiError
 from serai.host.logs import trim_log
@@ -19,7 +20,7 @@ from serai.model.actions import AnyAction, DeleteGuest
 from serai.model.event import EventKind
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState
-from serai.store.changes import Prune
+from serai.store.changes import Prune, PutUsage
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +40,13 @@ class Upkeep:
         drivers: Iterable[GuestDriver],
         snapshots: SnapshotKeeper,
         submit: Submit,
+        ports: PortKeeper,
     ) -> None:
         self._house = house
         self._drivers = drivers
         self._snapshots = snapshots
         self._submit = submit
+        self._ports = ports
 
     async def run(self) -> None:
         """Look after things until cancelled."""
@@ -58,6 +61,7 @@ class Upkeep:
             self._tidy_bases()
             if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
                 await self._merge()
+                await self._reconcile()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
                 await self._prune()
             turns += 1
@@ -81,6 +85,21 @@ class Upkeep:
     def _tidy_bases(self) -> None:
         running = [each.instance.machine for each in self._drivers if each.instance is not None]
         self._house.bases.tidy({machine.ram for machine in running if machine.ram_private})
+
+    async def _reconcile(self) -> None:
+        """Put back what is not there of networks, and store what has passed their ports."""
+        mended = await self._house.cabling.reconcile()
+        for sentence in mended.sentences:
+            log.info("%s", sentence)
+        try:
+            for driver in list(self._drivers) if mended.taps else ():
+                await self._ports.replug(driver, mended.taps)
+            await self._house.cabling.count()
+            unsaved = self._house.cabling.take_unsaved()
+            if unsaved:
+                await self._house.journal.commit(*map(PutUsage, unsaved))
+        except SeraiError as error:
+            log.warning("networks: %s", error.message)
 
     async def _merge(self) -> None:
         """Make two layers one, a pair a turn, so that no chain grows for ever."""
