@@ -8,7 +8,14 @@ from click.shell_completion import CompletionItem
 
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
-from serai.client.calls import list_images, list_snapshots
+from serai.client.calls import (
+    Call,
+    Page,
+    list_groups,
+    list_images,
+    list_networks,
+    list_snapshots,
+)
 from serai.errors import SeraiError
 from serai.settings import current_places
 from serai.units import parse_duration, parse_size, split_source
@@ -53,8 +60,24 @@ def complete_guest(ctx: click.Context, param: click.Parameter, begun: str) -> li
 
 def complete_image(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of an image."""
+    return _complete(list_images(), begun)
+
+
+def complete_network(
+    ctx: click.Context, param: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Complete the name of a network."""
+    return _complete(list_networks(), begun)
+
+
+def complete_group(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the name of a security group."""
+    return _complete(list_groups(), begun)
+
+
+def _complete(call: Call[Page[Any]], begun: str) -> list[CompletionItem]:
     try:
-        names = [image.name for image in connection().ask(list_images()).items]
+        names = [each.name for each in connection().ask(call).items]
     except SeraiError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(begun)]

@@ -3,10 +3,10 @@
 A ``Call`` says what to send and what comes back; who sends it is ``blocking`` or ``asynchronous``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -104,6 +104,24 @@ class Call(Generic[T]):
     def with_query(self, **more: str) -> "Call[T]":
         """Return the call with more in its query."""
         return replace(self, query={**self.query, **more})
+
+
+class Asking(Protocol):
+    """Sends a call and gives its answer."""
+
+    def ask(self, call: Call[T]) -> T:
+        """Return the answer."""
+
+
+def all_of(daemon: Asking, pages: Callable[[str], Call[Page[T]]]) -> list[T]:
+    """Return all items of a list, however many pages it has."""
+    found, cursor = list[T](), ""
+    while True:
+        page = daemon.ask(pages(cursor))
+        found += page.items
+        cursor = page.next
+        if not cursor:
+            return found
 
 
 def problem_in(status: int, untrusted_body: bytes) -> SeraiError:
