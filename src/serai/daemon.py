@@ -158,7 +158,11 @@ async def _open_engine(
         memory=places.state / "forwarding.json",
         uid=settings.uid_base,
     )
-    async with Supervisor() as supervisor, open_cabling(fabric, ground) as cabling:
+    privileged = found.capabilities.privileged
+    async with (
+        Supervisor() as supervisor,
+        open_cabling(fabric, ground, privileged=privileged) as cabling,
+    ):
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         bases = Bases(places.run / "bases", memory)
         house = House(

@@ -6,7 +6,6 @@ all, after a restart of daemon or host and now and then; it says what it had to 
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from serai.net.links import Bridge, Link, Links, Tap, open_links
 from serai.net.shaping import ensure_limits
 from serai.plan.firewall import build_ruleset
 from serai.plan.network import bridge_of, counted, gateway6_of, gateway_of, shaper_of
-
-log = logging.getLogger(__name__)
 
 INSTEAD = (
     "Run the daemon as root for networks. A guest without one reaches out through QEMU's own, "
@@ -387,26 +384,22 @@ class Cabling:
 
 
 @asynccontextmanager
-async def open_cabling(fabric: Fabric, ground: Ground) -> AsyncIterator[Cabling]:
+async def open_cabling(
+    fabric: Fabric, ground: Ground, *, privileged: bool
+) -> AsyncIterator[Cabling]:
     """Open what networks are made with, for as long as the block lasts; all stays on the host."""
-    ground.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    try:
-        opened = open_links(ground.owner)
-        links = await opened.__aenter__()
-    except SeraiError as error:
-        log.info("no networks here: %s", error.message)
-        yield Cabling(fabric, ground, None, _with_hint(error))
+    if not privileged:
+        unavailable = Denied(
+            Code.NETWORK_UNAVAILABLE,
+            "this daemon may not make networks: it does not run as root",
+            hint=INSTEAD,
+        )
+        yield Cabling(fabric, ground, None, unavailable.problem())
         return
-    cabling = Cabling(fabric, ground, links, None)
-    try:
-        yield cabling
-    finally:
-        cabling.close()
-        await opened.__aexit__(None, None, None)
-
-
-def _with_hint(error: SeraiError) -> Problem:
-    """Return why there are no networks, and what works instead."""
-    return Denied(
-        Code.NETWORK_UNAVAILABLE, error.message, hint=INSTEAD, details=error.details
-    ).problem()
+    ground.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    async with open_links(ground.owner) as links:
+        cabling = Cabling(fabric, ground, links, None)
+        try:
+            yield cabling
+        finally:
+            cabling.close()
