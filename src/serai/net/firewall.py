@@ -99,7 +99,10 @@ class Firewall:
         What the host routed is told from what stayed within by these addresses.
         """
         answer = await self._ask(
-            ["list tables", *(f"list set {family} {self._table} {name}" for family, name in COUNTING)]
+            [
+                "list tables",
+                *(f"list set {family} {self._table} {name}" for family, name in COUNTING),
+            ]
         )
         counts = dict(_counted(answer))
         handles = [

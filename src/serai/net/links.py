@@ -22,7 +22,7 @@ from pyroute2 import IPRoute, NetlinkError
 from serai.errors import Code, Conflict, HostFailure
 from serai.host.namespaces import enter, network_error
 from serai.host.tap import make_tap
-from serai.plan.network import mac_of
+from serai.plan.network import TAP, mac_of, shaper_of
 
 SYSCTL = Path("/proc/sys/net")
 MAIN_TABLE = 254
@@ -62,12 +62,12 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two interfaces that are joined: ``name`` here, ``peer`` in another namespace ("": here too)."""
+    """Two interfaces that are joined: ``name`` here, ``peer`` in the namespace of that descriptor."""
 
     name: str
     label: str
     peer: str
-    peer_namespace: str = ""
+    peer_namespace: int | None = None
     addresses: tuple[str, ...] = ()
     bridge: str = ""
 
@@ -216,7 +216,7 @@ class Links:
     def _pair(self, wish: Pair) -> bool:
         def make() -> None:
             peer: dict[str, object] = {"ifname": wish.peer}
-            if wish.peer_namespace:
+            if wish.peer_namespace is not None:
                 peer["net_ns_fd"] = wish.peer_namespace
             self.route.link("add", ifname=wish.name, kind="veth", peer=peer)
 
@@ -294,6 +294,8 @@ class Links:
         if link is not None and (link.get_attr("IFLA_IFALIAS") or "").startswith(self._prefix):
             with _gone_already():
                 self.route.link("del", index=link["index"])
+            if name.startswith(TAP):  # what limits it goes with it
+                self._remove(shaper_of(name))
 
     def _list_ours(self) -> list[Link]:
         links = list(self.route.get_links())
