@@ -280,18 +280,23 @@ class Land:
 
 
 @asynccontextmanager
-async def open_land(folder: Path, *, owner: str = "0123abcd") -> AsyncIterator[Land]:
-    """Make the host and the world outside; all of it is gone afterwards."""
+async def open_land(
+    folder: Path, *, owner: str = "0123abcd", within: Land | None = None
+) -> AsyncIterator[Land]:
+    """Make the host and the world outside; all of it is gone afterwards.
+
+    ``within``: another daemon on the host of that land.
+    """
     name = f"st{os.getpid()}"
     async with AsyncExitStack() as stack:
-        for each in (name, f"{name}-out"):
+        for each in () if within else (name, f"{name}-out"):
             make_namespace(each)
             stack.callback(remove_namespace, each)
         links = await stack.enter_async_context(open_links(owner, namespace=name))
-        land = Land(
-            owner, name, f"{name}-out", links, Firewall(owner, namespace=name), folder, stack
-        )
-        await _join_outside(land)
+        firewall = Firewall(owner, namespace=name)
+        land = Land(owner, name, f"{name}-out", links, firewall, folder, stack)
+        if not within:
+            await _join_outside(land)
         yield land
 
 
