@@ -1,39 +1,224 @@
-"""DHCP, names and router advertisements for a network; see ``serai.net``."""
+"""DHCP, names and router advertisements for a network: one dnsmasq, which outlives us.
 
-from dataclasses import dataclass
+    folder   conf, hosts, names   written by us, read by it again when it is told to (SIGHUP)
+             leases/              its own
+
+It runs as a user of its own with the three capabilities that DHCP takes and no others, bound to its
+bridge. It is found again by its argv and by the memory file that is its log (docs/design/0003), which
+can't grow over 64 KiB, however much a guest makes it complain.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
 from pathlib import Path
 
-from serai.model.network import NetworkSpec, Port
+from serai.errors import Code, HostFailure
+from serai.host.namespaces import inside, namespace_words, network_error
+from serai.host.process import (
+    Confinement,
+    Process,
+    find_processes,
+    find_program,
+    read_memory,
+    spawn,
+)
+from serai.host.supervise import wait_until
+from serai.model.network import NetworkSpec
+from serai.plan.resolver import Lease, configuration, names, reservations
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """A port and the name of its guest, by which others find it."""
-
-    port: Port
-    guest: str
+OPTION = "-C"
+LOG_LIMIT = 64 << 10
+READY_LIMIT, END_LIMIT = 10.0, 5.0
+CAPABILITIES = "-all,+net_admin,+net_raw,+net_bind_service"
+F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
 
 
 class Resolver:
-    """The dnsmasq of one network. ``folder`` is its own, made and removed by it."""
+    """The dnsmasq of one network, from ``ensure`` on. ``folder`` is its own, made and removed by it.
+
+    It runs as ``uid``, which nobody else should be.
+    """
 
     def __init__(
         self, folder: Path, *, bridge: str, spec: NetworkSpec, uid: int, namespace: str = ""
     ) -> None:
-        raise NotImplementedError
+        self.spec = spec
+        self._folder = folder
+        self._bridge = bridge
+        self._uid = uid
+        self._namespace = namespace
+        self._process: Process | None = None
+        self._lock = asyncio.Lock()
+
+    @property
+    def _conf(self) -> Path:
+        return self._folder / "conf"
+
+    @property
+    def _memory(self) -> str:
+        return f"serai-dnsmasq-{self._bridge}"
+
+    @property
+    def pid(self) -> int:
+        """The number of the process; 0 when none is known to run."""
+        return self._process.pid if self._process and not self._process.has_ended else 0
 
     async def ensure(self, leases: tuple[Lease, ...]) -> str:
-        """Have it running with these leases: adopt, start or tell it; say what was done, "" if nothing."""
-        raise NotImplementedError
+        """Have it running with these leases: adopt it, start it, or tell it; say what was done.
+
+        "" if nothing was to do. It may still be on its way when this returns: ``wait_ready``. Raises
+        HostFailure: ``network-failed`` without its bridge, ``tool-missing``.
+        """
+        async with self._lock:
+            conf = self._configuration()
+            await asyncio.to_thread(self._make_folder)
+            is_other = await asyncio.to_thread(self._write, self._conf, conf)
+            is_told = await asyncio.to_thread(self._write_leases, leases)
+            await self._adopt()
+            if self.pid and is_other:
+                await self._end()
+            if not self.pid:
+                await self._start()
+                return f"DHCP and names of {self.spec.name} were started"
+            if is_told:
+                await self._ready()
+                self._signal(signal.SIGHUP)
+                return f"DHCP and names of {self.spec.name} were told of {len(leases)} leases"
+            return ""
+
+    async def wait_ready(self) -> None:
+        """Wait until it answers; HostFailure (``tool-failed``) with its words if it ends instead."""
+        async with self._lock:
+            await self._ready()
 
     async def wait_ended(self) -> None:
         """Wait until the running one ends; for whoever calls ``ensure`` again then."""
-        raise NotImplementedError
+        if self._process is not None:
+            await self._process.wait()
 
     async def remove(self) -> None:
-        """End it and remove its folder."""
-        raise NotImplementedError
+        """End it and remove its folder; fine if there is neither."""
+        async with self._lock:
+            await self._adopt()
+            await self._end()
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of it; it goes on, and the next daemon's ``ensure`` adopts it."""
-        raise NotImplementedError
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _configuration(self) -> str:
+        try:
+            index = inside(self._namespace, lambda: socket.if_nametoindex(self._bridge))
+        except OSError as error:
+            raise network_error(f"serve {self._bridge}", error) from error
+        return configuration(
+            self.spec,
+            bridge=self._bridge,
+            bridge_index=index,
+            hosts=self._folder / "hosts",
+            names=self._folder / "names",
+            leases=self._folder / "leases" / "leases",
+        )
+
+    def _make_folder(self) -> None:
+        """Make the folder ours, so that it can put nothing in our way; only its leases are its own."""
+        leases = self._folder / "leases"
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._folder.chmod(0o755)
+        leases.mkdir(mode=0o700, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(leases, self._uid, self._uid)
+
+    def _write_leases(self, leases: tuple[Lease, ...]) -> bool:
+        changed = self._write(self._folder / "hosts", reservations(leases))
+        return self._write(self._folder / "names", names(leases, self.spec)) or changed
+
+    def _write(self, path: Path, text: str) -> bool:
+        """Have a file with this text, whole at any moment; True if it was another."""
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_text() == text:
+                return False
+        new = path.with_suffix(".new")
+        new.write_text(text)
+        new.chmod(0o644)
+        new.replace(path)
+        return True
+
+    async def _adopt(self) -> None:
+        if self.pid:
+            return
+        self.close()
+        found = await asyncio.to_thread(find_processes, OPTION, {str(self._conf)})
+        for pid in found.get(str(self._conf), ()):
+            process = Process.attach(pid, OPTION, str(self._conf), holds=self._memory)
+            if process is not None:
+                self._process = process
+                return
+
+    async def _start(self) -> None:
+        self.close()
+        log = os.memfd_create(self._memory, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(log, LOG_LIMIT)
+            fcntl.fcntl(log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
+            self._process = await spawn(
+                self._words(),
+                pass_fds=(),
+                stderr_to=log,
+                confinement=Confinement(uid=None, setpriv="", cgroup=None),
+            )
+        finally:
+            os.close(log)
+
+    def _words(self) -> list[str]:
+        drop: list[str] = []
+        if os.geteuid() == 0:
+            drop = [
+                find_program("setpriv"), f"--reuid={self._uid}", f"--regid={self._uid}",
+                "--clear-groups", f"--inh-caps={CAPABILITIES}", f"--ambient-caps={CAPABILITIES}",
+                f"--bounding-set={CAPABILITIES}", "--no-new-privs", "--",
+            ]  # fmt: skip
+        enter = namespace_words(self._namespace)
+        return [*enter, *drop, find_program("dnsmasq"), OPTION, str(self._conf)]
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.signal(number)
+
+    async def _ready(self) -> None:
+        """It reads its files and takes signals only once it has said that it started."""
+        await wait_until(
+            f"DHCP and names of {self.spec.name}", self._has_started, timeout=READY_LIMIT, every=0.002, slowest=0.05,
+        )  # fmt: skip
+
+    def _has_started(self) -> bool:
+        pid = self.pid
+        said = read_memory(pid, self._memory, LOG_LIMIT) if pid else None
+        if not pid:
+            raise HostFailure(
+                Code.TOOL_FAILED,
+                f"dnsmasq of {self.spec.name} has ended",
+                hint="The daemon's log may say why; another program may serve the same addresses.",
+            )
+        return said is not None and b" read " in said and b": started" in said
+
+    async def _end(self) -> None:
+        if self._process is None:
+            return
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                self._process.signal(number)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(END_LIMIT):
+                        await self._process.wait()
+                        break
+        finally:
+            self.close()

@@ -1,45 +1,312 @@
-"""Our two nftables tables in a namespace; see ``serai.net``."""
+"""Our two nftables tables in a namespace: changed by differences, read back, compared.
 
-from collections.abc import Mapping
+``nft`` (libnftables) is asked through its JSON interface, one transaction a change. What the kernel
+holds is read back into the same data that was wanted (``plan.nftables``), by the digest that each
+rule carries as its comment: so a new daemon changes only what differs and counters go on, and
+meddling is mended by the same difference.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from serai.host.namespaces import namespace_words
+from serai.host.process import Completed, run, tool_failed
 from serai.model.network import PortCounters
-from serai.plan.firewall import Ruleset
+from serai.plan.firewall import BRIDGE_SETS, INET_SETS, table_of
+from serai.plan.nftables import (
+    FAMILIES,
+    Chain,
+    Hook,
+    Json,
+    Key,
+    Kind,
+    Line,
+    Name,
+    Ruleset,
+    Set,
+    anew,
+    difference,
+    removal,
+)
+
+TIMEOUT = 20.0
+COUNTING = [
+    *(("bridge", name) for name, kind in BRIDGE_SETS.items() if kind.counts),
+    *(("inet", name) for name, kind in INET_SETS.items() if kind.counts),
+]
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the kernel has counted, by tap. ``generation`` changes when it began anew."""
+    """What the kernel has counted, by tap. ``generation`` changes when all began anew."""
 
     generation: str
     ports: Mapping[str, PortCounters]
 
 
 class Firewall:
-    """The tables of one daemon in one namespace: it alone changes them."""
+    """The tables of one daemon in one namespace; changes wait for each other."""
 
     def __init__(self, owner: str, *, namespace: str = "") -> None:
-        raise NotImplementedError
+        self._table = table_of(owner)
+        self._prefix = namespace_words(namespace)
+        self._applied: Ruleset | None = None
+        self._lock = asyncio.Lock()
 
     async def apply(self, after: Ruleset) -> int:
         """Make it so in one transaction, by difference to what was applied last.
 
-        Return the number of commands, 0 if nothing was to change. The first call, and one after
-        somebody meddled, loads everything. On failure nothing has changed.
+        Return the number of commands, 0 if nothing was to change. The first call, and the one after
+        a failure, compares with what the kernel holds. On failure nothing has changed. Raises
+        HostFailure: ``tool-missing``, ``tool-failed``.
         """
-        raise NotImplementedError
+        async with self._lock:
+            if self._applied is None:
+                commands = _commands(await self._read_back(), after)
+            else:
+                commands = _commands(self._applied, after)
+            self._applied = None
+            if commands and not await self._try(commands):
+                commands = _commands(await self._read_back(), after)
+                await self._do(commands)
+            self._applied = after
+            return len(commands)
 
     async def mend(self) -> str:
-        """Compare the kernel's rules with those applied last, load all anew if they differ.
+        """Compare the kernel's rules with those applied last, and make them so again.
 
-        Return a sentence that says what differed; "" when all is well.
+        Return a sentence that says what differed; "" when all is well, or nothing was applied yet.
         """
-        raise NotImplementedError
+        async with self._lock:
+            if self._applied is None:
+                return ""
+            found = await self._read_back()
+            commands = _commands(found, self._applied)
+            if not commands:
+                return ""
+            await self._do(commands)
+            return _sentence(found, self._applied)
 
-    async def read_counters(self) -> Reading:
-        """Return the counters of all ports, in one call."""
-        raise NotImplementedError
+    async def read_counters(self, addresses: Mapping[str, Sequence[str]]) -> Reading:
+        """Return the counters of all ports, in one call; ``addresses`` of each tap (v4 and v6).
+
+        What the host routed is told from what stayed within by these addresses.
+        """
+        answer = await self._ask(
+            [
+                "list tables",
+                *(f"list set {family} {self._table} {name}" for family, name in COUNTING),
+            ]
+        )
+        counts = dict(_counted(answer))
+        handles = [
+            str(each["table"]["handle"])
+            for each in answer
+            if "table" in each and each["table"]["name"] == self._table
+        ]
+        boot = BOOT_ID.read_text().strip()
+        ports = {tap: _port_counters(counts, tap, own) for tap, own in addresses.items()}
+        return Reading(generation=" ".join([boot, *handles]), ports=ports)
 
     async def remove(self) -> None:
         """Remove our tables; fine if there are none."""
-        raise NotImplementedError
+        async with self._lock:
+            self._applied = None
+            await self._do(removal(self._table))
+
+    async def _read_back(self) -> Ruleset | None:
+        """Return what there is, without what rules remembered, which may be very much."""
+        tables = [f"list table {family} {self._table}" for family in FAMILIES]
+        answer = await self._ask(tables, "-t")
+        there = sum("table" in each for each in answer)
+        if not there:
+            return None
+        if there < len(FAMILIES):
+            return Ruleset(table="")
+        sets = [
+            f"list {what} {body['family']} {self._table} {body['name']}"
+            for each in answer
+            for what, body in each.items()
+            if what in ("set", "map") and "timeout" not in body.get("flags", [])
+        ]
+        return _ruleset(self._table, [*answer, *await self._ask(sets)])
+
+    async def _ask(self, commands: Sequence[str], *words: str) -> list[dict[str, Any]]:
+        """Return the objects of all answers; a command about what is not there has none.
+
+        One program for all, which reads them as if somebody typed them: each answer is a line.
+        Listing a whole table would print all that its rules remember.
+        """
+        done = await run(
+            [*self._prefix, "nft", "-j", *words, "-i"],
+            timeout=TIMEOUT,
+            input="".join(f"{command}\n" for command in commands).encode(),
+            env={"HOME": "/nonexistent"},  # no history of ours
+        )
+        return [
+            each
+            for text in done.stdout.splitlines()
+            if text.startswith(b"{")
+            for each in msgspec.json.decode(text)["nftables"]
+        ]
+
+    async def _do(self, commands: Sequence[Json]) -> None:
+        done = await self._nft(commands)
+        if done.code:
+            raise tool_failed(done)
+
+    async def _try(self, commands: Sequence[Json]) -> bool:
+        return (await self._nft(commands)).code == 0
+
+    async def _nft(self, commands: Sequence[Json]) -> Completed:
+        return await run(
+            [*self._prefix, "nft", "-j", "-f", "-"],
+            timeout=TIMEOUT,
+            input=msgspec.json.encode({"nftables": commands}),
+            ok=range(-64, 256),
+        )
+
+
+def _commands(before: Ruleset | None, after: Ruleset) -> list[Json]:
+    """Return the difference; all anew where what there is is only half or can't be changed in place."""
+    if before is not None and (before.table != after.table or not _fits(before, after)):
+        return anew(after)
+    return difference(before, after)
+
+
+def _fits(before: Ruleset, after: Ruleset) -> bool:
+    kinds = all(
+        before.sets[name].kind == each.kind
+        for name, each in after.sets.items()
+        if name in before.sets
+    )
+    hooks = all(
+        before.chains[name].hook == each.hook
+        for name, each in after.chains.items()
+        if name in before.chains
+    )
+    return kinds and hooks
+
+
+def _sentence(found: Ruleset | None, wanted: Ruleset) -> str:
+    if found is None or not found.table:
+        return "the firewall's tables were gone, and were made anew"
+    names = {
+        name
+        for mine, theirs in ((wanted.sets, found.sets), (wanted.chains, found.chains))
+        for name in {*mine, *theirs}
+        if mine.get(name) != theirs.get(name)
+    }
+    some = ", ".join(sorted(name for _, name in names)[:4])
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"the firewall was changed by somebody else, and mended: {some}{more}"
+
+
+# -- reading what nft prints -----------------------------------------------------------------------
+
+
+def _ruleset(table: str, answer: Sequence[Mapping[str, Any]]) -> Ruleset:
+    sets: dict[Name, Set] = {}
+    chains: dict[Name, Chain] = {}
+    lines: dict[Name, list[Line]] = {}
+    for each in answer:
+        for what, body in each.items():
+            name = (body.get("family", ""), body.get("name", ""))
+            if what in ("set", "map"):  # the second time with its elements
+                sets[name] = _set(body, what == "map")
+            elif what == "chain":
+                chains[name] = Chain(hook=_hook(body))
+            elif what == "rule":
+                rule = Line(body.get("comment", ""), ())
+                lines.setdefault((body["family"], body["chain"]), []).append(rule)
+    for name, there in lines.items():
+        chains[name] = Chain(hook=chains[name].hook, lines=tuple(there))
+    return Ruleset(table=table, sets=sets, chains=chains)
+
+
+def _hook(body: Mapping[str, Any]) -> Hook | None:
+    if "hook" not in body:
+        return None
+    return Hook(type=body["type"], hook=body["hook"], priority=body["prio"])
+
+
+def _set(body: Mapping[str, Any], leads: bool) -> Set:
+    type_ = body["type"]
+    flags = body.get("flags", [])
+    kind = Kind(
+        type=(type_,) if isinstance(type_, str) else tuple(type_),
+        counts=bool(body.get("stmt")),
+        leads=leads,
+        intervals="interval" in flags,
+        size=body.get("size", 0) if "timeout" in flags else 0,
+    )
+    if kind.size:
+        return Set(kind=kind)
+    return Set(kind=kind, elements=dict(_element(each) for each in body.get("elem", [])))
+
+
+def _element(element: Any) -> tuple[Key, str]:
+    target = ""
+    if isinstance(element, list):
+        element, verdict = element
+        target = next(f"{verb} {to['target']}" for verb, to in verdict.items())
+    if isinstance(element, dict) and "elem" in element:
+        element = element["elem"]["val"]
+    if isinstance(element, dict) and "concat" in element:
+        return tuple(_part(part) for part in element["concat"]), target
+    return (_part(element),), target
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, dict) and "prefix" in part:
+        return f"{part['prefix']['addr']}/{part['prefix']['len']}"
+    return str(part)
+
+
+Counts = Mapping[str, tuple[int, int]]
+
+
+def _counted(answer: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Counts]]:
+    """Yield each counting set: bytes and packets by element."""
+    for each in answer:
+        body = each.get("set")
+        if body is None or not body.get("stmt"):
+            continue
+        yield (
+            body["name"],
+            {
+                _part(item["elem"]["val"]): (
+                    item["elem"]["counter"]["bytes"],
+                    item["elem"]["counter"]["packets"],
+                )
+                for item in body.get("elem", [])
+            },
+        )
+
+
+def _port_counters(counts: Mapping[str, Counts], tap: str, own: Sequence[str]) -> PortCounters:
+    def count(name: str, *keys: str) -> tuple[int, int]:
+        found = [counts.get(name, {}).get(key, (0, 0)) for key in keys]
+        return sum(each[0] for each in found), sum(each[1] for each in found)
+
+    bytes_in, packets_in = count("received", tap)
+    bytes_out, packets_out = count("sent", tap)
+    routed_in = count("in4", *own)[0] + count("in6", *own)[0]
+    routed_out = count("out4", *own)[0] + count("out6", *own)[0]
+    return PortCounters(
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        packets_in=packets_in,
+        packets_out=packets_out,
+        local_bytes_in=max(0, bytes_in - routed_in),
+        local_bytes_out=max(0, bytes_out - routed_out),
+        refused_in=count("refused_in", tap)[1],
+        refused_out=count("refused_out", tap)[1],
+        spoofed=count("spoofed", tap)[1],
+    )

@@ -31,6 +31,7 @@ from serai.units import check_guest_name, check_labels, shorten
 
 PICKED_FROM = IPv4Network("10.0.0.0/8")
 PICKED_PREFIX = 24
+TRANSFERS = IPv4Network("100.64.0.0/10")
 LARGEST, SMALLEST = 8, 29
 PREFIX6 = 64
 DNS_LIMIT = 8
@@ -38,6 +39,7 @@ RATE_LIMIT = 1 << 40
 LEAST_RATE = 1000
 ASKED_AGAIN = 4096
 """Answers that are kept: the whole ruleset is made anew for each change of it."""
+TAP = "st"
 INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}", re.ASCII)
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}", re.ASCII)
 
@@ -66,12 +68,12 @@ def bridge_of(network_id: str) -> str:
 
 def tap_of(port_id: str) -> str:
     """Return the name of a port's tap."""
-    return f"st{_short(port_id)}"
+    return f"{TAP}{_short(port_id)}"
 
 
 def shaper_of(tap: str) -> str:
     """Return the name of the interface (ifb) through which a limited tap's guest sends."""
-    return f"si{tap.removeprefix('st')}"
+    return f"si{tap.removeprefix(TAP)}"
 
 
 def uplink_of(bubble_id: str) -> str:
@@ -79,9 +81,27 @@ def uplink_of(bubble_id: str) -> str:
     return f"su{_short(bubble_id)}"
 
 
-def bubble_of(bubble_id: str) -> str:
+def bubbles_of(owner: str) -> str:
+    """Return how the names of a daemon's bubbles begin."""
+    return f"serai-{owner}-"
+
+
+def bubble_of(owner: str, bubble_id: str) -> str:
     """Return the name of a bubble's network namespace."""
-    return f"serai-{_short(bubble_id)}"
+    return bubbles_of(owner) + _short(bubble_id)
+
+
+def pick_transfer(taken: Collection[str], routes: Iterable[str] = ()) -> str:
+    """Return the first free /30 of 100.64.0.0/10 (RFC 6598) to join a bubble to its host.
+
+    ``taken`` are those of other bubbles. Raises Conflict (``subnet-exhausted``).
+    """
+    busy = [ipaddress.ip_network(route, strict=False) for route in routes]
+    routed = [each for each in busy if each.version == 4 and each.prefixlen]
+    for subnet in TRANSFERS.subnets(new_prefix=30):
+        if str(subnet) not in taken and not any(subnet.overlaps(each) for each in routed):
+            return str(subnet)
+    raise Conflict(Code.SUBNET_EXHAUSTED, f"all of {TRANSFERS} is taken")
 
 
 def mac_of(port_id: str) -> str:
