@@ -16,13 +16,21 @@ from serai.engine.fabric import Fabric, Held
 from serai.errors import Code, Conflict, Denied, Problem, SeraiError, error_from_problem
 from serai.model.guest import GuestRecord
 from serai.model.network import NetworkMode, NetworkRecord, Port, PortCounters, PortUsage
-from serai.net.dnsmasq import Lease, Resolver
+from serai.net.dnsmasq import Resolver
 from serai.net.firewall import Firewall
 from serai.net.forwarding import ensure_forwarding
 from serai.net.links import Bridge, Link, Links, Tap, open_links
 from serai.net.shaping import ensure_limits
 from serai.plan.firewall import build_ruleset
-from serai.plan.network import bridge_of, counted, gateway6_of, gateway_of, shaper_of
+from serai.plan.network import (
+    bridge_of,
+    counted,
+    gateway6_of,
+    gateway_of,
+    own_addresses6,
+    shaper_of,
+)
+from serai.plan.resolver import Lease
 
 INSTEAD = (
     "Run the daemon as root for networks. A guest without one reaches out through QEMU's own, "
@@ -209,6 +217,8 @@ class Cabling:
             await self._rules()
             for network_id in {port.network for port in ports}:
                 await self._raise(self._fabric.network(network_id))
+                if network_id in self._resolvers:
+                    await self._resolvers[network_id].wait_ready()
             for port in ports:
                 await self._lay(links, guest, port)
 
@@ -351,11 +361,23 @@ class Cabling:
         if self._links is None or not self._fabric.ports():
             return
         async with self._lock:
-            reading = await self._firewall.read_counters()
+            reading = await self._firewall.read_counters(self._addresses())
         for held in self._fabric.ports():
             now = reading.ports.get(held.port.tap)
             if now is not None:
                 self._add(held, now, reading.generation)
+
+    def _addresses(self) -> dict[str, tuple[str, ...]]:
+        """Return the addresses of each port, by its tap."""
+        networks = self._fabric.networks
+        return {
+            each.port.tap: (
+                *((each.port.address,) if each.port.address else ()),
+                *own_addresses6(each.port, networks[each.port.network].spec),
+            )
+            for each in self._fabric.ports()
+            if each.port.network in networks
+        }
 
     def _add(self, held: Held, now: PortCounters, generation: str) -> None:
         usage, port = self._fabric.usage, held.port
