@@ -154,7 +154,6 @@ async def _open_engine(
     fabric = Fabric()
     ground = Ground(
         owner=owner_of(str(places.state)),
-        folder=places.networks_run,
         memory=places.state / "forwarding.json",
         uid=settings.uid_base,
     )

@@ -81,11 +81,6 @@ class Places:
         return self.run / "guests"
 
     @property
-    def networks_run(self) -> Path:
-        """One folder a network, named by id: what answers DHCP and names there."""
-        return self.run / "networks"
-
-    @property
     def scratch(self) -> Path:
         """Unfinished downloads, imports and builds; emptied when the daemon starts."""
         return self.state / "scratch"

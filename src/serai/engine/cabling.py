@@ -6,6 +6,7 @@ all, after a restart of daemon or host and now and then; it says what it had to 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -38,17 +39,25 @@ INSTEAD = (
 )
 
 
+RUN = Path("/run/serai-networks")
+"""For what answers DHCP and names: not our own run folder, into which no other user may look."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """Where the cables lie: ``owner`` marks what is ours, ``folder`` is for what runs.
+    """Where the cables lie: ``owner`` marks what is ours, ``uid`` is who answers DHCP.
 
-    ``memory`` is a file that remembers whether the host routed before, ``uid`` who answers DHCP.
+    ``memory`` is a file that remembers whether the host routed before.
     """
 
     owner: str
-    folder: Path
     memory: Path
     uid: int
+
+    @property
+    def folder(self) -> Path:
+        """One folder a network, named by id."""
+        return RUN / self.owner
 
 
 @dataclass(slots=True)
@@ -120,11 +129,17 @@ class Cabling:
             resolver = self._resolvers.pop(record.id, None) or self._resolver(record)
             if resolver is not None:
                 await resolver.remove()
+                self._tidy_folder()
             if record.spec.mode is not NetworkMode.BRIDGE:
                 await links.remove(bridge_of(record.id))
             await self._rules()
             await self._route()
             self._fabric.problems.pop(record.id, None)
+
+    def _tidy_folder(self) -> None:
+        with contextlib.suppress(OSError):  # another network, or another daemon, has something there
+            self._ground.folder.rmdir()
+            RUN.rmdir()
 
     async def change(self, before: NetworkRecord, after: NetworkRecord) -> None:
         """Have a network on the host as it is now."""
@@ -225,7 +240,7 @@ class Cabling:
     async def _lay(self, links: Links, guest: str, port: Port) -> bool:
         record = self._fabric.network(port.network)
         bridge = record.spec.bridge or bridge_of(record.id)
-        tap = Tap(name=port.tap, label=f"{guest} {port.name}", bridge=bridge)
+        tap = Tap(name=port.tap, label=f"{guest} {port.name}", bridge=bridge, uid=0)
         changed = await links.ensure_tap(tap)
         await ensure_limits(links, port.tap, port.limits)
         return changed
@@ -418,7 +433,6 @@ async def open_cabling(
         )
         yield Cabling(fabric, ground, None, unavailable.problem())
         return
-    ground.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     async with open_links(ground.owner) as links:
         cabling = Cabling(fabric, ground, links, None)
         try:
