@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import serai
@@ -14,13 +15,26 @@ import serai
 START_LIMIT = 60.0
 STOP_LIMIT = 30.0
 COMMAND_LIMIT = 120.0
+WAIT_LIMIT = 60.0
+
+
+def wait_for(what: str, check: Callable[[], bool], limit: float = WAIT_LIMIT) -> None:
+    """Ask until it is so; what a guest does by itself has no other sign from outside."""
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end, f"{what}: not within {limit:g} s"
+        time.sleep(0.05)
 
 
 class Daemon:
-    """``serai daemon run`` as a process, and a client. Settings are given by name."""
+    """``serai daemon run`` as a process, and a client. Settings are given by name.
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    With ``namespace`` it runs in that network namespace (ip-netns(8)), with all its guests.
+    """
+
+    def __init__(self, home: Path, *, namespace: str = "", **settings: str) -> None:
         self.home = home
+        self.prefix = ["ip", "netns", "exec", namespace] if namespace else []
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"
@@ -46,7 +60,7 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it answers; what it prints goes to ``log``."""
         reading, writing = os.pipe()
-        argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
+        argv = [*self.prefix, sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

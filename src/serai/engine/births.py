@@ -1,7 +1,7 @@
 """The birth of a guest from what was frozen: its disks over the same layers, its memory shared.
 
-``be_born`` runs as the first work of a new guest's own task: heads, a QEMU that waits, the state
-loaded into it, and, before anybody may talk to it, the words that make it somebody of its own.
+``bring_to_life`` runs as the first work of a new guest's own task: heads, a QEMU that waits, the
+state loaded into it, and, before anybody may talk to it, the words that make it somebody of its own.
 """
 
 import asyncio
@@ -11,10 +11,15 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import msgspec
+
 from serai.disk.files import naming_disk_problems, write_durably
 from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Moment
+from serai.engine.freezing import Frozen, Moment
+from serai.engine.house import House
+from serai.engine.ports import plug
+from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
     confinement_of,
@@ -24,19 +29,103 @@ from serai.engine.running import (
     write_running,
 )
 from serai.errors import SeraiError
-from serai.model.guest import AgentState, GuestRecord
+from serai.model.guest import AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
-from serai.model.lifecycle import Happening
+from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
+from serai.model.network import Port, PortSpec
 from serai.model.talk import ExecRequest
-from serai.plan.machine import UEFI_VARS_NAME, nic_of
+from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
 from serai.plan.reborn import birth_words, macs_of, renewal_words
+from serai.plan.snapshot import fork_record, volumes_over
 from serai.qemu.instance import Instance
 
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
+
+
+def new_record(
+    house: House,
+    frozen: Frozen,
+    spec: GuestSpec,
+    *,
+    guest_id: str,
+    origin: str,
+    coming: str,
+    ttl: float = 0.0,
+    more: tuple[PortSpec, ...] = (),
+) -> GuestRecord:
+    """Return the record of a new guest of what was frozen; it has a number and addresses from now on.
+
+    Its ports are like those of the frozen guest, and ``more``. Raises as ``Fabric.claim`` does.
+    """
+    ports = _claim_ports(house, frozen, (guest_id, spec.name), more)
+    random, now = house.new_id(), house.journal.now()
+    heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
+    return fork_record(
+        msgspec.structs.replace(frozen.record, spec=spec),
+        guest_id=guest_id,
+        number=house.names.claim_number(),
+        name=spec.name,
+        mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
+        genid=house.new_id(),
+        now=now,
+        volumes=volumes_over(frozen.volumes, heads),
+        origin=origin,
+        expires_at=now + ttl if ttl else 0.0,
+        coming=coming,
+        ports=ports,
+    )
+
+
+def _claim_ports(
+    house: House, frozen: Frozen, owner: tuple[str, str], more: tuple[PortSpec, ...]
+) -> tuple[Port, ...]:
+    like = {house.new_id(): port for port in frozen.record.ports}
+    ports = house.fabric.claim_like(owner, like)
+    names = {each.name for each in frozen.record.ports} or {USER_NIC}
+    try:
+        new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names)
+    except BaseException:
+        house.fabric.release(ports)
+        raise
+    return ports + new
+
+
+def forget_record(house: House, record: GuestRecord) -> None:
+    """Give back what a record has taken that was not stored."""
+    house.names.release_number(record.number)
+    house.fabric.release(record.ports)
+
+
+async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bool) -> None:
+    """Let a new guest run, in its own task: from the moment, or from its disks where there is none.
+
+    On failure no process of it is left; its folder and record are the caller's.
+    """
+    await make_files(child, frozen.uefi_vars)
+    child.happen(Happening.CREATED)
+    child.enter(GuestState.STARTING)
+    if frozen.moment is None:
+        await start_cold(child)
+        return
+    try:
+        await be_born(child, frozen.moment, parent=frozen.record, keep_identity=keep_identity)
+        await _plug_missing(child)
+    except BaseException:
+        child.happen(Happening.START_FAILED)
+        raise
+
+
+async def _plug_missing(child: GuestDriver) -> None:
+    """Plug in the ports that the guest had not when it was frozen."""
+    instance = child.instance
+    there = {nic.name for nic in instance.machine.nics} if instance else set()
+    for port in child.record.ports:
+        if instance is not None and port.name not in there:
+            await plug(child, port)
 
 
 async def make_files(driver: GuestDriver, uefi_vars: bytes) -> None:

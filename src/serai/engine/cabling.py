@@ -132,12 +132,14 @@ class Cabling:
                 self._tidy_folder()
             if record.spec.mode is not NetworkMode.BRIDGE:
                 await links.remove(bridge_of(record.id))
-            await self._rules()
             await self._route()
             self._fabric.problems.pop(record.id, None)
+            await (self._rules() if self._fabric.all_networks() else self._firewall.remove())
 
     def _tidy_folder(self) -> None:
-        with contextlib.suppress(OSError):  # another network, or another daemon, has something there
+        with contextlib.suppress(
+            OSError
+        ):  # another network, or another daemon, has something there
             self._ground.folder.rmdir()
             RUN.rmdir()
 

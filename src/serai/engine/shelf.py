@@ -81,7 +81,7 @@ class Shelf:
         """Return a guest's snapshots as they are shown, as a tree."""
         everybody = list(self.guests())
         sizes = Sizes(self.layers, everybody, list(self.snapshots.values()), self.bases)
-        forks = Counter(each.origin for each in everybody)
+        forks = Counter(each.origin for each in everybody if not each.is_spare)
         return [
             view_snapshot(
                 each,

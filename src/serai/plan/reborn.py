@@ -19,7 +19,12 @@ echo "$NAME" >/proc/sys/kernel/hostname
 for port in /sys/class/net/*; do
     read -r mac <"$port/address"
     for pair in $MACS; do
-        if [ "$mac" = "${pair%=*}" ]; then ip link set dev "${port##*/}" address "${pair#*=}"; fi
+        [ "$mac" = "${pair%=*}" ] || continue
+        # down and up: the IPv6 addresses that the old one made go, the new one makes its own
+        ip link set dev "${port##*/}" down
+        ip link set dev "${port##*/}" address "${pair#*=}"
+        ip link set dev "${port##*/}" up
+        break
     done
 done
 :
@@ -34,7 +39,7 @@ for port in /sys/class/net/*; do
     if networkctl reconfigure "$nic" >/dev/null 2>&1; then continue; fi
     if nmcli device reapply "$nic" >/dev/null 2>&1; then continue; fi
     if command -v dhclient >/dev/null 2>&1 && pidof dhclient >/dev/null; then
-        ip address flush dev "$nic"
+        ip -4 address flush dev "$nic"
         dhclient -r "$nic" >/dev/null 2>&1
         dhclient -nw "$nic" >/dev/null 2>&1
         continue
@@ -43,7 +48,7 @@ for port in /sys/class/net/*; do
         tr '\\0' ' ' <"/proc/$pid/cmdline" | grep -q -- "-i $nic " || continue
         cp "/proc/$pid/cmdline" "/run/renewal.$pid"
         kill "$pid"
-        ip address flush dev "$nic"
+        ip -4 address flush dev "$nic"
         xargs -0 setsid <"/run/renewal.$pid" >/dev/null 2>&1 &
     done
 done
