@@ -90,7 +90,7 @@ def _lead(links: Links, index: int, through: int) -> None:
     links.route.tc("add", "ingress", index=index, handle=INGRESS)
     links.route.tc(
         "add-filter", "u32", index=index, parent=INGRESS, prio=1, protocol=ETH_P_ALL,
-        keys=["0x0/0x0+0"],
+        keys=["0x0/0x0+0"], target=HANDLE,
         action=[
             {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": through}
         ],
