@@ -236,9 +236,11 @@ class Land:
 
     def within(self, namespace: str, prefix: str) -> "Land":
         """Return the land inside a bubble: the same networks, other hands."""
+        firewall = Firewall(self.owner, namespace=namespace)
+        self.stack.push_async_callback(firewall.close)
         return replace(
             self,
-            firewall=Firewall(self.owner, namespace=namespace),
+            firewall=firewall,
             prefix=f"{prefix}-",
             guests={},
             forwards=[],
@@ -320,6 +322,7 @@ async def open_land(
             stack.callback(remove_namespace, each)
         links = await stack.enter_async_context(open_links(owner, namespace=name))
         firewall = Firewall(owner, namespace=name)
+        stack.push_async_callback(firewall.close)
         land = Land(owner, name, f"{name}-out", links, firewall, folder, stack)
         if not within:
             await _join_outside(land)

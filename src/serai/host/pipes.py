@@ -19,9 +19,11 @@ class TooMuch(Exception):
     """More was written than anybody wanted to read."""
 
 
-async def open_reader(stack: ExitStack, pipe: IO[bytes] | None) -> asyncio.StreamReader:
+async def open_reader(
+    stack: ExitStack, pipe: IO[bytes] | None, *, limit: int = CHUNK
+) -> asyncio.StreamReader:
     """Return a reader of the pipe's end that we hold; closing ``stack`` ends it. None reads nothing."""
-    reader = asyncio.StreamReader(limit=CHUNK)
+    reader = asyncio.StreamReader(limit=limit)
     if pipe is None:
         reader.feed_eof()
         return reader

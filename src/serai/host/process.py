@@ -258,6 +258,87 @@ def tool_failed(done: Completed) -> HostFailure:
     )
 
 
+class Conversation:
+    """A program that is asked again and again through pipes, which spares starting it each time.
+
+    Make it with ``start_conversation``. It ends when it is closed, and when we end. Whoever asks
+    knows where an answer ends; one who gives up half way closes it.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        process: Process,
+        pipes: ExitStack,
+        writer: asyncio.WriteTransport,
+        reader: asyncio.StreamReader,
+        errors: int,
+    ) -> None:
+        self._argv = argv
+        self._process = process
+        self._pipes = pipes
+        self._writer = writer
+        self._reader = reader
+        self._errors = errors
+
+    @property
+    def has_ended(self) -> bool:
+        """True once its end was seen."""
+        return self._process.has_ended
+
+    def write(self, data: bytes) -> None:
+        """Say something; never waits."""
+        self._writer.write(data)
+
+    async def read_line(self) -> bytes:
+        """Return the next line, of 16 MiB at most; HostFailure (``tool-failed``) when there is none."""
+        try:
+            line = await self._reader.readline()
+        except ValueError as error:
+            raise _wrote_too_much(self._argv) from error
+        if not line.endswith(b"\n"):
+            code = await self._process.wait() or 0
+            raise tool_failed(Completed(tuple(self._argv), code, b"", self.read_errors()))
+        return line
+
+    def read_errors(self) -> bytes:
+        """Return what it has written to stderr by now, 64 KiB at most."""
+        try:
+            return os.read(self._errors, STDERR_KEPT)
+        except BlockingIOError:
+            return b""
+
+    async def close(self) -> None:
+        """End it. Fine if it has ended."""
+        self._pipes.close()
+        await _end(self._process)
+
+
+async def start_conversation(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None
+) -> Conversation:
+    """Start a program to talk with. Raises HostFailure: ``tool-missing``, ``tool-failed``."""
+    with ExitStack() as stack, _without_core():
+        tool = _start(
+            _full_argv(argv, None, None),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment(), **(env or {})},
+            pass_fds=(),
+        )
+        process = _hold(tool, leads=True)
+        stack.callback(process.kill_group)
+        assert tool.stdin is not None and tool.stderr is not None
+        stack.enter_context(tool.stderr)
+        os.set_blocking(tool.stderr.fileno(), False)
+        loop = asyncio.get_running_loop()
+        writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, tool.stdin)
+        stack.callback(writer.close)
+        reader = await open_reader(stack, tool.stdout, limit=STDOUT_LIMIT)
+        return Conversation(argv, process, stack.pop_all(), writer, reader, tool.stderr.fileno())
+
+
 # -- programs that outlive us ----------------------------------------------------------------------
 
 
