@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from serai.errors import HostFailure
 from serai.host.namespaces import inside
 from serai.host.supervise import wait_until
 from serai.model.network import Direction, NetworkMode, Protocol, Rule
-from serai.net.dnsmasq import Resolver, folder_of, list_served
+from serai.net.dnsmasq import Resolver
 from serai.net.links import write_sysctl
 from serai.plan.network import gateway_of, link_local_of
 from serai.plan.resolver import Lease
@@ -37,15 +38,18 @@ SCRIPT = '#!/bin/sh\n[ "$1" = bound ] && echo "$ip $subnet $router $dns $hostnam
 
 
 @pytest.fixture
-async def land(tmp_path: Path) -> AsyncIterator[Land]:
-    async with open_land(tmp_path) as land:
-        yield land
+async def land() -> AsyncIterator[Land]:
+    """A land whose folder another user may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        async with open_land(Path(folder)) as land:
+            yield land
 
 
 def _resolver(land: Land, name: str) -> Resolver:
     record = land.networks[name]
     return Resolver(
-        folder_of(land.owner, name),
+        land.folder / "run" / name,
         bridge=land.bridge(name).name,
         spec=record.spec,
         uid=UID,
@@ -110,7 +114,7 @@ async def test_leases_and_names(land: Land) -> None:
         assert (await land.counters(db)).spoofed == 0
     finally:
         await resolver.remove()
-    assert list_served(land.owner) == []
+    assert list((land.folder / "run").iterdir()) == []
 
 
 def _answer_one(land: Land, guest: Guest, gateway: str) -> str:
@@ -173,7 +177,7 @@ async def test_it_outlives_us_and_comes_back(land: Land) -> None:
     first = _resolver(land, "lan")
     with pytest.raises(HostFailure):
         await Resolver(
-            folder_of(land.owner, "no"), bridge="sb0", spec=land.networks["lan"].spec, uid=UID, namespace=land.host
+            land.folder / "no", bridge="sb0", spec=land.networks["lan"].spec, uid=UID, namespace=land.host
         ).ensure(())  # fmt: skip
     await first.ensure(_leases(web))
     await first.wait_ready()

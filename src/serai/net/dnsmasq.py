@@ -31,26 +31,12 @@ from serai.host.supervise import wait_until
 from serai.model.network import NetworkSpec
 from serai.plan.resolver import Lease, configuration, names, reservations
 
-RUN = Path("/run/serai-net")
 OPTION = "-C"
 LOG_LIMIT = 64 << 10
 TOLD_OF_LOG = 2000
 READY_LIMIT, END_LIMIT = 10.0, 5.0
 CAPABILITIES = "-all,+net_admin,+net_raw,+net_bind_service"
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
-
-
-def folder_of(owner: str, network_id: str) -> Path:
-    """Return the folder for a network's dnsmasq, which must reach it as a user of its own.
-
-    So it is not below the daemon's own folders, which nobody else may enter.
-    """
-    return RUN / owner / network_id
-
-
-def list_served(owner: str) -> list[str]:
-    """Return the ids of networks that have a folder, also of those that are not wanted any more."""
-    return sorted(path.name for path in (RUN / owner).glob("*"))
 
 
 class Resolver:
@@ -122,7 +108,7 @@ class Resolver:
         async with self._lock:
             await self._adopt()
             await self._end()
-            await asyncio.to_thread(self._remove_folder)
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of it; it goes on, and the next daemon's ``ensure`` adopts it."""
@@ -150,20 +136,13 @@ class Resolver:
     def _make_folder(self) -> None:
         """Make the folder ours, so that it can put nothing in our way; only its leases are its own."""
         leases = self._folder / "leases"
-        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for folder in (self._folder, *self._folder.parents):
-            if folder == self._folder or folder.is_relative_to(RUN):
+        for folder in (*reversed(self._folder.parents), self._folder):
+            if not folder.exists():
+                folder.mkdir()
                 folder.chmod(0o755)  # whatever our umask is
         leases.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(leases, self._uid, self._uid)
-
-    def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if RUN in self._folder.parents:
-            for folder in (self._folder.parent, RUN):
-                with contextlib.suppress(OSError):  # others are in it
-                    folder.rmdir()
 
     def _write_leases(self, leases: tuple[Lease, ...]) -> bool:
         changed = self._write(self._folder / "hosts", reservations(leases))
