@@ -186,7 +186,7 @@ class Firewall:
             if talk is None or talk.has_ended:
                 # each line as it is written, not when there is a block of them
                 words = [*self._prefix, "stdbuf", "--output=L", "nft", "-j", "-i"]
-                talk = await start_conversation(words, env=NO_HISTORY)
+                talk = start_conversation(words, env=NO_HISTORY)
             try:
                 async with asyncio.timeout(TIMEOUT):
                     answer = await _converse(talk, lines)
@@ -201,7 +201,7 @@ class Firewall:
 
 
 async def _converse(talk: Conversation, lines: bytes) -> tuple[list[dict[str, Any]], bytes]:
-    talk.write(lines + END)
+    await talk.write(lines + END)
     found: list[dict[str, Any]] = []
     while not (text := await talk.read_line()).startswith(END_ANSWER):
         found += _objects(text)
