@@ -14,7 +14,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
@@ -142,6 +142,7 @@ class Land:
     groups: dict[str, GroupRecord] = field(default_factory=dict)
     forwards: list[ForwardRecord] = field(default_factory=list)
     uplinks: tuple[str, ...] = ()
+    prefix: str = ""
 
     async def network(self, name: str, **spec: object) -> NetworkRecord:
         """Make a network with its bridge."""
@@ -197,13 +198,28 @@ class Land:
             taken=taken,
         )
 
-    async def guest(
-        self, name: str, network: str, *, configured: bool = True, **spec: object
-    ) -> Guest:
-        """Make a guest: a namespace whose ``eth0`` has the port's MAC address, and its addresses."""
+    def record(self, name: str, network: str, **spec: object) -> Guest:
+        """Make the record of a guest, and nothing of it on the host."""
         port = self.make_port(network, **spec)
+        self.guests[name] = Guest(name, f"{self.host}-{self.prefix}{name}", port)
+        return self.guests[name]
+
+    async def guest(
+        self,
+        name: str,
+        network: str,
+        *,
+        configured: bool = True,
+        as_port: Port | None = None,
+        **spec: object,
+    ) -> Guest:
+        """Make a guest: a namespace whose ``eth0`` has the port's MAC address, and its addresses.
+
+        ``as_port``: it is a copy of the one that has that port.
+        """
+        guest = self.record(name, network, **spec)
+        guest.port = port = as_port or guest.port
         record = self.networks[network]
-        guest = Guest(name, f"{self.host}-{name}", port)
         await self.namespace(guest.namespace)
         end = os.open(path_of(guest.namespace), os.O_RDONLY)
         try:
@@ -216,8 +232,20 @@ class Land:
         run_in(guest.namespace, "ip", "link", "set", "eth0", "address", port.mac)
         if configured:
             await self._configure(guest, record.spec)
-        self.guests[name] = guest
         return guest
+
+    def within(self, namespace: str, prefix: str) -> "Land":
+        """Return the land inside a bubble: the same networks, other hands."""
+        firewall = Firewall(self.owner, namespace=namespace)
+        self.stack.push_async_callback(firewall.close)
+        return replace(
+            self,
+            firewall=firewall,
+            prefix=f"{prefix}-",
+            guests={},
+            forwards=[],
+            uplinks=(),
+        )
 
     async def _configure(self, guest: Guest, spec: NetworkSpec) -> None:
         port = guest.port
@@ -294,6 +322,7 @@ async def open_land(
             stack.callback(remove_namespace, each)
         links = await stack.enter_async_context(open_links(owner, namespace=name))
         firewall = Firewall(owner, namespace=name)
+        stack.push_async_callback(firewall.close)
         land = Land(owner, name, f"{name}-out", links, firewall, folder, stack)
         if not within:
             await _join_outside(land)

@@ -221,6 +221,7 @@ async def test_what_somebody_broke_is_mended_and_a_new_daemon_changes_nothing(la
 
     # the next daemon reads what there is, and counters go on
     again = Firewall(land.owner, namespace=land.host)
+    land.stack.push_async_callback(again.close)
     assert await again.apply(land.ruleset()) == 0
     land.firewall = again
     assert await land.counters(web) == before

@@ -25,7 +25,8 @@ def make_tap(name: str, *, uid: int | None, namespace: str = "") -> None:
     def make() -> None:
         fd = _attach(name)
         try:
-            fcntl.ioctl(fd, TUNSETOWNER, -1 if uid is None else uid)
+            if uid is not None:
+                fcntl.ioctl(fd, TUNSETOWNER, uid)
             fcntl.ioctl(fd, TUNSETPERSIST, 1)
         finally:
             os.close(fd)

@@ -33,6 +33,7 @@ from serai.plan.resolver import Lease, configuration, names, reservations
 
 OPTION = "-C"
 LOG_LIMIT = 64 << 10
+TOLD_OF_LOG = 2000
 READY_LIMIT, END_LIMIT = 10.0, 5.0
 CAPABILITIES = "-all,+net_admin,+net_raw,+net_bind_service"
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
@@ -41,7 +42,7 @@ F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
 class Resolver:
     """The dnsmasq of one network, from ``ensure`` on. ``folder`` is its own, made and removed by it.
 
-    It runs as ``uid``, which nobody else should be.
+    It runs as ``uid``, which nobody else should be; each folder above must let that one through.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Resolver:
         self._uid = uid
         self._namespace = namespace
         self._process: Process | None = None
+        self._log = -1
         self._lock = asyncio.Lock()
 
     @property
@@ -113,6 +115,9 @@ class Resolver:
         if self._process is not None:
             self._process.close()
             self._process = None
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
 
     def _configuration(self) -> str:
         try:
@@ -131,8 +136,10 @@ class Resolver:
     def _make_folder(self) -> None:
         """Make the folder ours, so that it can put nothing in our way; only its leases are its own."""
         leases = self._folder / "leases"
-        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._folder.chmod(0o755)
+        for folder in (*reversed(self._folder.parents), self._folder):
+            if not folder.exists():
+                folder.mkdir()
+                folder.chmod(0o755)  # whatever our umask is
         leases.mkdir(mode=0o700, exist_ok=True)
         if os.geteuid() == 0:
             os.chown(leases, self._uid, self._uid)
@@ -165,18 +172,15 @@ class Resolver:
 
     async def _start(self) -> None:
         self.close()
-        log = os.memfd_create(self._memory, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(log, LOG_LIMIT)
-            fcntl.fcntl(log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
-            self._process = await spawn(
-                self._words(),
-                pass_fds=(),
-                stderr_to=log,
-                confinement=Confinement(uid=None, setpriv="", cgroup=None),
-            )
-        finally:
-            os.close(log)
+        self._log = os.memfd_create(self._memory, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._log, LOG_LIMIT)
+        fcntl.fcntl(self._log, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK)
+        self._process = await spawn(
+            self._words(),
+            pass_fds=(),
+            stderr_to=self._log,
+            confinement=Confinement(uid=None, setpriv="", cgroup=None),
+        )
 
     def _words(self) -> list[str]:
         drop: list[str] = []
@@ -200,15 +204,21 @@ class Resolver:
         )  # fmt: skip
 
     def _has_started(self) -> bool:
-        pid = self.pid
-        said = read_memory(pid, self._memory, LOG_LIMIT) if pid else None
-        if not pid:
-            raise HostFailure(
-                Code.TOOL_FAILED,
-                f"dnsmasq of {self.spec.name} has ended",
-                hint="The daemon's log may say why; another program may serve the same addresses.",
-            )
-        return said is not None and b" read " in said and b": started" in said
+        if not self.pid:
+            raise self._ended_early()
+        said = read_memory(self.pid, self._memory, LOG_LIMIT)
+        return said is not None and b": started" in said and b": read " in said
+
+    def _ended_early(self) -> HostFailure:
+        said = os.pread(self._log, LOG_LIMIT, 0).rstrip(b"\0") if self._log >= 0 else b""
+        untrusted_end = said.decode(errors="replace").strip()
+        last = untrusted_end.rsplit("\n", 1)[-1][:300]
+        return HostFailure(
+            Code.TOOL_FAILED,
+            f"dnsmasq of {self.spec.name} has ended{f': {last}' if last else ''}",
+            hint="Another program may serve the same addresses.",
+            details={"stderr": untrusted_end[-TOLD_OF_LOG:]},
+        )
 
     async def _end(self) -> None:
         if self._process is None:

@@ -1,21 +1,24 @@
 """Our two nftables tables in a namespace: changed by differences, read back, compared.
 
-``nft`` (libnftables) is asked through its JSON interface, one transaction a change. What the kernel
+``nft`` (libnftables) is asked through its JSON interface, one transaction a change. It is kept
+running, as if somebody typed: starting it, and its end, which waits for the kernel to have let go of
+the old rules, take longer than the change. What the kernel
 holds is read back into the same data that was wanted (``plan.nftables``), by the digest that each
 rule carries as its comment: so a new daemon changes only what differs and counters go on, and
 meddling is mended by the same difference.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from serai.errors import Code, HostFailure
 from serai.host.namespaces import namespace_words
-from serai.host.process import Completed, run, tool_failed
+from serai.host.process import Completed, Conversation, run, start_conversation, tool_failed
 from serai.model.network import PortCounters
 from serai.plan.firewall import BRIDGE_SETS, INET_SETS, table_of
 from serai.plan.nftables import (
@@ -39,6 +42,11 @@ COUNTING = [
     *(("bridge", name) for name, kind in BRIDGE_SETS.items() if kind.counts),
     *(("inet", name) for name, kind in INET_SETS.items() if kind.counts),
 ]
+NO_HISTORY = {"HOME": "/nonexistent"}
+TYPED_LIMIT = 32 << 10
+END = b"describe tcp dport\n"
+"""Answered in words, not JSON, and without asking the kernel: all before was answered then."""
+END_ANSWER = b"payload expression"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -58,6 +66,8 @@ class Firewall:
         self._prefix = namespace_words(namespace)
         self._applied: Ruleset | None = None
         self._lock = asyncio.Lock()
+        self._asking = asyncio.Lock()
+        self._talk: Conversation | None = None
 
     async def apply(self, after: Ruleset) -> int:
         """Make it so in one transaction, by difference to what was applied last.
@@ -98,12 +108,8 @@ class Firewall:
 
         What the host routed is told from what stayed within by these addresses.
         """
-        answer = await self._ask(
-            [
-                "list tables",
-                *(f"list set {family} {self._table} {name}" for family, name in COUNTING),
-            ]
-        )
+        sets = (f"list set {family} {self._table} {name}" for family, name in COUNTING)
+        answer, _ = await self._ask(_typed(["list tables", *sets]))
         counts = dict(_counted(answer))
         handles = [
             str(each["table"]["handle"])
@@ -120,10 +126,21 @@ class Firewall:
             self._applied = None
             await self._do(removal(self._table))
 
+    async def close(self) -> None:
+        """Let go of the kernel's door; the rules stay."""
+        talk, self._talk = self._talk, None
+        if talk is not None:
+            await talk.close()
+
     async def _read_back(self) -> Ruleset | None:
         """Return what there is, without what rules remembered, which may be very much."""
-        tables = [f"list table {family} {self._table}" for family in FAMILIES]
-        answer = await self._ask(tables, "-t")
+        listed = await run(
+            [*self._prefix, "nft", "-j", "-t", "-i"],
+            timeout=TIMEOUT,
+            input=_typed(f"list table {family} {self._table}" for family in FAMILIES),
+            env=NO_HISTORY,
+        )
+        answer = [each for text in listed.stdout.splitlines() for each in _objects(text)]
         there = sum("table" in each for each in answer)
         if not there:
             return None
@@ -135,42 +152,71 @@ class Firewall:
             for what, body in each.items()
             if what in ("set", "map") and "timeout" not in body.get("flags", [])
         ]
-        return _ruleset(self._table, [*answer, *await self._ask(sets)])
-
-    async def _ask(self, commands: Sequence[str], *words: str) -> list[dict[str, Any]]:
-        """Return the objects of all answers; a command about what is not there has none.
-
-        One program for all, which reads them as if somebody typed them: each answer is a line.
-        Listing a whole table would print all that its rules remember.
-        """
-        done = await run(
-            [*self._prefix, "nft", "-j", *words, "-i"],
-            timeout=TIMEOUT,
-            input="".join(f"{command}\n" for command in commands).encode(),
-            env={"HOME": "/nonexistent"},  # no history of ours
-        )
-        return [
-            each
-            for text in done.stdout.splitlines()
-            if text.startswith(b"{")
-            for each in msgspec.json.decode(text)["nftables"]
-        ]
+        return _ruleset(self._table, [*answer, *(await self._ask(_typed(sets)))[0]])
 
     async def _do(self, commands: Sequence[Json]) -> None:
-        done = await self._nft(commands)
-        if done.code:
-            raise tool_failed(done)
+        untrusted_said = await self._change(commands)
+        if untrusted_said:
+            raise tool_failed(Completed((*self._prefix, "nft"), 1, b"", untrusted_said))
 
     async def _try(self, commands: Sequence[Json]) -> bool:
-        return (await self._nft(commands)).code == 0
+        return not await self._change(commands)
 
-    async def _nft(self, commands: Sequence[Json]) -> Completed:
-        return await run(
-            [*self._prefix, "nft", "-j", "-f", "-"],
-            timeout=TIMEOUT,
-            input=msgspec.json.encode({"nftables": commands}),
-            ok=range(-64, 256),
-        )
+    async def _change(self, commands: Sequence[Json]) -> bytes:
+        """Do a transaction; return why it was refused, nothing when it was done.
+
+        A large one has an ``nft`` of its own: it reads what is typed byte by byte.
+        """
+        data = msgspec.json.encode({"nftables": commands}) + b"\n"
+        if len(data) <= TYPED_LIMIT:
+            untrusted_said = (await self._ask(data))[1]
+            return untrusted_said if b"Error:" in untrusted_said else b""
+        words = [*self._prefix, "nft", "-j", "-f", "-"]
+        done = await run(words, timeout=TIMEOUT, input=data, ok=range(-64, 256))
+        return (done.stderr or b"failed") if done.code else b""
+
+    async def _ask(self, lines: bytes) -> tuple[list[dict[str, Any]], bytes]:
+        """Return the objects of all answers, and what was said of errors.
+
+        A command that fails, such as a list of what is not there, has no answer. One after the other;
+        broken off in between, the next one finds another ``nft``.
+        """
+        async with self._asking:
+            talk, self._talk = self._talk, None
+            if talk is None or talk.has_ended:
+                # each line as it is written, not when there is a block of them
+                words = [*self._prefix, "stdbuf", "--output=L", "nft", "-j", "-i"]
+                talk = start_conversation(words, env=NO_HISTORY)
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    answer = await _converse(talk, lines)
+            except TimeoutError as error:
+                await talk.close()
+                raise HostFailure(Code.TIMEOUT, f"nft: not within {TIMEOUT:g} s") from error
+            except BaseException:
+                await talk.close()
+                raise
+            self._talk = talk
+            return answer
+
+
+async def _converse(talk: Conversation, lines: bytes) -> tuple[list[dict[str, Any]], bytes]:
+    await talk.write(lines + END)
+    found: list[dict[str, Any]] = []
+    while not (text := await talk.read_line()).startswith(END_ANSWER):
+        found += _objects(text)
+    return found, talk.read_errors().strip()
+
+
+def _typed(commands: Iterable[str]) -> bytes:
+    return "".join(f"{command}\n" for command in commands).encode()
+
+
+def _objects(text: bytes) -> list[dict[str, Any]]:
+    if not text.startswith(b"{"):
+        return []
+    found: list[dict[str, Any]] = msgspec.json.decode(text)["nftables"]
+    return found
 
 
 def _commands(before: Ruleset | None, after: Ruleset) -> list[Json]:

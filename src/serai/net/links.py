@@ -207,6 +207,7 @@ class Links:
             changed = True
         if is_new or wish.isolated != self._is_isolated(link):
             self.route.brport("set", index=link["index"], isolated=int(wish.isolated))
+            changed = True
         return self._up(link) or changed
 
     def _is_isolated(self, link: Any) -> bool:

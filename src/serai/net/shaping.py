@@ -3,8 +3,8 @@
     guest receives   a bucket on its tap
     guest sends      what comes from the tap goes through an interface of its own (ifb) with a bucket
 
-What is over the rate waits, up to a fiftieth of a second's worth, and is dropped beyond: TCP finds its
-rate without stopping. Limits are changed live.
+What is over the rate waits, up to a tenth of a second's worth, and is dropped beyond, so that TCP
+finds its rate without stopping. Rates count whole frames. Limits are changed live.
 """
 
 from pyroute2 import NetlinkError
@@ -17,7 +17,7 @@ from serai.plan.network import shaper_of
 HANDLE = 0x10000
 INGRESS = 0xFFFF0000
 ROOT = 0xFFFFFFFF
-LATENCY = "50ms"
+LATENCY = "100ms"
 LEAST_BURST = 64 << 10
 """A frame of virtio may be 64 KiB large before it is cut up."""
 BURST_SECONDS = 0.02
@@ -90,7 +90,7 @@ def _lead(links: Links, index: int, through: int) -> None:
     links.route.tc("add", "ingress", index=index, handle=INGRESS)
     links.route.tc(
         "add-filter", "u32", index=index, parent=INGRESS, prio=1, protocol=ETH_P_ALL,
-        keys=["0x0/0x0+0"],
+        keys=["0x0/0x0+0"], target=HANDLE,
         action=[
             {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": through}
         ],

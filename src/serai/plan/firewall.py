@@ -7,7 +7,7 @@
 
 All of a port is in elements of sets and in one small chain, all of a group in one chain for each
 direction, so that a change touches little. The kernel's connection tracking does not see what passes
-between two ports of a bridge everywhere (docs/design/0040), so the answers to what may pass are
+between two ports of a bridge everywhere (docs/design/0041), so the answers to what may pass are
 known by sets that the rules fill themselves. A rule that goes therefore cuts what it let pass.
 """
 

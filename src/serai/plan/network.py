@@ -244,7 +244,7 @@ def check_subnet6(text: str) -> IPv6Network:
 def _read_subnet(text: str, version: int) -> Subnet:
     hint = "Write an address and a length, like 10.20.30.0/24 or fd12:3456:789a:1::/64."
     try:
-        subnet = ipaddress.ip_network(text)
+        subnet = ipaddress.ip_network(text.replace("%", " "))  # no zone
     except ValueError as error:
         what = f"{shorten(text)} is no subnet: {str(error)[:120]}"
         raise Invalid(Code.SUBNET_INVALID, what, hint=hint) from error

@@ -47,7 +47,7 @@ def _check_remote(remote: str) -> str:
     if not remote or remote.startswith(GROUP):
         return remote
     try:
-        prefix = ipaddress.ip_network(remote)
+        prefix = ipaddress.ip_network(remote.replace("%", " "))  # no zone: rules are for all links
     except ValueError as error:
         raise Invalid(
             Code.RULE_INVALID,
