@@ -60,7 +60,16 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it answers; what it prints goes to ``log``."""
         reading, writing = os.pipe()
-        argv = [*self.prefix, sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
+        argv = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "serai",
+            "daemon",
+            "run",
+            "--ready-fd",
+            str(writing),
+        ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
