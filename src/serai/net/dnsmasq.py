@@ -29,7 +29,7 @@ from serai.host.process import (
 )
 from serai.host.supervise import wait_until
 from serai.model.network import NetworkSpec
-from serai.plan.resolver import Lease, configuration, names, reservations
+from serai.plan.resolver import Lease, configuration, kept_leases, names, reservations
 
 OPTION = "-C"
 LOG_LIMIT = 64 << 10
@@ -82,8 +82,10 @@ class Resolver:
             is_other = await asyncio.to_thread(self._write, self._conf, conf)
             is_told = await asyncio.to_thread(self._write_leases, leases)
             await self._adopt()
-            if self.pid and is_other:
+            has_stale = is_told and await asyncio.to_thread(self._forget_stale, leases)
+            if self.pid and (is_other or has_stale):
                 await self._end()
+                await asyncio.to_thread(self._forget_stale, leases)
             if not self.pid:
                 await self._start()
                 return f"DHCP and names of {self.spec.name} were started"
@@ -147,6 +149,22 @@ class Resolver:
     def _write_leases(self, leases: tuple[Lease, ...]) -> bool:
         changed = self._write(self._folder / "hosts", reservations(leases))
         return self._write(self._folder / "names", names(leases, self.spec)) or changed
+
+    def _forget_stale(self, leases: tuple[Lease, ...]) -> bool:
+        """Take leases out that belong to nobody any more; True if there were any.
+
+        One that runs writes the file anew from what it remembers: it has to be ended too.
+        """
+        path = self._folder / "leases" / "leases"
+        try:
+            untrusted = path.read_text(errors="replace")
+        except FileNotFoundError:
+            return False
+        kept = kept_leases(untrusted, leases)
+        if kept == untrusted:
+            return False
+        path.write_text(kept)
+        return True
 
     def _write(self, path: Path, text: str) -> bool:
         """Have a file with this text, whole at any moment; True if it was another."""

@@ -95,3 +95,20 @@ def names(leases: Iterable[Lease], spec: NetworkSpec) -> str:
     for lease in leases:
         pairs += [(lease.port.address, lease.guest), (lease.port.address6, lease.guest)]
     return "".join(f"{address} {name}.{domain} {name}\n" for address, name in pairs if address)
+
+
+def kept_leases(untrusted: str, leases: Iterable[Lease]) -> str:
+    """Return the lease file without what belongs to nobody any more.
+
+    dnsmasq gives an address to nobody else while a lease of it lasts, whatever the reservations say.
+    A line is: its end, MAC address or IAID, address, name, client (dnsmasq's lease.c).
+    """
+    ports = [lease.port for lease in leases]
+    own = {(port.mac, port.address) for port in ports}
+    own6 = {port.address6 for port in ports}
+    lines = []
+    for line in untrusted.splitlines(keepends=True):
+        words = line.split()
+        if words[:1] == ["duid"] or words[1:3] and (tuple(words[1:3]) in own or words[2] in own6):
+            lines.append(line)
+    return "".join(lines)
