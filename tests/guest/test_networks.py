@@ -199,6 +199,9 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest) -> None:
     assert fork.run("hostname").stdout == "four\n"
     assert pings(one, "two"), "its source is as before"
     daemon.run("delete", "--force", "four")
+    again = two.fork(name="five").info.ports[0].address
+    assert again == after[0].address, "it is free again"
+    wait_for("the next one has it", lambda: pings(one, again))
 
 
 def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> None:

@@ -109,6 +109,6 @@ def kept_leases(untrusted: str, leases: Iterable[Lease]) -> str:
     lines = []
     for line in untrusted.splitlines(keepends=True):
         words = line.split()
-        if words[:1] == ["duid"] or words[1:3] and (tuple(words[1:3]) in own or words[2] in own6):
+        if words[:1] == ["duid"] or (words[1:3] and (tuple(words[1:3]) in own or words[2] in own6)):
             lines.append(line)
     return "".join(lines)
