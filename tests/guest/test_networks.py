@@ -89,6 +89,16 @@ def fetches(guest: Guest, address: str, port: int) -> str:
     return guest.run(f"nc -w 2 {address} {port} </dev/null").stdout.strip()
 
 
+def heard(namespace: str, port: int) -> bytes:
+    """Return what somebody says who connects to a port of the host."""
+
+    def dial() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connected:
+            return connected.recv(100)
+
+    return inside(namespace, dial)
+
+
 def launch_all(daemon: Daemon, **networks: tuple[str, ...]) -> list[Guest]:
     def launch(name: str) -> Guest:
         return daemon.inn.launch("tiny", name=name, memory="128MiB", networks=networks[name])
@@ -177,11 +187,7 @@ def _a_forward_leads_in(daemon: Daemon, namespace: str, two: Guest) -> None:
     assert daemon.run("forward", "add", "two", "8080:80").returncode == 0
     assert daemon.inn.forwards()[0].address == two.info.ports[0].address
 
-    def dial() -> bytes:
-        with socket.create_connection(("127.0.0.1", 8080), timeout=5) as connected:
-            return connected.recv(100)
-
-    assert inside(namespace, dial) == b"hello from two\n"
+    assert heard(namespace, 8080) == b"hello from two\n"
     assert refused(daemon.inn.add_forward, "one", 8080) == Code.FORWARD_EXISTS
     assert daemon.run("forward", "remove", "8080").returncode == 0
 
@@ -207,8 +213,13 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest) -> None:
 def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> None:
     inn = daemon.inn
     inn.create_network("web")
-    one, two = launch_all(daemon, one=("web",), two=("web",))
+    one, two, alone = launch_all(daemon, one=("web",), two=("web",), alone=())
     before = one.info.ports
+    alone.run(GREET.format(port=80))
+    inn.add_forward("alone", 8081, 80)
+    assert heard(namespace, 8081) == b"hello from alone\n", "by QEMU's own network"
+    alone.snapshot()
+    assert heard(namespace, 8081) == b"hello from alone\n", "its new QEMU forwards too"
     assert pings(one, "two")
     passed = counters(one)
 

@@ -216,7 +216,8 @@ async def be_born(
         await thaw(driver, instance)
     if answering and not keep_identity:
         await _tell_who_it_is(driver, instance, parent)
-    await instance.set_links(True)
+    if not keep_identity:  # who has another's addresses is not let out under them
+        await instance.set_links(True)
     if answering and not keep_identity and driver.record.ports:
         await _renew_addresses(driver, instance)
     driver.happen(Happening.UP)

@@ -147,7 +147,11 @@ class Instance(Life):
         monitor = await self._connected(timeout)
         said = await commands.add_user_forward(monitor, netdev, forward, timeout)
         if said:
-            raise HostFailure(Code.FORWARD_FAILED, f"QEMU can't forward {forward}: {said}")
+            raise HostFailure(
+                Code.FORWARD_FAILED,
+                f"QEMU can't forward {forward}: {said}",
+                hint="Another program has the port, or it is below 1024 and QEMU is not root.",
+            )
 
     async def end_forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
         """End such a forward; one that is not there has ended."""
