@@ -180,6 +180,7 @@ async def test_links_are_as_wished_and_gone_without_trace(land: Land) -> None:
     there = {link.name: link for link in await links.list_ours()}
     assert (there[tap.name].bridge, there[tap.name].label) == (bridge.name, "web1 net0")
     assert (there[bridge.name].kind, there[bridge.name].label) == ("bridge", "lan ü")
+    assert all(link.is_up for link in there.values())
     assert await links.has_bridge(bridge.name)
     assert not await links.has_bridge(tap.name)
     assert await links.routes() == ["192.0.2.0/24", "2001:db8::/64"]

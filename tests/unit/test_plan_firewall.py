@@ -106,12 +106,20 @@ class Kernel:
         self.sets: dict[tuple[str, str], dict[str, Any]] = {}
         self.chains: dict[tuple[str, str], list[Json]] = {}
         self.tables: set[str] = set()
+        self._verbs = {
+            "add table": self.add_table, "delete table": self.delete_table,
+            "add set": self.add_set, "delete set": self.delete_set,
+            "add map": self.add_set, "delete map": self.delete_set,
+            "add chain": self.add_chain, "flush chain": self.flush_chain,
+            "delete chain": self.delete_chain, "add rule": self.add_rule,
+            "add element": self.add_element, "delete element": self.delete_element,
+        }  # fmt: skip
 
     def do(self, commands: list[Json]) -> None:
         for command in commands:
             for verb, what in command.items():
                 for kind, body in what.items():  # type: ignore[attr-defined]
-                    getattr(self, f"{verb}_{kind}")(body)
+                    self._verbs[f"{verb} {kind}"](body)
         for name, elements in self.sets.items():
             for element in elements.values():
                 self._check_targets(name[0], element)
@@ -132,8 +140,6 @@ class Kernel:
     def add_set(self, body: dict[str, Any]) -> None:
         self.sets.setdefault(self._name(body), {})
 
-    add_map = add_set
-
     def delete_set(self, body: dict[str, Any]) -> None:
         name = self._name(body)
         family_rules = [
@@ -145,8 +151,6 @@ class Kernel:
         used = msgspec.json.encode(family_rules).decode()
         assert f'"@{name[1]}"' not in used, f"{name} is still used"
         del self.sets[name]
-
-    delete_map = delete_set
 
     def add_chain(self, body: dict[str, Any]) -> None:
         self.chains.setdefault(self._name(body), [])
