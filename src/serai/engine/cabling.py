@@ -86,11 +86,6 @@ class Cabling:
         self._lock = asyncio.Lock()
         self._unsaved: set[str] = set()
 
-    @property
-    def is_available(self) -> bool:
-        """Whether this host has networks at all."""
-        return self._links is not None
-
     def check(self) -> Links:
         """Raise Denied (``network-unavailable``) where this host has no networks."""
         if self._links is not None:
@@ -129,7 +124,6 @@ class Cabling:
             resolver = self._resolvers.pop(record.id, None) or self._resolver(record)
             if resolver is not None:
                 await resolver.remove()
-                self._tidy_folder()
             if record.spec.mode is not NetworkMode.BRIDGE:
                 await links.remove(bridge_of(record.id))
             await self._route()
