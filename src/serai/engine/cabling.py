@@ -16,7 +16,14 @@ from pathlib import Path
 from serai.engine.fabric import Fabric, Held
 from serai.errors import Code, Conflict, Denied, Problem, SeraiError, error_from_problem
 from serai.model.guest import GuestRecord
-from serai.model.network import NetworkMode, NetworkRecord, Port, PortCounters, PortUsage
+from serai.model.network import (
+    NetworkMode,
+    NetworkRecord,
+    NetworkSpec,
+    Port,
+    PortCounters,
+    PortUsage,
+)
 from serai.net.dnsmasq import Resolver
 from serai.net.firewall import Firewall
 from serai.net.forwarding import ensure_forwarding
@@ -112,6 +119,9 @@ class Cabling:
     async def put_up(self, record: NetworkRecord) -> None:
         """Have a network on the host, its rules with it. On failure some of it may be there."""
         self.check()
+        self._ground.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (RUN, self._ground.folder):
+            folder.chmod(0o755)  # whatever our umask is
         async with self._lock:
             await self._rules()
             await self._route()
@@ -128,12 +138,13 @@ class Cabling:
                 await links.remove(bridge_of(record.id))
             await self._route()
             self._fabric.problems.pop(record.id, None)
-            await (self._rules() if self._fabric.all_networks() else self._firewall.remove())
+            await (self._rules() if self._fabric.all_networks() else self._leave())
 
-    def _tidy_folder(self) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # another network, or another daemon, has something there
+    async def _leave(self) -> None:
+        """Have nothing on this host: there are no networks. The folder says so, and goes last."""
+        await self._firewall.remove()
+        await self._firewall.close()
+        with contextlib.suppress(OSError):  # another daemon has something there
             self._ground.folder.rmdir()
             RUN.rmdir()
 
@@ -307,11 +318,24 @@ class Cabling:
                     if link.name not in expected:
                         await self._links.remove(link.name)
                         said.append(f"{link.name} ({link.label}) was left over and is gone")
-                if not self._fabric.networks:
-                    await self._firewall.remove()
+                said += await self._end_strangers()
+                if not self._fabric.networks and self._ground.folder.exists():
                     await self._route()
+                    await self._leave()
             except SeraiError as error:
                 said.append(f"networks: {error.message}")
+        return said
+
+    async def _end_strangers(self) -> list[str]:
+        """End what answers DHCP for networks that are gone."""
+        said = []
+        folder = self._ground.folder
+        for each in list(folder.iterdir()) if folder.exists() else []:
+            if each.name not in self._fabric.networks:
+                gone = NetworkSpec(name=each.name)
+                bridge = bridge_of(each.name)
+                await Resolver(each, bridge=bridge, spec=gone, uid=self._ground.uid).remove()
+                said.append(f"DHCP and names of {each.name} were left over and are gone")
         return said
 
     def _expected(self) -> set[str]:
@@ -410,8 +434,9 @@ class Cabling:
         there = {each.port.id for each in self._fabric.ports()}
         return [self._fabric.usage[each] for each in ids & there if each in self._fabric.usage]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of everything; it stays on the host."""
+        await self._firewall.close()
         for resolver in self._resolvers.values():
             resolver.close()
 
@@ -434,4 +459,4 @@ async def open_cabling(
         try:
             yield cabling
         finally:
-            cabling.close()
+            await cabling.close()
