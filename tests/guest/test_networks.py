@@ -233,7 +233,9 @@ def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> No
         os.kill(pid, signal.SIGKILL)
     in_namespace(namespace, "nft", "flush", "ruleset")
     in_namespace(namespace, "ip", "link", "set", daemon.inn.network("web").interface, "down")
-    wait_for("all is put back", lambda: pings(one, "two"), limit=40)
+    in_namespace(namespace, "ip", "link", "delete", two.ports()[0].interface)
+    wait_for("all is put back", lambda: pings(one, "two"), limit=60)
+    assert two.run("cat /sys/class/net/eth*/address").stdout.strip() == two.info.ports[0].mac
 
     daemon.stop()  # the host goes down
     passed = _lose_everything(daemon, namespace, one)

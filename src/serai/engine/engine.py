@@ -540,7 +540,8 @@ class Engine:
             image = self._images.by_digest(record.image_digest) or _lost_image(record)
             self._own(self._driver(record, image, state_at_rest(record)))
         sentences = await self._reserve_damaged()
-        sentences += (await self._house.cabling.reconcile()).sentences
+        mended = await self._house.cabling.reconcile()
+        sentences += mended.sentences
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._take_up_keepers(unfinished)
@@ -548,6 +549,9 @@ class Engine:
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
         sentences += await self._house.cabling.sweep()
+        if mended.taps:
+            replug = self._ports.replug(list(self._drivers.values()), mended.taps)
+            self._house.supervisor.start(replug, name="replug")
         self._forker.pool.start()
         return sentences
 

@@ -6,7 +6,9 @@ at the daemon's next start.
 """
 
 import asyncio
+import logging
 import os
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -16,7 +18,7 @@ from serai.engine.fabric import Fabric
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.running import write_running
-from serai.errors import Code, Conflict, Invalid, NotFound
+from serai.errors import Code, Conflict, Invalid, NotFound, SeraiError
 from serai.host.tap import open_tap
 from serai.model.actions import AddPort, RemovePort, SetPort
 from serai.model.event import Event, EventKind
@@ -29,6 +31,8 @@ from serai.plan.admission import refusal
 from serai.plan.network import check_limits, group_ids
 from serai.store.changes import DropForward
 from serai.units import shorten
+
+log = logging.getLogger(__name__)
 
 MOST_PORTS = 8
 UNPLUG_TIMEOUT = 10.0
@@ -182,11 +186,20 @@ class PortKeeper:
         network = self._fabric.name_of(port.network)
         return self._house.journal.event(kind, name, guest_id, port=port.name, network=network)
 
-    async def replug(self, driver: GuestDriver, taps: set[str]) -> None:
-        """Exchange the NICs of a running guest whose taps somebody removed and we made anew."""
-        for port in driver.record.ports:
-            if port.tap in taps and driver.instance is not None:
-                await driver.do(Verb.SET, lambda port=port: _exchange(driver, port))  # type: ignore[misc]
+    async def replug(self, drivers: Iterable[GuestDriver], taps: Collection[str]) -> None:
+        """Exchange the NICs of running guests whose taps somebody removed and we made anew."""
+        for driver in drivers:
+            for port in driver.record.ports:
+                if port.tap in taps and driver.instance is not None:
+                    await self._replug(driver, port)
+
+    async def _replug(self, driver: GuestDriver, port: Port) -> None:
+        try:
+            await driver.do(Verb.SET, lambda: _exchange(driver, port))
+        except SeraiError as error:
+            log.warning("%s of %s has no cable: %s", port.name, driver.name, error.message)
+        else:
+            log.info("%s of %s was plugged in anew", port.name, driver.name)
 
 
 async def _exchange(driver: GuestDriver, port: Port) -> None:

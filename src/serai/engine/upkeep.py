@@ -97,8 +97,8 @@ class Upkeep:
         for sentence in mended.sentences:
             log.info("%s", sentence)
         try:
-            for driver in list(self._drivers) if mended.taps else ():
-                await self._ports.replug(driver, mended.taps)
+            if mended.taps:
+                await self._ports.replug(list(self._drivers), mended.taps)
             await self._house.cabling.count()
             unsaved = self._house.cabling.take_unsaved()
             if unsaved:
