@@ -68,6 +68,9 @@ def _spoofed(
         "router advertisement in pieces": frame(
             mac, ALL_NODES, V6, ip6(local, "ff02::1", 44, fragment + advert)
         ),
+        "neighbour discovery that hides in pieces": frame(
+            mac, ALL_NODES, V6, ip6(local, "ff02::1", 44, struct.pack("!BBHI", 58, 0, 8, 7) + advert)
+        ),
         "redirect": frame(mac, ALL_NODES, V6, ip6(local, "ff02::1", 58, icmp6(137, bytes(36)))),
         "advert of another": frame(mac, ALL_NODES, V6, ip6(local, "ff02::1", 58, neighbour(136, gateway6))),
         "advert with a MAC": frame(

@@ -91,7 +91,7 @@ class Links:
         self.namespace = namespace
         self._prefix = f"serai {owner} "
         self._thread = thread
-        self._route = IPRoute  # opened by the thread itself
+        self._route: IPRoute | None = None  # opened by the thread itself
 
     # -- what the engine asks for
 
@@ -159,7 +159,7 @@ class Links:
         self._route = IPRoute()
 
     def _close(self) -> None:
-        if isinstance(self._route, IPRoute):
+        if self._route is not None:
             self._route.close()
 
     def _find(self, name: str) -> Any:
