@@ -36,6 +36,8 @@ for port in /sys/class/net/*; do
     read -r mac <"$port/address"
     case " $MACS " in *" $mac "*) ;; *) continue ;; esac
     nic=${port##*/}
+    left=100
+    while [ "$(cat "$port/carrier")" != 1 ] && [ $((left -= 1)) -gt 0 ]; do sleep 0.01; done
     if networkctl reconfigure "$nic" >/dev/null 2>&1; then continue; fi
     if nmcli device reapply "$nic" >/dev/null 2>&1; then continue; fi
     if command -v dhclient >/dev/null 2>&1 && pidof dhclient >/dev/null; then
