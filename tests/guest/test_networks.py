@@ -24,7 +24,7 @@ from serai.model.network import PortCounters
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
 
-GREET = "(while :; do echo hello from $(hostname) | nc -l -p {port}; done) >/dev/null 2>&1 &"
+GREET = "(while :; do echo hello from {name} | nc -l -p {port}; done) >/dev/null 2>&1 &"
 
 
 def in_namespace(name: str, *argv: str) -> str:
@@ -146,7 +146,7 @@ def test_guests_on_two_networks(daemon: Daemon, namespace: str) -> None:
 def _rules_hold_at_once(daemon: Daemon, two: Guest, three: Guest) -> None:
     address = three.info.ports[0].address
     for port in (80, 81):
-        three.run(GREET.format(port=port))
+        three.run(GREET.format(port=port, name="three"))
     assert fetches(two, address, 80) == "hello from three"
     before = counters(three).refused_in
     assert fetches(two, address, 81) == "" and not pings(two, address)
@@ -183,7 +183,7 @@ def _a_port_comes_and_goes(one: Guest, three: Guest) -> None:
 
 
 def _a_forward_leads_in(daemon: Daemon, namespace: str, two: Guest) -> None:
-    two.run(GREET.format(port=80))
+    two.run(GREET.format(port=80, name="two"))
     assert daemon.run("forward", "add", "two", "8080:80").returncode == 0
     assert daemon.inn.forwards()[0].address == two.info.ports[0].address
 
@@ -215,7 +215,7 @@ def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> No
     inn.create_network("web")
     one, two, alone = launch_all(daemon, one=("web",), two=("web",), alone=())
     before = one.info.ports
-    alone.run(GREET.format(port=80))
+    alone.run(GREET.format(port=80, name="alone"))
     inn.add_forward("alone", 8081, 80)
     assert heard(namespace, 8081) == b"hello from alone\n", "by QEMU's own network"
     alone.snapshot()
