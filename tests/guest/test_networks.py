@@ -6,6 +6,7 @@ the machine that runs the tests is never touched.
 
 import concurrent.futures
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,11 @@ from keeper import Daemon, wait_for
 from tiny import copy_state
 
 from serai import Guest, SeraiError
+from serai.engine.cabling import RUN
 from serai.errors import Code
 from serai.host.namespaces import inside
 from serai.model.network import PortCounters
+from serai.plan.network import owner_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
 
@@ -64,6 +67,7 @@ def daemon(serai_home: Path, tiny_state: Path, namespace: str) -> Iterator[Daemo
         keeper.kill_all()
         for pid in resolvers(namespace):
             os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(RUN / owner_of(str(serai_home / "state")), ignore_errors=True)
 
 
 def resolvers(namespace: str) -> list[int]:
