@@ -113,13 +113,13 @@ async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bo
         return
     try:
         await be_born(child, frozen.moment, parent=frozen.record, keep_identity=keep_identity)
-        await _plug_missing(child)
+        await plug_missing(child)
     except BaseException:
         child.happen(Happening.START_FAILED)
         raise
 
 
-async def _plug_missing(child: GuestDriver) -> None:
+async def plug_missing(child: GuestDriver) -> None:
     """Plug in the ports that the guest had not when it was frozen."""
     instance = child.instance
     there = {nic.name for nic in instance.machine.nics} if instance else set()

@@ -11,7 +11,7 @@ import logging
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import make_files, take_up, thaw
+from serai.engine.births import make_files, plug_missing, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
@@ -149,6 +149,10 @@ async def _go_on(
     await upcoming.go_on()
     await open_forwards(driver)
     driver.happen(Happening.UP)
+    try:
+        await plug_missing(driver)
+    except SeraiError as error:
+        log.warning("a port of %s comes with its next start: %s", driver.name, error.message)
     if quiesced:
         await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:
