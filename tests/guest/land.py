@@ -18,7 +18,13 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
-from serai.host.namespaces import inside, make_namespace, path_of, remove_namespace
+from serai.host.namespaces import (
+    inside,
+    list_namespaces,
+    make_namespace,
+    path_of,
+    remove_namespace,
+)
 from serai.host.supervise import wait_until
 from serai.model.network import (
     ForwardRecord,
@@ -316,6 +322,7 @@ async def open_land(
     ``within``: another daemon on the host of that land.
     """
     name = f"st{os.getpid()}"
+    _tidy_up()
     async with AsyncExitStack() as stack:
         for each in () if within else (name, f"{name}-out"):
             make_namespace(each)
@@ -327,6 +334,14 @@ async def open_land(
         if not within:
             await _join_outside(land)
         yield land
+
+
+def _tidy_up() -> None:
+    """Remove what test runs left that were killed."""
+    for namespace in list_namespaces("st"):
+        pid = namespace.removeprefix("st").partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            remove_namespace(namespace)
 
 
 async def _join_outside(land: Land) -> None:

@@ -150,6 +150,32 @@ async def _passing(land: Land, thief: Guest, frames: Mapping[str, bytes]) -> lis
     return passed
 
 
+async def test_a_guest_that_may_send_nothing_keeps_its_addresses(land: Land) -> None:
+    """Groups never take away what it needs to have an address and to find its neighbours."""
+    network = await land.network("lan", subnet6="fd00:1:2:3::/64")
+    land.group("mute", Rule(direction=Direction.OUT, remote="192.0.2.250"))
+    mute = await land.guest("mute", "lan", groups=("mute",))
+    await land.apply()
+    mac, own, own6 = mute.port.mac, mute.port.address, mute.port.address6
+    gateway, local = gateway_of(network.spec), link_local_of(mac)
+    needed = [
+        frame(mac, BROADCAST, V4, ip4(own, gateway, 17, udp_packet(68, 67))),
+        frame(mac, ALL_NODES, V6, ip6(local, "ff02::1:2", 17, udp_packet(546, 547))),
+        frame(mac, ALL_NODES, V6, ip6(local, "ff02::1", 58, neighbour(135, own6, 1, mac))),
+        frame(mac, ALL_NODES, V6, ip6(own6, "ff02::1", 58, neighbour(136, own6, 2, mac))),
+        frame(mac, ALL_NODES, V6, ip6(local, "ff02::2", 58, icmp6(133, bytes(4)))),
+    ]
+    refused = frame(mac, BROADCAST, V4, ip4(own, gateway, 17, udp_packet(1, 2)))
+    with raw_socket(mute.namespace) as wire:
+        before = await land.counters(mute)
+        for data in [*needed, refused]:
+            wire.send(data)
+        after = await land.counters(mute)
+    assert after.refused_out == before.refused_out + 1
+    assert after.packets_out >= before.packets_out + len(needed)
+    assert after.spoofed == before.spoofed
+
+
 async def test_a_port_on_a_foreign_bridge_keeps_its_mac_and_serves_nobody(land: Land) -> None:
     """Addresses there are given by somebody else, so any may be sent; a server's part may not."""
     await land.links.ensure_bridge(land.foreign_bridge("br0"))
