@@ -310,6 +310,10 @@ def test_every_action_has_a_route() -> None:
     made = {"launch", "create", "start", "stop", "restart", "pause", "resume", "delete", "rename"}
     made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork"}
     made |= {f"snapshot-{verb}" for verb in ("create", "restore", "delete", "change")}
+    made |= {f"network-{verb}" for verb in ("create", "set", "delete")}
+    made |= {f"port-{verb}" for verb in ("add", "set", "remove")}
+    made |= {f"group-{verb}" for verb in ("create", "change", "delete")}
+    made |= {"forward-add", "forward-remove"}
     assert made == {action.__struct_config__.tag for action in ACTIONS}
 
 
