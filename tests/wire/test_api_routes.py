@@ -322,7 +322,7 @@ def test_every_action_has_a_route() -> None:
     [
         (BuildBody, BuildImage, set()),
         (ImportBody, ImportImage, set()),
-        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl"}),
+        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl", "ports"}),
     ],
 )
 def test_bodies_have_all_fields_of_what_they_make(
