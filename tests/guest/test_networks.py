@@ -205,9 +205,10 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest) -> None:
             old.address != new.address and old.mac != new.mac and old.address6 != new.address6
         ) or not old.address6
     wait_for("the fork's new address", lambda: pings(one, after[0].address), limit=10)
-    assert pings(one, "four") and pings(two, after[1].address) and pings(fork, "one")
+    wait_for("its IPv6 by its name", lambda: pings(one, "four"))
+    assert pings(two, after[1].address) and pings(fork, "10.20.0.50")
     assert fork.run("hostname").stdout == "four\n"
-    assert pings(one, "two"), "its source is as before"
+    assert pings(one, two.info.ports[0].address), "its source is as before"
     daemon.run("delete", "--force", "four")
     again = two.fork(name="five").info.ports[0].address
     assert again == after[0].address, "it is free again"
