@@ -98,7 +98,11 @@ async def test_cables_are_pulled_where_there_are_any(qemu: FakeQemu, instance: I
         instance.machine, nics=(NET0, Nic(name="user", mac="52:54:00:00:00:01"))
     )
     await instance.set_links(False)
-    assert [each.arguments for each in qemu.told] == [{"name": "net0", "up": False}]
+    await instance.set_user_links(True)
+    assert [each.arguments for each in qemu.told] == [
+        {"name": "net0", "up": False},
+        {"name": "user", "up": True},
+    ]
 
 
 async def test_qemus_own_words_about_a_forward_are_told(qemu: FakeQemu, instance: Instance) -> None:

@@ -180,6 +180,8 @@ class PortKeeper:
             driver.changed()
             raise
         await self._house.cabling.detach([port])
+        if not left and driver.instance is not None:
+            await driver.instance.set_user_links(True)
 
     def _event(self, kind: EventKind, driver: GuestDriver, port: Port) -> Event:
         name, guest_id = driver.name, driver.record.id
@@ -217,6 +219,7 @@ async def plug(driver: GuestDriver, port: Port) -> None:
         await instance.plug_nic(nic, fd)
     finally:
         os.close(fd)
+    await instance.set_user_links(False)  # a guest of a network has no other way out
     write_running(driver, instance)
 
 

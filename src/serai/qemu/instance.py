@@ -142,6 +142,13 @@ class Instance(Life):
             if nic.tap:
                 await commands.set_link(monitor, nic.name, up, timeout)
 
+    async def set_user_links(self, up: bool, timeout: float = TIMEOUT) -> None:
+        """Pull the cables of all NICs at QEMU's own network, or put them back."""
+        monitor = await self._connected(timeout)
+        for nic in self.machine.nics:
+            if not nic.tap and not nic.place:
+                await commands.set_link(monitor, nic.name, up, timeout)
+
     async def forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
         """Have QEMU's own network forward a port of the host (``tcp:ADDRESS:PORT-:PORT``)."""
         monitor = await self._connected(timeout)
