@@ -14,6 +14,7 @@ from serai.client.calls import (
     list_groups,
     list_images,
     list_networks,
+    list_schedules,
     list_snapshots,
 )
 from serai.errors import SeraiError
@@ -101,6 +102,17 @@ def complete_snapshot(
         return complete_source(ctx, param, begun)
     names = [name for name in _snapshot_names(guest) if name not in given]
     return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def complete_schedule(
+    ctx: click.Context, param: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Complete the name of a schedule, once its guest is given."""
+    try:
+        found = connection().ask(list_schedules(ctx.params.get("guest") or "-")).items
+    except SeraiError:
+        return []
+    return [CompletionItem(each.name) for each in found if each.name.startswith(begun)]
 
 
 def _snapshot_names(guest: str) -> list[str]:

@@ -7,6 +7,7 @@ state loaded into it, and, before anybody may talk to it, the words that make it
 import asyncio
 import dataclasses
 import logging
+import secrets
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -36,7 +37,7 @@ from serai.model.machine import Machine
 from serai.model.network import Port, PortSpec
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
-from serai.plan.reborn import birth_words, macs_of, renewal_words
+from serai.plan.reborn import back_words, birth_words, macs_of, renewal_words
 from serai.plan.snapshot import fork_record, volumes_over
 from serai.qemu.instance import Instance
 
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
+SEED_BYTES = 32
 
 
 def new_record(
@@ -214,8 +216,8 @@ async def be_born(
     await instance.go_on()
     if moment.quiesced:
         await thaw(driver, instance)
-    if answering and not keep_identity:
-        await _tell_who_it_is(driver, instance, parent)
+    if answering:
+        await _tell_who_it_is(driver, instance, parent, keep_identity=keep_identity)
     if not keep_identity:  # who has another's addresses is not let out under them
         await instance.set_links(True)
     if answering and not keep_identity and driver.record.ports:
@@ -241,15 +243,25 @@ async def _renew_addresses(driver: GuestDriver, instance: Instance) -> None:
         log.warning("%s did not ask for its addresses: %s", driver.name, error.message)
 
 
-async def _tell_who_it_is(driver: GuestDriver, instance: Instance, parent: GuestRecord) -> None:
-    """Give the guest inside its own name, ids and clock; without an agent it has to do without."""
-    record = driver.record
-    argv, env = birth_words(
-        name=record.spec.name,
-        machine_id=record.id,
-        macs=macs_of(parent, record),
-        now=driver.house.journal.now(),
-    )
+async def _tell_who_it_is(
+    driver: GuestDriver, instance: Instance, parent: GuestRecord, *, keep_identity: bool
+) -> None:
+    """Give the guest inside its own seed, clock, name and ids; without an agent it does without.
+
+    One that keeps its identity gets the first two only.
+    """
+    record, now = driver.record, driver.house.journal.now()
+    seed = secrets.token_hex(SEED_BYTES)
+    if keep_identity:
+        argv, env = back_words(seed=seed, now=now)
+    else:
+        argv, env = birth_words(
+            name=record.spec.name,
+            machine_id=record.id,
+            macs=macs_of(parent, record),
+            seed=seed,
+            now=now,
+        )
     request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
     try:
         await instance.agent.execute(request)

@@ -1,6 +1,6 @@
 """What has to be done now and then: logs kept within bounds, old events and jobs let go, guests
-deleted whose time is over, memory bases that nobody uses closed, layers made one, cold memory
-compressed.
+deleted whose time is over, memory bases that nobody uses closed, layers made one or sealed, cold
+memory compressed.
 
 Each turn returns a sentence for each thing that it did; an idle turn returns none.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from serai.engine.cooling import cool_one
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.ports import PortKeeper
-from serai.engine.snapshots import SnapshotKeeper
 from serai.errors import SeraiError
 from serai.host.logs import trim_log
 from serai.model.actions import AnyAction, DeleteGuest
@@ -30,6 +30,7 @@ LOOK_EVERY = 2.0
 PRUNE_EVERY = 300.0
 MERGE_EVERY = 10.0
 COOL_EVERY = 4.0
+RECONCILE_EVERY = 10.0
 
 Submit = Callable[[AnyAction], Awaitable[Job]]
 
@@ -41,18 +42,30 @@ class Upkeep:
         self,
         house: House,
         drivers: Iterable[GuestDriver],
-        snapshots: SnapshotKeeper,
+        layers: LayerKeeper,
         submit: Submit,
         ports: PortKeeper,
     ) -> None:
         self._house = house
         self._drivers = drivers
-        self._snapshots = snapshots
+        self._layers = layers
         self._submit = submit
         self._ports = ports
 
     async def run(self) -> None:
         """Look after things until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_layers())
+            await self._keep_house()
+
+    async def _keep_layers(self) -> None:
+        """Merge and seal layers, which may take long and keeps nothing else waiting."""
+        await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
+        while True:
+            await self._keep_a_layer()
+            await asyncio.sleep(MERGE_EVERY)
+
+    async def _keep_house(self) -> None:
         turns = 0
         while True:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
@@ -62,8 +75,7 @@ class Upkeep:
             await self._settle()
             await self._expire()
             self._tidy_bases()
-            if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
-                await self._merge()
+            if turns % int(RECONCILE_EVERY / LOOK_EVERY) == 0:
                 await self._reconcile()
             if turns % int(COOL_EVERY / LOOK_EVERY) == 0:
                 await self._cool()
@@ -106,12 +118,12 @@ class Upkeep:
         except SeraiError as error:
             log.warning("networks: %s", error.message)
 
-    async def _merge(self) -> None:
-        """Make two layers one, a pair a turn, so that no chain grows for ever."""
+    async def _keep_a_layer(self) -> None:
+        """Make two layers one, a pair a turn, so that no chain grows for ever; or seal one."""
         try:
-            sentence = await self._snapshots.merge_one()
+            sentence = await self._layers.turn()
         except SeraiError as error:
-            log.warning("two layers were not made one: %s", error.message)
+            log.warning("a layer could not be looked after: %s", error.message)
         else:
             if sentence:
                 log.info("%s", sentence)

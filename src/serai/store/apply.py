@@ -15,6 +15,8 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.job import FINAL_STATES
 from serai.model.network import ForwardRecord, Port
+from serai.model.schedule import ScheduleRecord
+from serai.model.snapshot import SnapshotRecord
 from serai.store.changes import (
     AddEvent,
     Change,
@@ -24,6 +26,7 @@ from serai.store.changes import (
     DropImage,
     DropLayer,
     DropNetwork,
+    DropSchedule,
     DropSnapshot,
     Prune,
     PutForward,
@@ -33,6 +36,7 @@ from serai.store.changes import (
     PutJob,
     PutLayer,
     PutNetwork,
+    PutSchedule,
     PutSnapshot,
     PutUsage,
 )
@@ -47,6 +51,7 @@ from serai.store.schema import (
     LAYERS,
     NETWORKS,
     PORTS,
+    SCHEDULES,
     SNAPSHOTS,
     USAGE,
 )
@@ -78,6 +83,13 @@ def prepare(change: Change) -> Step:
                 "guest_id": snapshot.guest_id,
                 "name": snapshot.name,
                 "body": encode(snapshot),
+            }
+        case PutSchedule(record=schedule):
+            row = {
+                "id": schedule.id,
+                "guest_id": schedule.guest_id,
+                "name": schedule.name,
+                "body": encode(schedule),
             }
         case PutLayer(layer=layer):
             row = {"id": layer.id, "body": encode(layer)}
@@ -132,10 +144,18 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             connection.execute(IMAGES.insert(), step.row)
         case DropImage(name=name):
             connection.execute(_DROP_IMAGE, {"key": name})
+        case PutSnapshot(if_there=True):
+            _change(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case PutSnapshot():
             _put(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case DropSnapshot(snapshot_id=snapshot_id):
             connection.execute(_DROP_SNAPSHOT, {"key": snapshot_id})
+        case PutLayer(if_there=True):
+            _change(connection, LAYERS, LAYERS.c.id, step.row)
+        case PutSchedule():
+            _put(connection, SCHEDULES, SCHEDULES.c.id, step.row)
+        case DropSchedule(schedule_id=schedule_id):
+            connection.execute(_DROP_SCHEDULE, {"key": schedule_id})
         case PutLayer():
             _put(connection, LAYERS, LAYERS.c.id, step.row)
         case DropLayer(layer_id=layer_id):
@@ -168,8 +188,7 @@ def _put(
     connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
 ) -> None:
     """Update the row with this key, or insert it: two statements that every database has."""
-    update = table.update().where(key == sa.bindparam("key_"))
-    if connection.execute(update, {**row, "key_": row[key.name]}).rowcount == 0:
+    if not _change(connection, table, key, row):
         connection.execute(table.insert(), row)
 
 
@@ -198,6 +217,14 @@ def _outside(forward: ForwardRecord) -> str:
     return f"{forward.protocol} {forward.host_address} {forward.host_port}"
 
 
+def _change(
+    connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
+) -> bool:
+    """Update the row with this key; False when there is none."""
+    update = table.update().where(key == sa.bindparam("key_"))
+    return connection.execute(update, {**row, "key_": row[key.name]}).rowcount > 0
+
+
 def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
     key = connection.execute(EVENTS.insert(), row).inserted_primary_key
     assert key is not None
@@ -214,6 +241,7 @@ _DROP_FORWARDS = FORWARDS.delete().where(FORWARDS.c.guest_id == sa.bindparam("ke
 _DROP_NETWORK = NETWORKS.delete().where(NETWORKS.c.id == sa.bindparam("key"))
 _DROP_GROUP = GROUPS.delete().where(GROUPS.c.id == sa.bindparam("key"))
 _DROP_FORWARD = FORWARDS.delete().where(FORWARDS.c.id == sa.bindparam("key"))
+_DROP_SCHEDULE = SCHEDULES.delete().where(SCHEDULES.c.id == sa.bindparam("key"))
 _DROP_LAYER = LAYERS.delete().where(LAYERS.c.id == sa.bindparam("key"))
 
 
@@ -277,17 +305,18 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
             ).first():
                 return _exists("image", image.name, Code.IMAGE_EXISTS)
         case PutSnapshot(record=snapshot):
-            if connection.execute(
-                sa.select(SNAPSHOTS.c.id).where(
-                    SNAPSHOTS.c.guest_id == snapshot.guest_id,
-                    SNAPSHOTS.c.name == snapshot.name,
-                    SNAPSHOTS.c.id != snapshot.id,
-                )
-            ).first():
+            if _has_other(connection, SNAPSHOTS, snapshot):
                 return Conflict(
                     Code.SNAPSHOT_EXISTS,
                     f"the guest has a snapshot {snapshot.name} already",
                     hint="Choose another name; see which there are: serai snapshot list",
+                )
+        case PutSchedule(record=schedule):
+            if _has_other(connection, SCHEDULES, schedule):
+                return Conflict(
+                    Code.SCHEDULE_EXISTS,
+                    f"the guest has a schedule {schedule.name} already",
+                    hint="Choose another name; see which there are: serai schedule list",
                 )
         case PutJob(job=job) if job.key:
             others = sa.select(JOBS.c.id).where(JOBS.c.id != job.id, JOBS.c.key == job.key)
@@ -325,6 +354,18 @@ def _port_conflict(connection: sa.Connection, record: GuestRecord) -> Conflict |
                     hint="Choose another, or leave it out: then a free one is picked.",
                 )
     return None
+
+
+def _has_other(
+    connection: sa.Connection, table: sa.Table, record: SnapshotRecord | ScheduleRecord
+) -> bool:
+    """Tell whether the guest of ``record`` has another row with its name."""
+    others = sa.select(table.c.id).where(
+        table.c.guest_id == record.guest_id,
+        table.c.name == record.name,
+        table.c.id != record.id,
+    )
+    return connection.execute(others).first() is not None
 
 
 LISTS = {

@@ -29,6 +29,7 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store import queries
 from serai.store.apply import prepare
@@ -102,6 +103,10 @@ class Store:
         """Return all snapshots of all guests, the oldest first."""
         return await self._reader.read(queries.read_snapshots)
 
+    async def schedules(self) -> list[ScheduleRecord]:
+        """Return all schedules of all guests, by id."""
+        return await self._reader.read(queries.read_schedules)
+
     async def layers(self) -> list[Layer]:
         """Return all layers, by id."""
         return await self._reader.read(queries.read_layers)
@@ -123,7 +128,7 @@ class Store:
         return await self._reader.read(queries.read_forwards)
 
     async def damaged(self) -> list[Damaged]:
-        """Return the guests, images, snapshots, layers, networks, jobs … that can't be read."""
+        """Return what is there and can't be read: all but events."""
         return await self._reader.read(queries.read_damaged)
 
     async def unfinished_jobs(self) -> list[Job]:

@@ -17,6 +17,7 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ T = TypeVar("T")
 GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
 SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
+SCHEDULE_BODY = msgspec.json.Decoder(ScheduleRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
 NETWORK_BODY = msgspec.json.Decoder(NetworkRecord)
 USAGE_BODY = msgspec.json.Decoder(PortUsage)
@@ -41,7 +43,8 @@ REPAIR_HINT = "Restore the database from a copy, or delete this entry."
 class Damaged:
     """A row that can't be read.
 
-    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's.
+    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's
+    or a schedule's.
     """
 
     table: str
