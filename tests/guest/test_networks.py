@@ -144,7 +144,7 @@ def test_guests_on_two_networks(daemon: Daemon, namespace: str) -> None:
     _what_is_spoofed_is_dropped(one, two)
     _a_port_comes_and_goes(one, three)
     _a_forward_leads_in(daemon, namespace, two)
-    _a_fork_is_somebody_new(daemon, one, two)
+    _a_fork_is_somebody_new(daemon, one, two, three)
 
 
 def _rules_hold_at_once(daemon: Daemon, two: Guest, three: Guest) -> None:
@@ -196,7 +196,7 @@ def _a_forward_leads_in(daemon: Daemon, namespace: str, two: Guest) -> None:
     assert daemon.run("forward", "remove", "8080").returncode == 0
 
 
-def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest) -> None:
+def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest) -> None:
     fork = two.fork(name="four")
     before, after = two.refresh().info.ports, fork.info.ports
     assert [each.network for each in after] == ["web", "db"]
@@ -205,7 +205,8 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest) -> None:
             old.address != new.address and old.mac != new.mac and old.address6 != new.address6
         ) or not old.address6
     wait_for("the fork's new address", lambda: pings(one, after[0].address), limit=10)
-    wait_for("its IPv6 by its name", lambda: pings(one, "four"))
+    wait_for("its IPv6", lambda: pings(one, after[0].address6))
+    wait_for("its name", lambda: pings(three, "four"))
     assert pings(two, after[1].address) and pings(fork, "10.20.0.50")
     assert fork.run("hostname").stdout == "four\n"
     assert pings(one, two.info.ports[0].address), "its source is as before"
