@@ -27,7 +27,9 @@ from serai.disk.pools import PoolFolders
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
+from serai.engine.cabling import Ground, open_cabling
 from serai.engine.engine import Engine
+from serai.engine.fabric import Fabric
 from serai.engine.house import House
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
@@ -43,6 +45,7 @@ from serai.host.tools import find_capabilities
 from serai.model.event import EventKind
 from serai.model.guest import Accel
 from serai.model.node import Capabilities, DaemonStatus
+from serai.plan.network import owner_of
 from serai.settings import Places, Settings
 from serai.store.database import Store, open_store
 
@@ -150,7 +153,17 @@ async def _open_engine(
     ballast = Ballast(places.ballast, settings.disk_reserve)
     ballast.fill()
     journal = Journal(store, bus, time.time, ballast)
-    async with Supervisor() as supervisor:
+    fabric = Fabric()
+    ground = Ground(
+        owner=owner_of(str(places.state)),
+        memory=places.state / "forwarding.json",
+        uid=settings.uid_base,
+    )
+    privileged = found.capabilities.privileged
+    async with (
+        Supervisor() as supervisor,
+        open_cabling(fabric, ground, privileged=privileged) as cabling,
+    ):
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         layers = LayerFolder(places.layers)
         bases = Bases(places.run / "bases", memory)
@@ -170,6 +183,8 @@ async def _open_engine(
             shelf=Shelf(),
             timetable=Timetable(),
             cgroups=Cgroups(),
+            fabric=fabric,
+            cabling=cabling,
             supervisor=supervisor,
             new_id=_new_id,
             boot_id=_boot_id(),
@@ -185,6 +200,7 @@ async def _open_engine(
         finally:
             await engine.close()
             house.closing.set()
+            await engine.store_usage()
             journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
             await journal.flush()
             bus.close()

@@ -27,10 +27,14 @@ def wait_for(what: str, check: Callable[[], bool], limit: float = WAIT_LIMIT) ->
 
 
 class Daemon:
-    """``serai daemon run`` as a process, and a client. Settings are given by name."""
+    """``serai daemon run`` as a process, and a client. Settings are given by name.
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    With ``namespace`` it runs in that network namespace (ip-netns(8)), with all its guests.
+    """
+
+    def __init__(self, home: Path, *, namespace: str = "", **settings: str) -> None:
         self.home = home
+        self.prefix = ["ip", "netns", "exec", namespace] if namespace else []
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"
@@ -56,7 +60,16 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it answers; what it prints goes to ``log``."""
         reading, writing = os.pipe()
-        argv = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(writing)]
+        argv = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "serai",
+            "daemon",
+            "run",
+            "--ready-fd",
+            str(writing),
+        ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

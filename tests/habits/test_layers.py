@@ -43,6 +43,7 @@ DOORS = {
         "serai.daemon_command": "a command of its own beside what it starts",
         "serai.doctor_command": "a command of its own beside what it asks",
     },
+    "pyroute2": {"serai.net": "the only room that speaks netlink"},
     "rich": {"serai.cli": "drawing"},
     "pytest": {"serai.pytest_plugin": "no dependency of a running serai"},
 }

@@ -3,14 +3,18 @@
 from dataclasses import fields
 from pathlib import PurePath
 
+import msgspec
 import pytest
 
 from serai.errors import Code, SeraiError
 from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec
 from serai.model.image import DiskFormat, Image, ImageFile, ImageKind
-from serai.model.machine import LayerFile, Media
+from serai.model.machine import LayerFile, Media, Nic
+from serai.model.network import Port
 from serai.model.node import Capabilities
-from serai.plan.machine import check_fit, plan_machine, uid_of
+from serai.plan.machine import check_fit, nic_of, plan_machine, uid_of
+from serai.plan.reborn import macs_of
+from serai.plan.volume import PORTS
 from serai.units import MIB
 
 HOST = Capabilities(
@@ -141,3 +145,46 @@ def test_what_does_not_fit_is_refused(firmware, memory, uefi_code, code):
         check_fit(an_image(ImageKind.DISK), firmware, memory, host)
     assert caught.value.code is code
     assert caught.value.hint
+
+
+def a_port(name: str, number: int) -> Port:
+    return Port(
+        id=f"p{number}",
+        name=name,
+        network="n",
+        mac=f"02:00:00:00:00:{number:02x}",
+        tap=f"st{number}",
+    )
+
+
+def test_each_port_can_be_pulled_and_there_is_room_for_more() -> None:
+    record = msgspec.structs.replace(a_record(), ports=(a_port("net0", 1), a_port("net3", 2)))
+    machine = plan(record, an_image(ImageKind.KERNEL))
+    assert [(nic.name, nic.tap, nic.place) for nic in machine.nics] == [
+        ("net0", "st1", "spare0"),
+        ("net3", "st2", "spare1"),
+    ]
+    assert machine.spares == len(PORTS)
+    alone = plan(a_record(), an_image(ImageKind.KERNEL))
+    assert alone.nics == (Nic(name="net0", mac="52:54:00:00:00:07"),) and alone.spares == 2
+
+
+def test_a_frozen_nic_belongs_to_the_port_of_its_name() -> None:
+    record = msgspec.structs.replace(a_record(), ports=(a_port("net0", 9),))
+    frozen = Nic(name="net0", mac="02:00:00:00:00:01", tap="st1", place="spare1")
+    assert nic_of(frozen, record) == Nic(
+        name="net0", mac="02:00:00:00:00:09", tap="st9", place="spare1"
+    )
+    gone = Nic(name="net5", mac="02:00:00:00:00:05", tap="st5", place="spare0")
+    assert nic_of(gone, record) == Nic(name="net5", mac=gone.mac, place="spare0")
+    user = Nic(name="net0", mac="52:54:00:00:00:01")
+    assert nic_of(user, record) == Nic(name="net0", mac="52:54:00:00:00:07")
+
+
+def test_a_fork_gives_each_nic_its_own_address() -> None:
+    parent = msgspec.structs.replace(a_record(), ports=(a_port("net0", 1), a_port("net1", 2)))
+    child = msgspec.structs.replace(parent, mac="52:54:00:00:00:08", ports=(a_port("net0", 9),))
+    assert macs_of(parent, child) == {
+        "02:00:00:00:00:01": "02:00:00:00:00:09",
+        "52:54:00:00:00:07": "52:54:00:00:00:08",
+    }

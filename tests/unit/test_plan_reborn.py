@@ -2,7 +2,7 @@
 
 import subprocess
 
-from serai.plan.reborn import back_words, birth_words
+from serai.plan.reborn import back_words, birth_words, renewal_words
 
 SEED = "5eed" * 16
 
@@ -11,12 +11,11 @@ def test_values_are_never_part_of_the_script():
     argv, env = birth_words(
         name="web1",
         machine_id="0a-1b",
-        old_mac="52:54:00:00:00:01",
-        mac="52:54:00:00:00:02",
+        macs={"52:54:00:00:00:01": "52:54:00:00:00:02", "02::3": "02::4"},
         seed=SEED,
         now=99.6,
     )
-    told = ("web1", "0a1b", "52:54:00:00:00:01", "52:54:00:00:00:02", SEED, "100")
+    told = ("web1", "0a1b", "52:54:00:00:00:01=52:54:00:00:00:02 02::3=02::4", SEED, "100")
     assert all(value in env.values() for value in told)
     assert not any(value in " ".join(argv) for value in told)
     assert env.keys() >= back_words(seed=SEED, now=1.0)[1].keys()
@@ -25,7 +24,8 @@ def test_values_are_never_part_of_the_script():
 def test_the_shell_reads_both():
     for argv, env in (
         back_words(seed=SEED, now=1.0),
-        birth_words(name="a", machine_id="b", old_mac="c", mac="d", seed=SEED, now=1.0),
+        birth_words(name="a", machine_id="b", macs={"c": "d"}, seed=SEED, now=1.0),
+        renewal_words(["c", "d"]),
     ):
         shell, _, script = argv
         done = subprocess.run(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec, Volume
 from serai.model.machine import Machine
+from serai.model.network import Port
 from serai.model.node import Capabilities
 from serai.model.snapshot import (
     FrozenMemory,
@@ -159,6 +160,7 @@ def test_a_fork_is_like_its_source_and_nobody_else() -> None:
         origin="s1",
         expires_at=99.0,
         coming="job",
+        ports=(Port(id="p", name="net0", network="n", mac="02:00:00:00:00:01", tap="st1"),),
     )
     same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes", "medium"}
     for field in GuestRecord.__struct_fields__:

@@ -55,6 +55,14 @@ ROOT = Drive(
 DISK = dataclasses.replace(TINY, drives=(ROOT,), kernel="", initrd="", cmdline="")
 MACHINES: Mapping[str, Machine] = {
     "tiny": TINY,
+    "taps": dataclasses.replace(
+        TINY,
+        nics=(
+            Nic(name="net0", mac="02:00:00:00:00:01", tap="st0", place="spare0"),
+            Nic(name="net1", mac="02:00:00:00:00:02", place="spare2"),
+        ),
+        spares=4,
+    ),
     "prepared": dataclasses.replace(
         TINY,
         ram="99999999-2222-4333-8444-555555555555",
@@ -116,6 +124,7 @@ def descriptors(machine: Machine) -> dict[str, int]:
         ("uefi-vars", machine.uefi_vars),
     ):
         names += [name] if path else []
+    names += [f"tap:{nic.name}" for nic in machine.nics if nic.tap]
     return {name: 10 + index for index, name in enumerate(names)}
 
 
@@ -163,7 +172,8 @@ def test_every_descriptor_is_used(machine: Machine) -> None:
             assert f"fd={fd},set={fds[name.removesuffix(READ_ONLY)]},opaque={name}" in argv
             continue
         where = f"/dev/fdset/{fd}" if in_fdset(name) else f"/proc/self/fd/{fd}"
-        used = [word for word in argv if where in word or f"fd={fd}," in word]
+        ways = where, f"fd={fd},", f'"fd":"{fd}"'
+        used = [word for word in argv if any(way in word for way in ways)]
         assert used, f"{name} is passed for nothing"
 
 

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+from fake_fabric import FakeFabric, OfNetworks
 from fake_shelf import FakeShelf
 from fake_timetable import FakeTimetable, OfSchedule
 from fake_volumes import OF_VOLUMES, FakeVolumes
 
+from serai.engine.ports import find_port
 from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
 from serai.model.actions import (
+    AddForward,
     AnyAction,
     BuildImage,
     ChangeSnapshot,
@@ -43,6 +46,7 @@ from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
 from serai.model.image import Expect, Image, ImageFile, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, GuestState
+from serai.model.network import Forward, Group, Network, PortView
 from serai.model.node import Capabilities, DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
@@ -97,6 +101,7 @@ class FakeEngine:
         self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
         self.all_jobs: dict[str, Job] = {}
         self.shelf = FakeShelf()
+        self.fabric = FakeFabric()
         self.report = CheckReport(layers=37, memories=4, images=1, snapshots=12)
         self.timetable = FakeTimetable(NOW)
         self.rack = FakeVolumes(self.guest)
@@ -157,6 +162,33 @@ class FakeEngine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         self._check("snapshot")
         return self.shelf.find(self.guest(guest), name_or_id)
+
+    def networks(self) -> list[Network]:
+        self._check("networks")
+        return [self.fabric.show_network(each) for each in self.fabric.networks.values()]
+
+    def network(self, name_or_id: str) -> Network:
+        return self.fabric.show_network(self.fabric.network(name_or_id))
+
+    async def ports(self, guest: str) -> list[PortView]:
+        self._check("ports")
+        record = self.fabric.of(self.guest(guest))
+        return [self.fabric.show_port(record, port) for port in record.ports]
+
+    async def port(self, guest: str, name_or_id: str) -> PortView:
+        record = self.fabric.of(self.guest(guest))
+        return self.fabric.show_port(record, find_port(record, name_or_id))
+
+    def groups(self) -> list[Group]:
+        return [self.fabric.show_group(each) for each in self.fabric.groups.values()]
+
+    def group(self, name_or_id: str) -> Group:
+        return self.fabric.show_group(self.fabric.group(name_or_id))
+
+    def forwards(self) -> list[Forward]:
+        names = {guest.id: guest.name for guest in self.all_guests.values()}
+        found = self.fabric.forwards.values()
+        return [self.fabric.show_forward(each, names[each.guest_id]) for each in found]
 
     def schedules(self, guest: str = "") -> list[Schedule]:
         self._check("schedules")
@@ -247,6 +279,9 @@ class FakeEngine:
         if isinstance(action, LaunchGuest | CreateGuest):
             ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
             name = self._create(action.spec, isinstance(action, LaunchGuest), ttl)
+            guest = self.all_guests[name]
+            ports = self.fabric.brief(self.fabric.attach(guest, action.ports))
+            self.all_guests[name] = msgspec.structs.replace(guest, ports=ports)
             is_fork = self.all_images[action.spec.image].warm
             return [action.spec.image, self.all_guests[name].id] if is_fork else [name]
         if isinstance(action, OF_SNAPSHOT):
@@ -261,6 +296,13 @@ class FakeEngine:
             return self._fork(self.guest(action.guest), action)
         if isinstance(action, PublishImage):
             return [self._publish(self.guest(action.guest), action)]
+        if isinstance(action, OfNetworks):
+            of = (
+                action.spec.guest
+                if isinstance(action, AddForward)
+                else getattr(action, "guest", "")
+            )
+            return self.fabric.apply(action, self.guest(of) if of else None)
         if isinstance(action, GuestAction):
             return [self._change(self.guest(action.guest), action)]
         if isinstance(action, BuildImage):

@@ -310,6 +310,10 @@ def test_every_action_has_a_route() -> None:
     made = {"launch", "create", "start", "stop", "restart", "pause", "resume", "delete", "rename"}
     made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork", "check"}
     made |= {f"snapshot-{verb}" for verb in ("create", "restore", "delete", "change")}
+    made |= {f"network-{verb}" for verb in ("create", "set", "delete")}
+    made |= {f"port-{verb}" for verb in ("add", "set", "remove")}
+    made |= {f"group-{verb}" for verb in ("create", "change", "delete")}
+    made |= {"forward-add", "forward-remove"}
     made |= {f"schedule-{verb}" for verb in ("create", "set", "run", "delete")}
     verbs = (
         "create",
@@ -331,7 +335,7 @@ def test_every_action_has_a_route() -> None:
     [
         (BuildBody, BuildImage, set()),
         (ImportBody, ImportImage, set()),
-        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl", "volumes"}),
+        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl", "volumes", "ports"}),
     ],
 )
 def test_bodies_have_all_fields_of_what_they_make(

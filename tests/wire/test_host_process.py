@@ -26,6 +26,7 @@ from serai.host.process import (
     find_program,
     run,
     spawn,
+    start_conversation,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
@@ -621,3 +622,36 @@ async def test_a_reused_pid_gets_no_signal_even_before_the_end_was_seen(null: in
         held.close()
         other.kill()
         other.wait()
+
+
+async def test_a_conversation_goes_on_until_it_is_closed() -> None:
+    """Asked again and again, with more than a pipe holds; its words of errors are there in time."""
+    script = 'while read -r line; do echo "no" >&2; echo "$line"; done'
+    talk = start_conversation(["sh", "-c", script])
+    try:
+        for word in (b"one", b"two", b"x" * 200_000):
+            await talk.write(word + b"\n")
+            assert await talk.read_line() == word + b"\n"
+            assert talk.read_errors() == b"no\n"
+        await talk.write(b"three\nfour\n")
+        assert (await talk.read_line(), await talk.read_line()) == (b"three\n", b"four\n")
+        assert not talk.has_ended
+    finally:
+        await talk.close()
+    assert talk.has_ended
+
+
+async def test_a_conversation_that_breaks_off_says_why() -> None:
+    talk = start_conversation(["sh", "-c", "read -r line; echo gone wrong >&2; exit 3"])
+    try:
+        await talk.write(b"hello\n")
+        with pytest.raises(HostFailure) as ended:
+            await talk.read_line()
+        assert ended.value.code is Code.TOOL_FAILED
+        assert "code 3: gone wrong" in ended.value.message
+        with pytest.raises(HostFailure):
+            await talk.write(b"hello?\n")
+    finally:
+        await talk.close()
+    with pytest.raises(HostFailure):
+        start_conversation(["no-such-program"])

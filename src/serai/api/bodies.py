@@ -16,6 +16,19 @@ from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import (
+    Forward,
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+    PortView,
+)
 from serai.model.schedule import (
     MOST_KEPT,
     NAME_AS,
@@ -34,6 +47,7 @@ T = TypeVar("T")
 
 MAX_WAIT = 3600.0
 MAX_PAGE = 10_000
+MOST_PORTS = 8
 MAX_TTL = 10 * 365 * 86400
 
 
@@ -184,8 +198,10 @@ class LaunchBody(GuestSpec, frozen=True, kw_only=True):
     Sizes are bytes. ``disk`` 0 means the image's own size. Without ``start`` it is only defined;
     with ``wait_agent`` the job lasts until the agent in the guest answers, where it has one. It is
     deleted ``ttl`` seconds after it was started (0: never). ``volumes`` are attached to it before that.
+    ``ports`` attach it to networks; without any it has QEMU's own network.
     """
 
+    ports: Annotated[tuple[PortSpec, ...], Meta(max_length=MOST_PORTS)] = ()
     start: bool = True
     wait_agent: bool = True
     ttl: Ttl = 0.0
@@ -324,6 +340,22 @@ class SnapshotPage(Page[Snapshot], frozen=True):
     """A page of snapshots."""
 
 
+class NetworkPage(Page[Network], frozen=True):
+    """A page of networks."""
+
+
+class PortPage(Page[PortView], frozen=True):
+    """A page of the ports of a guest."""
+
+
+class GroupPage(Page[Group], frozen=True):
+    """A page of security groups."""
+
+
+class ForwardPage(Page[Forward], frozen=True):
+    """A page of forwards."""
+
+
 class SchedulePage(Page[Schedule], frozen=True):
     """A page of schedules."""
 
@@ -363,6 +395,16 @@ EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
     RestoreBody: {"force": True},
     ForkBody: {"name": "test", "count": 10, "ttl": 3600},
     PublishBody: {"image": "web-ready", "snapshot": "ready"},
+    NetworkSpec: {"name": "web", "subnet": "10.20.0.0/24"},
+    NetworkChange: {"dns": ["192.0.2.53"]},
+    PortSpec: {"network": "web", "address": "10.20.0.10", "groups": ["www"]},
+    PortChange: {"limits": {"rate_out": 12_500_000}},
+    GroupSpec: {
+        "name": "www",
+        "rules": [{"direction": "in", "protocol": "tcp", "ports": "80"}],
+    },
+    GroupChange: {"add": [{"direction": "in", "protocol": "tcp", "ports": "443"}]},
+    ForwardSpec: {"guest": "web1", "host_port": 8080, "guest_port": 80},
     ExecRequest: {"argv": ["uname", "-a"], "timeout": 10},
     CheckBody: {"repair": True},
     BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},

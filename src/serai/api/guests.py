@@ -88,8 +88,10 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
                 hint="Leave `ttl` out, or start it.",
                 details={"path": "$.ttl"},
             )
-        return CreateGuest(spec=spec, volumes=body.volumes)
-    return LaunchGuest(spec=spec, wait=body.wait_agent, ttl=body.ttl, volumes=body.volumes)
+        return CreateGuest(spec=spec, volumes=body.volumes, ports=body.ports)
+    return LaunchGuest(
+        spec=spec, wait=body.wait_agent, ttl=body.ttl, volumes=body.volumes, ports=body.ports
+    )
 
 
 def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:

@@ -14,6 +14,7 @@ from serai.model.event import Event
 from serai.model.guest import Guest
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import Forward, Group, Network, PortView
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
@@ -35,6 +36,27 @@ class EngineLike(Protocol):
 
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``), also for a foreign one."""
+
+    def networks(self) -> list[Network]:
+        """Return all networks, in any order."""
+
+    def network(self, name_or_id: str) -> Network:
+        """Return one network; NotFound (``network-not-found``)."""
+
+    async def ports(self, guest: str) -> list[PortView]:
+        """Return the ports of a guest, with what has passed them; NotFound."""
+
+    async def port(self, guest: str, name_or_id: str) -> PortView:
+        """Return one port of a guest; NotFound (``port-not-found``)."""
+
+    def groups(self) -> list[Group]:
+        """Return all security groups, in any order."""
+
+    def group(self, name_or_id: str) -> Group:
+        """Return one security group; NotFound (``group-not-found``)."""
+
+    def forwards(self) -> list[Forward]:
+        """Return all forwards, by the host's port."""
 
     def schedules(self, guest: str = "") -> list[Schedule]:
         """Return a guest's schedules by name, or everybody's, by guest and name; NotFound."""

@@ -19,6 +19,8 @@ from serai.api.bodies import (
     EventsQuery,
     ExportQuery,
     ForkBody,
+    ForwardPage,
+    GroupPage,
     GuestPage,
     GuestsQuery,
     ImagePage,
@@ -29,7 +31,9 @@ from serai.api.bodies import (
     JudgeQuery,
     LaunchBody,
     LogQuery,
+    NetworkPage,
     PageQuery,
+    PortPage,
     PublishBody,
     PullQuery,
     PushQuery,
@@ -77,6 +81,26 @@ from serai.api.inside import (
     take_screenshot,
 )
 from serai.api.jobs import action, cancel_job, list_jobs, show_job
+from serai.api.networks import (
+    add_forward,
+    add_port,
+    change_group,
+    change_network,
+    change_port,
+    create_group,
+    create_network,
+    delete_group,
+    delete_network,
+    list_forwards,
+    list_groups,
+    list_networks,
+    list_ports,
+    remove_forward,
+    remove_port,
+    show_group,
+    show_network,
+    show_port,
+)
 from serai.api.schedules import (
     create_schedule,
     delete_schedule,
@@ -140,6 +164,18 @@ from serai.errors import Code
 from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.network import (
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+    PortView,
+)
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Schedule, ScheduleChange
 from serai.model.snapshot import Snapshot
@@ -148,6 +184,10 @@ from serai.model.volume import Pool, VolumeInfo
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
 SNAPSHOTS, SNAPSHOT = f"{GUEST}/snapshots", f"{GUEST}/snapshots/{{snapshot}}"
+PORTS, PORT = f"{GUEST}/ports", f"{GUEST}/ports/{{port}}"
+NETWORKS, NETWORK = "/v1/networks", "/v1/networks/{network}"
+GROUPS, GROUP = "/v1/groups", "/v1/groups/{group}"
+FORWARDS, FORWARD = "/v1/forwards", "/v1/forwards/{forward}"
 SCHEDULES, SCHEDULE = f"{GUEST}/schedules", f"{GUEST}/schedules/{{schedule}}"
 IMAGES, IMAGE = "/v1/images", "/v1/images/{image}"
 VOLUMES, VOLUME = "/v1/volumes", "/v1/volumes/{volume}"
@@ -164,6 +204,9 @@ _OF_SPEC = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID)
 _NO_SNAPSHOT = (_C.GUEST_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND)
 _NO_SCHEDULE = (_C.GUEST_NOT_FOUND, _C.SCHEDULE_NOT_FOUND)
 _OF_SNAPSHOT = (_C.SNAPSHOT_NOT_FOUND, _C.SNAPSHOT_STATE, _C.SNAPSHOT_CORRUPT, _C.SNAPSHOT_UNFIT)
+_OF_NETWORK = (_C.NETWORK_UNAVAILABLE, _C.NETWORK_FAILED, _C.PERMISSION, _C.TOOL_MISSING)
+_OF_ADDRESS = (_C.NETWORK_NOT_FOUND, _C.GROUP_NOT_FOUND, _C.ADDRESS_TAKEN, _C.ADDRESS_OUTSIDE,
+               _C.SUBNET_EXHAUSTED, *_OF_NETWORK)  # fmt: skip
 
 _NO_VOLUME = (_C.VOLUME_NOT_FOUND,)
 _NEW_VOLUME = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID, _C.VOLUME_EXISTS, _C.POOL_NOT_FOUND,
@@ -190,6 +233,10 @@ COMMON_PROBLEMS: tuple[Code, ...] = (
 PATH_PARAMETERS: Mapping[str, str] = {
     "guest": "The name or id of a guest.",
     "snapshot": "The name or id of a snapshot of that guest.",
+    "port": "The name or id of a port of that guest.",
+    "network": "The name or id of a network.",
+    "group": "The name or id of a security group.",
+    "forward": "The id of a forward.",
     "schedule": "The name or id of a schedule of that guest.",
     "image": "The name of an image.",
     "job": "The id of a job.",
@@ -225,8 +272,8 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, *_NEW_VOLUME, _C.VOLUME_NOT_FOUND, _C.VOLUME_IN_USE,
-                     _C.NO_PORT)),
+                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, *_NEW_VOLUME, _C.VOLUME_NOT_FOUND,
+                     _C.VOLUME_IN_USE, _C.NO_PORT, *_OF_ADDRESS)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -281,6 +328,41 @@ ROUTES: tuple[Route, ...] = (
     route("GET", f"{GUEST}/log", show_log, query=LogQuery, replies=_gives("The log.", None, TEXT), problems=_NO_GUEST),
     route("GET", f"{GUEST}/screenshot", take_screenshot, replies=_gives("The picture.", None, PNG), problems=_OF_MONITOR),
     route("GET", f"{GUEST}/vnc", show_vnc, replies=_gives("The address.", VncAddress), problems=_OF_STATE),
+
+    route("GET", PORTS, list_ports, query=PageQuery, replies=_gives("A page of ports.", PortPage), problems=_NO_GUEST),
+    action("POST", PORTS, add_port, body=PortSpec,
+           problems=(*_OF_MONITOR, _C.VALUE_INVALID, _C.NEEDS_STOP, *_OF_ADDRESS)),
+    route("GET", PORT, show_port, replies=_gives("The port.", PortView),
+          problems=(_C.GUEST_NOT_FOUND, _C.PORT_NOT_FOUND)),
+    action("PATCH", PORT, change_port, body=PortChange,
+           problems=(*_OF_STATE, _C.PORT_NOT_FOUND, _C.GROUP_NOT_FOUND, _C.VALUE_INVALID, *_OF_NETWORK)),
+    action("DELETE", PORT, remove_port,
+           problems=(*_OF_MONITOR, _C.PORT_NOT_FOUND, _C.NEEDS_STOP, _C.TIMEOUT)),
+
+    route("GET", NETWORKS, list_networks, query=PageQuery, replies=_gives("A page of networks.", NetworkPage)),
+    action("POST", NETWORKS, create_network, body=NetworkSpec,
+           problems=(_C.NAME_INVALID, _C.VALUE_INVALID, _C.NETWORK_EXISTS, _C.SUBNET_INVALID, _C.SUBNET_OVERLAP,
+                     _C.SUBNET_EXHAUSTED, _C.BRIDGE_MISSING, *_OF_NETWORK)),
+    route("GET", NETWORK, show_network, replies=_gives("The network.", Network, JSON, "ETag"),
+          problems=(_C.NETWORK_NOT_FOUND,)),
+    action("PATCH", NETWORK, change_network, body=NetworkChange, headers=("If-Match",),
+           problems=(_C.NETWORK_NOT_FOUND, _C.NETWORK_IN_USE, _C.VALUE_INVALID, _C.VERSION_CONFLICT,
+                     _C.SUBNET_INVALID, _C.SUBNET_OVERLAP, *_OF_NETWORK)),
+    action("DELETE", NETWORK, delete_network, problems=(_C.NETWORK_NOT_FOUND, _C.NETWORK_IN_USE, *_OF_NETWORK)),
+
+    route("GET", GROUPS, list_groups, query=PageQuery, replies=_gives("A page of security groups.", GroupPage)),
+    action("POST", GROUPS, create_group, body=GroupSpec,
+           problems=(_C.NAME_INVALID, _C.GROUP_EXISTS, _C.GROUP_NOT_FOUND, _C.RULE_INVALID)),
+    route("GET", GROUP, show_group, replies=_gives("The group.", Group, JSON, "ETag"), problems=(_C.GROUP_NOT_FOUND,)),
+    action("PATCH", GROUP, change_group, body=GroupChange, headers=("If-Match",),
+           problems=(_C.GROUP_NOT_FOUND, _C.RULE_INVALID, _C.VERSION_CONFLICT, *_OF_NETWORK)),
+    action("DELETE", GROUP, delete_group, problems=(_C.GROUP_NOT_FOUND, _C.GROUP_IN_USE)),
+
+    route("GET", FORWARDS, list_forwards, query=PageQuery, replies=_gives("A page of forwards.", ForwardPage)),
+    action("POST", FORWARDS, add_forward, body=ForwardSpec,
+           problems=(_C.GUEST_NOT_FOUND, _C.PORT_NOT_FOUND, _C.VALUE_INVALID, _C.FORWARD_EXISTS, _C.FORWARD_FAILED,
+                     *_OF_NETWORK)),
+    action("DELETE", FORWARD, remove_forward, problems=(_C.FORWARD_NOT_FOUND,)),
 
     route("GET", IMAGES, list_images, query=PageQuery, replies=_gives("A page of images.", ImagePage)),
     action("POST", f"{IMAGES}/build", build_image, body=BuildBody,

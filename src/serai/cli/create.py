@@ -8,6 +8,7 @@ from serai.cli.options import DURATION, SIZE, complete_image, connection, format
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.calls import guest_of, launch_guest, show_guest
+from serai.client.network_words import ports_of
 from serai.client.words import parse_wish
 from serai.model.guest import Firmware, Guest, GuestSpec, RestartPolicy
 from serai.units import format_duration
@@ -41,6 +42,14 @@ TTL = click.option("--ttl", type=DURATION, default=0.0, show_default="never",
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label; may be repeated.")
 @click.option("--volume", "volumes", multiple=True, metavar="VOLUME",
               help="A volume: NAME, NAME,read-only or size=10GiB; ,boot=N to boot from it. May be repeated.")  # fmt: skip
+@click.option(
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME[,address=A][,address6=A][,mac=M][,group=G]",
+    show_default="QEMU's own",
+    help="Attach it to a network; may be repeated.",
+)
 @TTL
 @click.option(
     "--wait/--no-wait",
@@ -59,6 +68,7 @@ def launch(
     restart: str,
     labels: tuple[str, ...],
     volumes: tuple[str, ...],
+    networks: tuple[str, ...],
     ttl: float,
     wait: bool,
     form: str,
@@ -82,7 +92,8 @@ def launch(
     began = time.monotonic()
     daemon = connection()
     wishes = [parse_wish(each) for each in volumes]
-    call = launch_guest(spec, wait_agent=wait, ttl=ttl, volumes=wishes)
+    ports = ports_of(networks)
+    call = launch_guest(spec, ports=ports, wait_agent=wait, ttl=ttl, volumes=wishes)
     job = finish(daemon, call, cancel=True)
     guest = daemon.ask(show_guest(guest_of(job)))
     if form == "json":
@@ -94,4 +105,8 @@ def launch(
 def summary(guest: Guest, waited: bool, seconds: float) -> str:
     """Return what is said of a new guest."""
     answers = ", its agent answers" if waited and guest.agent == "answering" else ""
-    return f"{guest.name} is {guest.state}{answers} ({guest.accel}, {format_duration(seconds)})"
+    at = ", ".join(filter(None, (each.address or each.address6 for each in guest.ports)))
+    where = f" at {at}" if at else ""
+    return (
+        f"{guest.name} is {guest.state}{where}{answers} ({guest.accel}, {format_duration(seconds)})"
+    )

@@ -36,7 +36,8 @@ def fork(
     A fork of a guest that runs, or of a snapshot with memory, runs at once: it shares disk and
     memory with its source and keeps only what it changes. The source goes on. Each fork is born
     again before anyone talks to it: id, MAC address, host name, machine id, random numbers and
-    clock are its own; --keep-identity leaves host name, machine id and addresses as they were.
+    clock are its own; --keep-identity leaves host name, machine id and addresses as they were, and
+    the cables of its network ports out.
 
     Without NAME the daemon picks one. Interrupted by ctrl-C nothing is left of them. With --format
     json: an array of guests.

@@ -85,7 +85,7 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
         ("disk", size(guest.disk)),
         ("accel", f"{guest.accel} ({ACCEL_MEANS[guest.accel]})"),
         ("machine", f"{guest.machine_type}, {guest.firmware}"),
-        ("network", f"user mode, MAC {guest.mac}"),
+        *_ports(guest),
         ("restart", f"{guest.restart}, {guest.restarts} so far"),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(guest.labels.items())) or "-"),
         ("created", f"{age(guest.created_at, now)} ago"),
@@ -99,6 +99,15 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
     if guest.problem is not None:
         pairs += [("problem", guest.problem.message), ("hint", guest.problem.hint or "-")]
     return pairs
+
+
+def _ports(guest: Guest) -> list[tuple[str, str]]:
+    if not guest.ports:
+        return [("network", f"user mode, MAC {guest.mac}")]
+    return [
+        (each.name, ", ".join(filter(None, (each.network, each.address, each.address6, each.mac))))
+        for each in guest.ports
+    ]
 
 
 def _state(guest: Guest, now: float) -> str:

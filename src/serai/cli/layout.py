@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
-GUEST_COLUMNS = ("NAME", "STATE", "ACCEL", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE")
+GUEST_COLUMNS = ("NAME", "STATE", "ACCEL", "IMAGE", "CPUS", "MEMORY", "DISK", "ADDRESS", "AGE")
 STATE_COLOURS = {
     "running": "32",
     "paused": "33",
@@ -70,6 +70,14 @@ def age(since: object, now: float) -> str:
     return "now"
 
 
+def _address(ports: object) -> str:
+    """Return the first address of a guest's ports."""
+    for port in ports if isinstance(ports, list | tuple) else ():
+        if address := port["address"] or port["address6"]:
+            return str(address)
+    return "-"
+
+
 def guest_row(guest: Mapping[str, object]) -> tuple[str, ...]:
     """Return a guest as a row under ``GUEST_COLUMNS``."""
     return (
@@ -80,5 +88,6 @@ def guest_row(guest: Mapping[str, object]) -> tuple[str, ...]:
         str(guest["cpus"]),
         size(guest["memory"]),
         size(guest["disk"]),
+        _address(guest.get("ports")),
         age(guest["created_at"], time.time()),
     )

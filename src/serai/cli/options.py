@@ -8,7 +8,15 @@ from click.shell_completion import CompletionItem
 
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
-from serai.client.calls import list_images, list_schedules, list_snapshots
+from serai.client.calls import (
+    Call,
+    Page,
+    list_groups,
+    list_images,
+    list_networks,
+    list_schedules,
+    list_snapshots,
+)
 from serai.client.volume_calls import list_volumes
 from serai.errors import SeraiError
 from serai.settings import current_places
@@ -63,8 +71,24 @@ def complete_volume(ctx: click.Context, param: click.Parameter, begun: str) -> l
 
 def complete_image(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
     """Complete the name of an image."""
+    return _complete(list_images(), begun)
+
+
+def complete_network(
+    ctx: click.Context, param: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Complete the name of a network."""
+    return _complete(list_networks(), begun)
+
+
+def complete_group(ctx: click.Context, param: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the name of a security group."""
+    return _complete(list_groups(), begun)
+
+
+def _complete(call: Call[Page[Any]], begun: str) -> list[CompletionItem]:
     try:
-        names = [image.name for image in connection().ask(list_images()).items]
+        names = [each.name for each in connection().ask(call).items]
     except SeraiError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(begun)]

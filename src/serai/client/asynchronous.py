@@ -1,6 +1,8 @@
 """The async SDK: ``async with serai.aio.connect() as inn: guest = await inn.launch("tiny")``.
 
 The twin of ``inn``: the same calls, results and errors, over ``httpx``.
+
+This file is long because it has every call that there is, one after the other.
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -15,6 +17,16 @@ from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import OnProgress
 from serai.client.calls import Call
 from serai.client.files import pack_folder, read_pieces
+from serai.client.network_words import (
+    Limits,
+    limits_of,
+    network_change_of,
+    network_of,
+    port_change_of,
+    port_of,
+    ports_of,
+    rules_of,
+)
 from serai.client.volumes_async import AsyncVolumeShelf
 from serai.client.words import (
     Duration,
@@ -25,6 +37,7 @@ from serai.client.words import (
     ScheduleOptions,
     Size,
     change_of,
+    choice_of,
     fork_words,
     request_of,
     result_of,
@@ -41,6 +54,18 @@ from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.network import (
+    Forward,
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    PortSpec,
+    PortView,
+    Protocol,
+    Rule,
+)
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep
 from serai.model.schedule import Schedule as ScheduleView
@@ -144,6 +169,32 @@ class AsyncGuest:
     async def eject(self, *, force: bool = False) -> Self:
         """Take what is in its CD drive out."""
         return await self._do(volume_calls.eject_medium(self.id, force=force))
+
+    async def ports(self) -> list[PortView]:
+        """Return its ports, with what has passed them; one without any has QEMU's own network."""
+        return (await self._connection.ask(calls.list_ports(self.id))).items
+
+    async def add_port(self, network: str | PortSpec, **limits: Unpack[Limits]) -> PortView:
+        """Attach it to a network, at once if it runs: ``"web"``, ``"web,address=10.20.0.10,group=www"``.
+
+        ``limits``: rate_in, rate_out (bytes a second), burst_in, burst_out; "10MiB" or bytes.
+        """
+        spec = port_of(network, limits_of(limits)) if isinstance(network, str) else network
+        [made] = (await self._connection.finish(calls.add_port(self.id, spec))).results
+        return await self._connection.ask(calls.show_port(self.id, made))
+
+    async def set_port(
+        self, port: str, *, groups: Iterable[str] | None = None, **limits: Unpack[Limits]
+    ) -> PortView:
+        """Change the security groups of a port, or its limits (0 lifts one), at once."""
+        shown = await self._connection.ask(calls.show_port(self.id, port))
+        change = port_change_of(groups, limits_of(limits, shown.limits))
+        await self._connection.finish(calls.change_port(self.id, shown.id, change))
+        return await self._connection.ask(calls.show_port(self.id, shown.id))
+
+    async def remove_port(self, port: str) -> None:
+        """Take a port from it, at once if it runs."""
+        await self._connection.finish(calls.remove_port(self.id, port))
 
     async def snapshot(
         self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
@@ -508,12 +559,14 @@ class AsyncInn(AsyncVolumeShelf):
         wait: bool = True,
         ttl: Duration = 0.0,
         volumes: Sequence[str | VolumeWish] = (),
+        networks: Iterable[str | PortSpec] = (),
         on_progress: OnProgress | None = None,
         **spec: Any,
     ) -> AsyncGuest:
         """Make a guest of an image, start it, and wait until its agent answers."""
         call = calls.launch_guest(
             spec_of(image, **spec),
+            ports=ports_of(networks),
             wait_agent=wait,
             ttl=seconds_of(ttl),
             volumes=wishes_of(volumes),
@@ -522,11 +575,115 @@ class AsyncInn(AsyncVolumeShelf):
         return await self.guest(calls.guest_of(job))
 
     async def create(
-        self, image: str, *, volumes: Sequence[str | VolumeWish] = (), **spec: Any
+        self,
+        image: str,
+        *,
+        volumes: Sequence[str | VolumeWish] = (),
+        networks: Iterable[str | PortSpec] = (),
+        **spec: Any,
     ) -> AsyncGuest:
         """Make a guest and leave it stopped."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False, volumes=wishes_of(volumes))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            start=False,
+            volumes=wishes_of(volumes),
+            ports=ports_of(networks),
+        )
         return await self.guest(calls.guest_of(await self.connection.make(call)))
+
+    async def networks(self) -> list[Network]:
+        """Return all networks by name."""
+        found: list[Network] = []
+        cursor = ""
+        while True:
+            page = await self.connection.ask(calls.list_networks(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
+
+    async def network(self, name: str) -> Network:
+        """Return a network; NotFound."""
+        return await self.connection.ask(calls.show_network(name))
+
+    async def create_network(self, name: str, **spec: Any) -> Network:
+        """Make a network; ``spec``: mode ("nat", "bridge=br0", …), subnet, subnet6, dns, labels."""
+        call = calls.create_network(network_of(name, **spec))
+        return await self.network((await self.connection.make(call)).results[0])
+
+    async def set_network(self, name: str, **change: Any) -> Network:
+        """Change a network: dns, subnet6, labels."""
+        call = calls.change_network(name, network_change_of(**change))
+        return await self.network((await self.connection.finish(call)).results[0])
+
+    async def delete_network(self, name: str) -> None:
+        """Delete a network in which nobody is."""
+        await self.connection.finish(calls.delete_network(name))
+
+    async def groups(self) -> list[Group]:
+        """Return all security groups by name."""
+        found: list[Group] = []
+        cursor = ""
+        while True:
+            page = await self.connection.ask(calls.list_groups(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
+
+    async def group(self, name: str) -> Group:
+        """Return a security group; NotFound."""
+        return await self.connection.ask(calls.show_group(name))
+
+    async def create_group(
+        self, name: str, *, inward: Sequence[str] = (), outward: Sequence[str] = (), note: str = ""
+    ) -> Group:
+        """Make a security group; rules are written like ``tcp:80`` or ``any@group:web``."""
+        spec = GroupSpec(name=name, rules=rules_of(inward, outward), note=note)
+        job = await self.connection.make(calls.create_group(spec))
+        return await self.group(job.results[0])
+
+    async def change_group(
+        self, name: str, *, add: Iterable[Rule] = (), remove: Iterable[Rule] = ()
+    ) -> Group:
+        """Let rules of a security group come and go, in one step, at all ports in it."""
+        change = GroupChange(add=tuple(add), remove=tuple(remove))
+        await self.connection.finish(calls.change_group(name, change))
+        return await self.group(name)
+
+    async def delete_group(self, name: str) -> None:
+        """Delete a security group that nothing uses."""
+        await self.connection.finish(calls.delete_group(name))
+
+    async def forwards(self) -> list[Forward]:
+        """Return all forwards, by the host's port."""
+        return (await self.connection.ask(calls.list_forwards())).items
+
+    async def add_forward(
+        self,
+        guest: str,
+        host_port: int,
+        guest_port: int = 0,
+        *,
+        protocol: str = "tcp",
+        host_address: str = "",
+        port: str = "",
+    ) -> Forward:
+        """Let a port of the host lead into a guest (the same number there, unless it is given)."""
+        spec = ForwardSpec(
+            guest=guest,
+            host_port=host_port,
+            guest_port=guest_port,
+            protocol=choice_of(Protocol, protocol),
+            host_address=host_address,
+            port=port,
+        )
+        [made] = (await self.connection.finish(calls.add_forward(spec))).results
+        return next(each for each in await self.forwards() if each.id == made)
+
+    async def remove_forward(self, forward: str) -> None:
+        """End a forward, given by its id."""
+        await self.connection.finish(calls.remove_forward(forward))
 
     async def images(self) -> list[Image]:
         """Return all images by name."""

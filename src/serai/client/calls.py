@@ -1,12 +1,13 @@
 """Every request of the API as a value: pure builders, shared by the blocking and the async client.
 
 A ``Call`` says what to send and what comes back; who sends it is ``blocking`` or ``asynchronous``.
+This file is long because it has every call that there is, one after the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -27,6 +28,19 @@ from serai.model.event import Event
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import (
+    Forward,
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+    PortView,
+)
 from serai.model.node import DaemonStatus
 from serai.model.schedule import (
     NAME_AS,
@@ -101,6 +115,24 @@ class Call(Generic[T]):
     def with_query(self, **more: str) -> "Call[T]":
         """Return the call with more in its query."""
         return replace(self, query={**self.query, **more})
+
+
+class Asking(Protocol):
+    """Sends a call and gives its answer."""
+
+    def ask(self, call: Call[T]) -> T:
+        """Return the answer."""
+
+
+def all_of(daemon: Asking, pages: Callable[[str], Call[Page[T]]]) -> list[T]:
+    """Return all items of a list, however many pages it has."""
+    found, cursor = list[T](), ""
+    while True:
+        page = daemon.ask(pages(cursor))
+        found += page.items
+        cursor = page.next
+        if not cursor:
+            return found
 
 
 def problem_in(status: int, untrusted_body: bytes) -> SeraiError:
@@ -203,6 +235,8 @@ def undoing(job: Job) -> list[Call[Job]]:
         return [delete_guest(guest_of(job), force=True)]
     if job.kind == "fork":
         return [delete_guest(each, force=True) for each in job.results]
+    if job.kind == "network-create":
+        return [delete_network(each) for each in job.results]
     if job.kind == "snapshot-create":
         return [delete_snapshot(job.subject, each) for each in job.results]
     return []
@@ -244,6 +278,22 @@ def _image(name: str) -> str:
 
 def _job(job_id: str) -> str:
     return f"/v1/jobs/{segment(job_id)}"
+
+
+def _network(name: str) -> str:
+    return f"/v1/networks/{segment(name)}"
+
+
+def _port(guest: str, name: str) -> str:
+    return f"{guest_path(guest)}/ports/{segment(name)}"
+
+
+def _group(name: str) -> str:
+    return f"/v1/groups/{segment(name)}"
+
+
+def _patch(path: str, change: msgspec.Struct) -> Call[Job]:
+    return Call(method="PATCH", path=path, kind=Job, body=msgspec.json.encode(change))
 
 
 def segment(name: str) -> str:
@@ -322,6 +372,7 @@ def show_guest(name: str) -> Call[Guest]:
 def launch_guest(
     spec: GuestSpec,
     *,
+    ports: Sequence[PortSpec] = (),
     start: bool = True,
     wait_agent: bool = True,
     ttl: float = 0.0,
@@ -331,6 +382,8 @@ def launch_guest(
     body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
     if volumes:
         body["volumes"] = list(volumes)
+    if ports:
+        body["ports"] = list(ports)
     return post("/v1/guests", Job, body)
 
 
@@ -524,6 +577,99 @@ def publish_image(
     """Make an image of a guest as it is, or of its snapshot."""
     body = {"image": image, "snapshot": snapshot, "memory": memory, "replace": replace}
     return post(f"{guest_path(guest)}/publish", Job, body)
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+
+def list_networks(cursor: str = "") -> Call[Page[Network]]:
+    """Networks by name."""
+    return page("/v1/networks", Page[Network], cursor)
+
+
+def show_network(name: str) -> Call[Network]:
+    """One network."""
+    return get(_network(name), Network)
+
+
+def create_network(spec: NetworkSpec) -> Call[Job]:
+    """Make a network."""
+    return post("/v1/networks", Job, spec)
+
+
+def change_network(name: str, change: NetworkChange) -> Call[Job]:
+    """Change a network."""
+    return _patch(_network(name), change)
+
+
+def delete_network(name: str) -> Call[Job]:
+    """Delete a network in which nobody is."""
+    return Call(method="DELETE", path=_network(name), kind=Job)
+
+
+def list_ports(guest: str, cursor: str = "") -> Call[Page[PortView]]:
+    """The ports of a guest."""
+    return page(f"{guest_path(guest)}/ports", Page[PortView], cursor)
+
+
+def show_port(guest: str, port: str) -> Call[PortView]:
+    """One port of a guest."""
+    return get(_port(guest, port), PortView)
+
+
+def add_port(guest: str, spec: PortSpec) -> Call[Job]:
+    """Attach a guest to a network."""
+    return post(f"{guest_path(guest)}/ports", Job, spec)
+
+
+def change_port(guest: str, port: str, change: PortChange) -> Call[Job]:
+    """Change groups or limits of a port."""
+    return _patch(_port(guest, port), change)
+
+
+def remove_port(guest: str, port: str) -> Call[Job]:
+    """Take a port from a guest."""
+    return Call(method="DELETE", path=_port(guest, port), kind=Job)
+
+
+def list_groups(cursor: str = "") -> Call[Page[Group]]:
+    """Security groups by name."""
+    return page("/v1/groups", Page[Group], cursor)
+
+
+def show_group(name: str) -> Call[Group]:
+    """One security group."""
+    return get(_group(name), Group)
+
+
+def create_group(spec: GroupSpec) -> Call[Job]:
+    """Make a security group."""
+    return post("/v1/groups", Job, spec)
+
+
+def change_group(name: str, change: GroupChange) -> Call[Job]:
+    """Change the rules of a security group, in one step."""
+    return _patch(_group(name), change)
+
+
+def delete_group(name: str) -> Call[Job]:
+    """Delete a security group that nothing uses."""
+    return Call(method="DELETE", path=_group(name), kind=Job)
+
+
+def list_forwards(cursor: str = "") -> Call[Page[Forward]]:
+    """Forwards by the host's port."""
+    return page("/v1/forwards", Page[Forward], cursor)
+
+
+def add_forward(spec: ForwardSpec) -> Call[Job]:
+    """Let a port of the host lead into a guest."""
+    return post("/v1/forwards", Job, spec)
+
+
+def remove_forward(forward: str) -> Call[Job]:
+    """End a forward."""
+    return Call(method="DELETE", path=f"/v1/forwards/{segment(forward)}", kind=Job)
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 Every method asks the daemon and waits for the answer; what goes wrong is raised as one of the
 classes in ``serai.errors``. The async twin is ``serai.aio``.
+This file is long because it has every call that there is, one after the other.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
@@ -13,6 +14,16 @@ from msgspec.structs import asdict
 
 from serai.client import calls, copying, volume_calls
 from serai.client.blocking import Connection, OnProgress
+from serai.client.network_words import (
+    Limits,
+    limits_of,
+    network_change_of,
+    network_of,
+    port_change_of,
+    port_of,
+    ports_of,
+    rules_of,
+)
 from serai.client.volumes import VolumeShelf
 from serai.client.words import (
     Duration,
@@ -22,6 +33,7 @@ from serai.client.words import (
     ScheduleOptions,
     Size,
     change_of,
+    choice_of,
     fork_words,
     read_events,
     request_of,
@@ -38,6 +50,18 @@ from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.network import (
+    Forward,
+    ForwardSpec,
+    Group,
+    GroupChange,
+    GroupSpec,
+    Network,
+    PortSpec,
+    PortView,
+    Protocol,
+    Rule,
+)
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep
 from serai.model.schedule import Schedule as ScheduleView
@@ -146,6 +170,32 @@ class Guest:
     def eject(self, *, force: bool = False) -> Self:
         """Take what is in its CD drive out."""
         return self._do(volume_calls.eject_medium(self.id, force=force))
+
+    def ports(self) -> list[PortView]:
+        """Return its ports, with what has passed them; one without any has QEMU's own network."""
+        return self._connection.ask(calls.list_ports(self.id)).items
+
+    def add_port(self, network: str | PortSpec, **limits: Unpack[Limits]) -> PortView:
+        """Attach it to a network, at once if it runs: ``"web"``, ``"web,address=10.20.0.10,group=www"``.
+
+        ``limits``: rate_in, rate_out (bytes a second), burst_in, burst_out; "10MiB" or bytes.
+        """
+        spec = port_of(network, limits_of(limits)) if isinstance(network, str) else network
+        [made] = (self._connection.finish(calls.add_port(self.id, spec))).results
+        return self._connection.ask(calls.show_port(self.id, made))
+
+    def set_port(
+        self, port: str, *, groups: Iterable[str] | None = None, **limits: Unpack[Limits]
+    ) -> PortView:
+        """Change the security groups of a port, or its limits (0 lifts one), at once."""
+        shown = self._connection.ask(calls.show_port(self.id, port))
+        change = port_change_of(groups, limits_of(limits, shown.limits))
+        self._connection.finish(calls.change_port(self.id, shown.id, change))
+        return self._connection.ask(calls.show_port(self.id, shown.id))
+
+    def remove_port(self, port: str) -> None:
+        """Take a port from it, at once if it runs."""
+        self._connection.finish(calls.remove_port(self.id, port))
 
     def snapshot(
         self, name: str = "", *, memory: bool = True, quiesce: bool = False, note: str = ""
@@ -472,6 +522,7 @@ class Inn(VolumeShelf):
         wait: bool = True,
         ttl: Duration = 0.0,
         volumes: Sequence[str | VolumeWish] = (),
+        networks: Iterable[str | PortSpec] = (),
         on_progress: OnProgress | None = None,
         **spec: Any,
     ) -> Guest:
@@ -479,20 +530,128 @@ class Inn(VolumeShelf):
 
         ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels. After
         ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself. ``volumes`` are attached to it before
-        it starts: each as ``--volume`` takes it, like "data,read-only" or "size=10GiB".
+        it starts: each as ``--volume`` takes it, like "data,read-only" or "size=10GiB". ``networks`` are
+        written like "web" or "web,address=10.20.0.10,group=www"; without any it has QEMU's own.
         """
         call = calls.launch_guest(
             spec_of(image, **spec),
+            ports=ports_of(networks),
             wait_agent=wait,
             ttl=seconds_of(ttl),
             volumes=wishes_of(volumes),
         )
         return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
-    def create(self, image: str, *, volumes: Sequence[str | VolumeWish] = (), **spec: Any) -> Guest:
+    def create(
+        self,
+        image: str,
+        *,
+        volumes: Sequence[str | VolumeWish] = (),
+        networks: Iterable[str | PortSpec] = (),
+        **spec: Any,
+    ) -> Guest:
         """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False, volumes=wishes_of(volumes))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            start=False,
+            volumes=wishes_of(volumes),
+            ports=ports_of(networks),
+        )
         return self.guest(calls.guest_of(self.connection.make(call)))
+
+    def networks(self) -> list[Network]:
+        """Return all networks by name."""
+        found: list[Network] = []
+        cursor = ""
+        while True:
+            page = self.connection.ask(calls.list_networks(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
+
+    def network(self, name: str) -> Network:
+        """Return a network; NotFound."""
+        return self.connection.ask(calls.show_network(name))
+
+    def create_network(self, name: str, **spec: Any) -> Network:
+        """Make a network; ``spec``: mode ("nat", "bridge=br0", …), subnet, subnet6, dns, labels."""
+        call = calls.create_network(network_of(name, **spec))
+        return self.network((self.connection.make(call)).results[0])
+
+    def set_network(self, name: str, **change: Any) -> Network:
+        """Change a network: dns, subnet6, labels."""
+        call = calls.change_network(name, network_change_of(**change))
+        return self.network((self.connection.finish(call)).results[0])
+
+    def delete_network(self, name: str) -> None:
+        """Delete a network in which nobody is."""
+        self.connection.finish(calls.delete_network(name))
+
+    def groups(self) -> list[Group]:
+        """Return all security groups by name."""
+        found: list[Group] = []
+        cursor = ""
+        while True:
+            page = self.connection.ask(calls.list_groups(cursor))
+            found += page.items
+            cursor = page.next
+            if not cursor:
+                return found
+
+    def group(self, name: str) -> Group:
+        """Return a security group; NotFound."""
+        return self.connection.ask(calls.show_group(name))
+
+    def create_group(
+        self, name: str, *, inward: Sequence[str] = (), outward: Sequence[str] = (), note: str = ""
+    ) -> Group:
+        """Make a security group; rules are written like ``tcp:80`` or ``any@group:web``."""
+        spec = GroupSpec(name=name, rules=rules_of(inward, outward), note=note)
+        job = self.connection.make(calls.create_group(spec))
+        return self.group(job.results[0])
+
+    def change_group(
+        self, name: str, *, add: Iterable[Rule] = (), remove: Iterable[Rule] = ()
+    ) -> Group:
+        """Let rules of a security group come and go, in one step, at all ports in it."""
+        change = GroupChange(add=tuple(add), remove=tuple(remove))
+        self.connection.finish(calls.change_group(name, change))
+        return self.group(name)
+
+    def delete_group(self, name: str) -> None:
+        """Delete a security group that nothing uses."""
+        self.connection.finish(calls.delete_group(name))
+
+    def forwards(self) -> list[Forward]:
+        """Return all forwards, by the host's port."""
+        return (self.connection.ask(calls.list_forwards())).items
+
+    def add_forward(
+        self,
+        guest: str,
+        host_port: int,
+        guest_port: int = 0,
+        *,
+        protocol: str = "tcp",
+        host_address: str = "",
+        port: str = "",
+    ) -> Forward:
+        """Let a port of the host lead into a guest (the same number there, unless it is given)."""
+        spec = ForwardSpec(
+            guest=guest,
+            host_port=host_port,
+            guest_port=guest_port,
+            protocol=choice_of(Protocol, protocol),
+            host_address=host_address,
+            port=port,
+        )
+        [made] = (self.connection.finish(calls.add_forward(spec))).results
+        return next(each for each in self.forwards() if each.id == made)
+
+    def remove_forward(self, forward: str) -> None:
+        """End a forward, given by its id."""
+        self.connection.finish(calls.remove_forward(forward))
 
     def images(self) -> list[Image]:
         """Return all images by name."""

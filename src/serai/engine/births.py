@@ -8,6 +8,8 @@ import asyncio
 import dataclasses
 import logging
 import secrets
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -17,6 +19,7 @@ from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, Moment
 from serai.engine.house import House
+from serai.engine.ports import plug
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
@@ -33,9 +36,10 @@ from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
+from serai.model.network import Port, PortSpec
 from serai.model.talk import ExecRequest
-from serai.plan.machine import UEFI_VARS_NAME
-from serai.plan.reborn import back_words, birth_words
+from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
+from serai.plan.reborn import back_words, birth_words, macs_of, renewal_words
 from serai.plan.snapshot import fork_record
 from serai.plan.volume import copies_over
 from serai.qemu.instance import Instance
@@ -56,8 +60,13 @@ def new_record(
     origin: str,
     coming: str,
     ttl: float = 0.0,
+    more: tuple[PortSpec, ...] = (),
 ) -> GuestRecord:
-    """Return the record of a new guest of what was frozen; it has a number from now on."""
+    """Return the record of a new guest of what was frozen; it has a number and addresses from now on.
+
+    Its ports are like those of the frozen guest, and ``more``. Raises as ``Fabric.claim`` does.
+    """
+    ports = _claim_ports(house, frozen, (guest_id, spec.name), more)
     random, now = house.new_id(), house.journal.now()
     # what nobody is shown is no reader of a volume either; the layer it has all the same
     known = () if coming == POOL else house.shelf.volumes
@@ -73,7 +82,28 @@ def new_record(
         origin=origin,
         expires_at=now + ttl if ttl else 0.0,
         coming=coming,
+        ports=ports,
     )
+
+
+def _claim_ports(
+    house: House, frozen: Frozen, owner: tuple[str, str], more: tuple[PortSpec, ...]
+) -> tuple[Port, ...]:
+    like = {house.new_id(): port for port in frozen.record.ports}
+    ports = house.fabric.claim_like(owner, like)
+    names = {each.name for each in frozen.record.ports} or {USER_NIC}
+    try:
+        new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names)
+    except BaseException:
+        house.fabric.release(ports)
+        raise
+    return ports + new
+
+
+def forget_record(house: House, record: GuestRecord) -> None:
+    """Give back what a record has taken that was not stored."""
+    house.names.release_number(record.number)
+    house.fabric.release(record.ports)
 
 
 async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bool) -> None:
@@ -88,10 +118,20 @@ async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bo
         await start_cold(child)
         return
     try:
-        await be_born(child, frozen.moment, old_mac=frozen.record.mac, keep_identity=keep_identity)
+        await be_born(child, frozen.moment, parent=frozen.record, keep_identity=keep_identity)
+        await plug_missing(child)
     except BaseException:
         child.happen(Happening.START_FAILED)
         raise
+
+
+async def plug_missing(child: GuestDriver) -> None:
+    """Plug in the ports that the guest had not when it was frozen."""
+    instance = child.instance
+    there = {nic.name for nic in instance.machine.nics} if instance else set()
+    for port in child.record.ports:
+        if instance is not None and port.name not in there:
+            await plug(child, port)
 
 
 async def make_files(driver: GuestDriver, record: GuestRecord, uefi_vars: bytes) -> None:
@@ -121,17 +161,21 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
     house = driver.house
     base = await house.bases.find(moment.base)
     machine = machine_from(driver, record, moment.machine)
+    await house.cabling.connect(record)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    instance = await Instance.prepare(
-        machine,
-        memory_fd=base.fd,
-        capabilities=house.capabilities,
-        run_dir=run_dir if driver.instance is None else next_run_dir(driver),
-        state_dir=house.places.guests / driver.record.id,
-        confinement=confinement_of(driver, machine),
-        timeout=house.settings.start_timeout,
-    )
+    present = driver.instance
+    with _taps_of(present) as taps:
+        instance = await Instance.prepare(
+            machine,
+            memory_fd=base.fd,
+            taps=taps,
+            capabilities=house.capabilities,
+            run_dir=run_dir if present is None else next_run_dir(driver),
+            state_dir=house.places.guests / driver.record.id,
+            confinement=confinement_of(driver, machine),
+            timeout=house.settings.start_timeout,
+        )
     try:
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
@@ -139,6 +183,11 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
         await dismiss(driver, instance)
         raise
     return instance
+
+
+def _taps_of(present: Instance | None) -> AbstractContextManager[Mapping[str, int]]:
+    """Share the taps of the QEMU that is there now; where there is none, they are opened by name."""
+    return nullcontext({}) if present is None else present.tap_fds()
 
 
 def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> Machine:
@@ -149,7 +198,7 @@ def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> M
         id=own.id,
         name=own.name,
         genid=own.genid,
-        nics=own.nics,
+        nics=tuple(nic_of(nic, record) for nic in frozen.nics),
         drives=own.drives,
         uefi_vars=own.uefi_vars,
         ram_private=True,
@@ -157,21 +206,27 @@ def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> M
 
 
 async def be_born(
-    driver: GuestDriver, moment: Moment, *, old_mac: str, keep_identity: bool
+    driver: GuestDriver, moment: Moment, *, parent: GuestRecord, keep_identity: bool
 ) -> None:
     """Take the moment up and let the new guest run; it is RUNNING once it knows who it is.
 
-    On failure no process of it is left; its folder and record are the caller's.
+    Until then it hears and says nothing: its cables are out. On failure no process of it is left;
+    its folder and record are the caller's.
     """
     instance = await take_up(driver, driver.record, moment)
     write_running(driver, instance)
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
+    await instance.set_links(False)
     await instance.go_on()
     if moment.quiesced:
         await thaw(driver, instance)
     if answering:
-        await _tell_who_it_is(driver, instance, old_mac, keep_identity=keep_identity)
+        await _tell_who_it_is(driver, instance, parent, keep_identity=keep_identity)
+    if not keep_identity:  # who has another's addresses is not let out under them
+        await instance.set_links(True)
+    if answering and not keep_identity and driver.record.ports:
+        await _renew_addresses(driver, instance)
     driver.happen(Happening.UP)
 
 
@@ -183,8 +238,18 @@ async def thaw(driver: GuestDriver, instance: Instance) -> None:
         log.warning("the file systems of %s stay frozen: %s", driver.name, error.message)
 
 
+async def _renew_addresses(driver: GuestDriver, instance: Instance) -> None:
+    """Have the guest inside ask for its addresses, now that its cables are in."""
+    argv, env = renewal_words([port.mac for port in driver.record.ports])
+    request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
+    try:
+        await instance.agent.execute(request)
+    except SeraiError as error:
+        log.warning("%s did not ask for its addresses: %s", driver.name, error.message)
+
+
 async def _tell_who_it_is(
-    driver: GuestDriver, instance: Instance, old_mac: str, *, keep_identity: bool
+    driver: GuestDriver, instance: Instance, parent: GuestRecord, *, keep_identity: bool
 ) -> None:
     """Give the guest inside its own seed, clock, name and ids; without an agent it does without.
 
@@ -198,8 +263,7 @@ async def _tell_who_it_is(
         argv, env = birth_words(
             name=record.spec.name,
             machine_id=record.id,
-            old_mac=old_mac,
-            mac=record.mac,
+            macs=macs_of(parent, record),
             seed=seed,
             now=now,
         )
@@ -209,16 +273,16 @@ async def _tell_who_it_is(
     except SeraiError as error:
         log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
         driver.first_words = lambda: _tell_late(
-            driver, instance, old_mac, keep_identity=keep_identity
+            driver, instance, parent, keep_identity=keep_identity
         )
         return
     note_agent(driver, AgentState.ANSWERING)
 
 
 async def _tell_late(
-    driver: GuestDriver, instance: Instance, old_mac: str, *, keep_identity: bool
+    driver: GuestDriver, instance: Instance, parent: GuestRecord, *, keep_identity: bool
 ) -> None:
     """Tell it once its agent is there, for a guest that was frozen before it was."""
     driver.first_words = None
     if driver.instance is instance:
-        await _tell_who_it_is(driver, instance, old_mac, keep_identity=keep_identity)
+        await _tell_who_it_is(driver, instance, parent, keep_identity=keep_identity)

@@ -183,6 +183,7 @@ class GuestDriver:
                 pid=self.instance.process.pid if self.instance else 0,
                 started_at=self.instance.started_at if self.instance else 0.0,
                 restarts=len(self.restarts),
+                ports=self.house.fabric.brief(self.record.ports),
             )
         return self._view
 

@@ -1,10 +1,12 @@
 """The engine as the doors see it: show what there is, take actions, talk to guests.
 
 Every action takes the same way: was it asked before (idempotency key), what does it name, may it
-(the guest's task or the image keeper decides), one durable job. Reading is from memory.
+(the guest's task or the image keeper decides), one durable job. Reading is from memory. This file is
+long because it has one small method for each thing that a door may ask.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
@@ -17,15 +19,20 @@ from serai.disk.files import check_room as check_disk_room
 from serai.engine import checking, talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
+from serai.engine.carrying import Carrier
 from serai.engine.checking import Checker
 from serai.engine.driver import CancelJob, GuestDriver, Script
 from serai.engine.forks import PHASES as FORK_PHASES
 from serai.engine.forks import Forker, remove_unfinished
+from serai.engine.forwards import ForwardKeeper
+from serai.engine.groups import GroupKeeper
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.media import MediumChanger
+from serai.engine.networks import NetworkKeeper
 from serai.engine.pools import PoolKeeper
+from serai.engine.ports import PortKeeper, find_port
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -43,24 +50,31 @@ from serai.engine.upkeep import Upkeep
 from serai.engine.volume_copies import VolumeCopier
 from serai.engine.volume_moments import VolumeMoments
 from serai.engine.volumes import VolumeKeeper
-from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
+from serai.errors import Code, Conflict, HostFailure, NotFound, SeraiError, error_from_problem
 from serai.host.process import find_processes
 from serai.host.tools import available_memory
 from serai.model.actions import (
+    AddForward,
+    AddPort,
     AnyAction,
     AttachVolume,
     BuildImage,
+    ChangeGroup,
     ChangeSnapshot,
     ChangeVolume,
     CheckStorage,
     CloneVolume,
+    CreateGroup,
     CreateGuest,
+    CreateNetwork,
     CreatePool,
     CreateSchedule,
     CreateSnapshot,
     CreateVolume,
+    DeleteGroup,
     DeleteGuest,
     DeleteImage,
+    DeleteNetwork,
     DeletePool,
     DeleteSchedule,
     DeleteSnapshot,
@@ -75,11 +89,15 @@ from serai.model.actions import (
     InsertMedium,
     LaunchGuest,
     PublishImage,
+    RemoveForward,
+    RemovePort,
     RenameGuest,
     RestoreSnapshot,
     RunSchedule,
     ServeVolume,
     SetGuest,
+    SetNetwork,
+    SetPort,
     SetSchedule,
     SnapshotVolume,
     StartGuest,
@@ -89,6 +107,7 @@ from serai.model.guest import Guest, GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
+from serai.model.network import Forward, Group, Network, Port, PortView
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
@@ -96,7 +115,7 @@ from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.model.volume import Pool, VolumeInfo
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.machine import check_fit
-from serai.store.changes import PutGuest
+from serai.store.changes import PutGuest, PutUsage
 from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
@@ -137,6 +156,11 @@ class Engine:
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
+        self._carrier = Carrier(house)
+        self._networks = NetworkKeeper(house, self._carrier)
+        self._ports = PortKeeper(house, self._carrier)
+        self._groups = GroupKeeper(house, self._carrier)
+        self._forwards = ForwardKeeper(house, self._carrier)
         self._checker = Checker(house, self._layers, self._drivers.values(), self._digests_named)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -168,6 +192,35 @@ class Engine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``)."""
         return self._snapshots.one(self._find(guest).record, name_or_id)
+
+    def networks(self) -> list[Network]:
+        """Return all networks."""
+        return self._networks.all()
+
+    def network(self, name_or_id: str) -> Network:
+        """Return one network; NotFound (``network-not-found``)."""
+        return self._networks.one(name_or_id)
+
+    async def ports(self, guest: str) -> list[PortView]:
+        """Return the ports of a guest, with what has passed them until now."""
+        return await self._ports.all(self._find(guest).record)
+
+    async def port(self, guest: str, name_or_id: str) -> PortView:
+        """Return one port of a guest; NotFound (``port-not-found``)."""
+        port = find_port(self._find(guest).record, name_or_id)
+        return next(each for each in await self.ports(guest) if each.id == port.id)
+
+    def groups(self) -> list[Group]:
+        """Return all security groups."""
+        return self._groups.all()
+
+    def group(self, name_or_id: str) -> Group:
+        """Return one security group; NotFound (``group-not-found``)."""
+        return self._groups.one(name_or_id)
+
+    def forwards(self) -> list[Forward]:
+        """Return all forwards, by the host's port."""
+        return self._forwards.all({each.record.id: each.name for each in self._drivers.values()})
 
     def schedules(self, guest: str = "") -> list[Schedule]:
         """Return a guest's schedules by name, or everybody's, by guest and name."""
@@ -318,6 +371,29 @@ class Engine:
             case PublishImage():
                 publisher = Publisher(self._house, self._snapshots, self._images)
                 return await publisher.publish(self._find(action.guest), action, key)
+            case CreateNetwork():
+                return await self._networks.create(action, key)
+            case SetNetwork():
+                return await self._networks.change(action, key)
+            case DeleteNetwork():
+                return await self._networks.delete(action, key)
+            case AddPort():
+                return await self._ports.add(self._find(action.guest), action, key)
+            case SetPort():
+                return await self._ports.change(self._find(action.guest), action, key)
+            case RemovePort():
+                return await self._ports.remove(self._find(action.guest), action, key)
+            case CreateGroup():
+                return await self._groups.create(action, key)
+            case ChangeGroup():
+                return await self._groups.change(action, key)
+            case DeleteGroup():
+                return await self._groups.delete(action, key)
+            case AddForward():
+                return await self._forwards.add(self._find(action.spec.guest), action, key)
+            case RemoveForward():
+                guest = self._house.fabric.forward(action.forward).guest_id
+                return await self._forwards.remove(self._find(guest), action, key)
             case CheckStorage():
                 return await self._snapshots.begin(
                     action, checking.SUBJECT, checking.PHASES, self._checker.work(action), key
@@ -353,10 +429,15 @@ class Engine:
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
         image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
         house.names.claim(name, guest_id)
+        try:
+            ports = self._ports.claim(guest_id, name, action.ports)
+        except BaseException:
+            house.names.release(name, guest_id)
+            raise
         number = house.names.claim_number()
         starts = isinstance(action, LaunchGuest)
         ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
-        record = self._record(spec, image, guest_id, number, starts, ttl)
+        record = self._record(spec, image, guest_id, number, starts, ttl, ports)
         try:
             self._volumes.check_wishes(action.volumes, record)
         except BaseException:
@@ -404,6 +485,7 @@ class Engine:
         number: int,
         wanted_on: bool,
         ttl: float,
+        ports: tuple[Port, ...],
     ) -> GuestRecord:
         random = self._house.new_id()
         return GuestRecord(
@@ -418,6 +500,7 @@ class Engine:
             genid=self._house.new_id(),
             wanted_on=wanted_on,
             expires_at=self._house.journal.now() + ttl if ttl else 0.0,
+            ports=ports,
         )
 
     async def cancel_job(self, job_id: str) -> Job:
@@ -426,13 +509,16 @@ class Engine:
         if live is None:
             job = await self._house.jobs.find(job_id)
             raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job.id} has ended: it is {job.state}")
-        if any(each.cancel(job_id) for each in (self._images, self._snapshots, self._forker)):
+        if any(each.cancel(job_id) for each in self._keepers()):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
             if driver.job is live and not isinstance(live.action, WHOLE):
                 driver.mailbox.tell(CancelJob(job_id))
                 return await self._house.jobs.wait(job_id, 10.0)
         raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
+
+    def _keepers(self) -> tuple[ImageKeeper | SnapshotKeeper | Forker | Carrier, ...]:
+        return self._images, self._snapshots, self._forker, self._carrier
 
     # -- talking -----------------------------------------------------------------------------------
 
@@ -523,6 +609,8 @@ class Engine:
     def _free_names(self, driver: GuestDriver) -> None:
         self._house.names.release(driver.name, driver.record.id)
         self._house.names.release_number(driver.record.number)
+        self._house.fabric.release(driver.record.ports)
+        self._house.fabric.forget_forwards(driver.record.id)
 
     def _by_name(self, name: str) -> GuestDriver | None:
         return self._drivers.get(self._house.names.owner(name) or "")
@@ -545,7 +633,15 @@ class Engine:
 
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
-        return Upkeep(self._house, self._drivers.values(), self._layers, self.submit)
+        return Upkeep(self._house, self._drivers.values(), self._layers, self.submit, self._ports)
+
+    async def store_usage(self) -> None:
+        """Count and store what has passed the ports until now; fine if that is not possible."""
+        with contextlib.suppress(SeraiError):
+            await self._house.cabling.count()
+            unsaved = self._house.cabling.take_unsaved()
+            if unsaved:
+                await self._house.journal.commit(*map(PutUsage, unsaved))
 
     # -- the daemon's start --------------------------------------------------------------------------
 
@@ -556,13 +652,22 @@ class Engine:
         unfinished = await store.unfinished_jobs()
         self._house.shelf.fill(await store.layers(), await store.snapshots())
         await self._know_volumes()
+        self._house.fabric.fill(
+            await store.networks(),
+            await store.groups(),
+            await store.forwards(),
+            await store.usage(),
+        )
         for record in await store.guests():
             self._house.names.claim(record.spec.name, record.id)
             self._house.names.keep_number(record.number)
+            self._house.fabric.hold(record.id, record.spec.name, record.ports)
             image = self._images.by_digest(record.image_digest) or _lost_image(record)
             self._own(self._driver(record, image, state_at_rest(record)))
         damaged = await self._reserve_damaged()
         sentences = list(damaged)
+        mended = await self._house.cabling.reconcile()
+        sentences += mended.sentences
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._volumes.tidy(complete=not damaged)
@@ -571,6 +676,10 @@ class Engine:
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
+        sentences += await self._house.cabling.sweep()
+        if mended.taps:
+            replug = self._ports.replug(list(self._drivers.values()), mended.taps)
+            self._house.supervisor.start(replug, name="replug")
         self._forker.pool.start()
         return sentences
 
@@ -615,7 +724,7 @@ class Engine:
 
     def _keeper_of(
         self, job: Job
-    ) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | VolumeKeeper | Forker | None:
+    ) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | VolumeKeeper | Forker | Carrier | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -632,6 +741,8 @@ class Engine:
                 return self._volumes
             case "launch" if job.phases == FORK_PHASES:
                 return self._forker  # of a published image
+            case "network" | "port" | "group" | "forward":
+                return self._carrier
             case _:
                 return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serai.engine.births import bring_to_life, new_record
+from serai.engine.births import bring_to_life, forget_record, new_record
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
@@ -24,10 +24,11 @@ from serai.errors import SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
-from serai.model.guest import GuestSpec
+from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Expect, Image
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
+from serai.model.network import PortSpec
 from serai.plan.snapshot import check_fork_room, fork_names
 from serai.store.changes import PutGuest
 
@@ -54,6 +55,7 @@ class Wish:
     ttl: float
     keep_identity: bool
     wait: bool
+    ports: tuple[PortSpec, ...] = ()
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
@@ -107,6 +109,9 @@ class Forker:
         """Take the launch of a published image on: it is a fork of its snapshot."""
         snapshot = self._snapshots.published(image)
         asked = action.spec
+        for port in action.ports:
+            self._house.cabling.check()
+            self._house.fabric.network(port.network)
 
         async def find() -> Frozen:
             return await self._snapshots.load(snapshot)
@@ -127,6 +132,7 @@ class Forker:
             ttl=action.ttl,
             keep_identity=False,
             wait=action.wait,
+            ports=action.ports,
         )
         return await self._begin(action, wish, key)
 
@@ -161,7 +167,7 @@ class Forker:
 
     def _spares_for(self, wish: Wish) -> list[Spare]:
         """Take what the pool has; who is to keep what it knows of itself can't be made ahead."""
-        if not wish.origin or wish.keep_identity:
+        if not wish.origin or wish.keep_identity or wish.ports:
             return []
         return self.pool.take(wish.origin, len(wish.names))
 
@@ -244,6 +250,9 @@ class Forker:
                 expires_at=now + wish.ttl if wish.ttl else 0.0,
                 coming=job.id,
             )
+            self._house.fabric.hold(driver.record.id, name, driver.record.ports)
+            if driver.record.ports:
+                await self._house.cabling.refresh()
             driver.tell(EventKind.GUEST_FORKED, source=wish.source)
             driver.tell(EventKind.GUEST_STATE, state=str(driver.state), before="")
 
@@ -272,19 +281,7 @@ class Forker:
         self, job: LiveJob, found: Frozen, wish: Wish, ids: dict[str, str]
     ) -> list[GuestDriver]:
         """Store the new guests, all together; they are in the house from then on."""
-        house, spec = self._house, wish.spec(found.record.spec)
-        records = [
-            new_record(
-                house,
-                found,
-                msgspec.structs.replace(spec, name=name),
-                guest_id=guest_id,
-                origin=wish.origin,
-                coming=job.id,
-                ttl=wish.ttl,
-            )
-            for name, guest_id in ids.items()
-        ]
+        house, records = self._house, self._records(job, found, wish, ids)
         events = tuple(
             house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=wish.source)
             for each in records
@@ -293,9 +290,35 @@ class Forker:
             await house.journal.commit(*map(PutGuest, records), events=events)
         except BaseException:
             for record in records:
-                house.names.release_number(record.number)
+                forget_record(house, record)
             raise
         return [self._adopt(record) for record in records]
+
+    def _records(
+        self, job: LiveJob, found: Frozen, wish: Wish, ids: dict[str, str]
+    ) -> list[GuestRecord]:
+        """Return the records of the new guests; their numbers and addresses are taken."""
+        spec, records = wish.spec(found.record.spec), list[GuestRecord]()
+        try:
+            for name, guest_id in ids.items():
+                own = msgspec.structs.replace(spec, name=name)
+                records.append(
+                    new_record(
+                        self._house,
+                        found,
+                        own,
+                        guest_id=guest_id,
+                        origin=wish.origin,
+                        coming=job.id,
+                        ttl=wish.ttl,
+                        more=wish.ports,
+                    )
+                )
+        except BaseException:
+            for record in records:
+                forget_record(self._house, record)
+            raise
+        return records
 
     async def _let_live(
         self, job: LiveJob, frozen: Frozen, wish: Wish, made: list[GuestDriver]

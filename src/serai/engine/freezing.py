@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import msgspec
 from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.engine.leading import open_forwards
 from serai.engine.plugging import finish_plugging
 from serai.engine.running import (
     attach,
@@ -400,7 +401,8 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     fd = old.memory_fd()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     try:
-        upcoming = await _prepare(driver, machine, fd)
+        with old.tap_fds() as taps:
+            upcoming = await _prepare(driver, machine, fd, taps)
         try:
             if driver.state is GuestState.RUNNING:
                 held_mark(driver).touch()
@@ -424,11 +426,14 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
     return Moment(base=base.id, machine=machine, state_fd=os.dup(state_fd), pages_fd=None)
 
 
-async def _prepare(driver: GuestDriver, machine: Machine, fd: int) -> Instance:
+async def _prepare(
+    driver: GuestDriver, machine: Machine, fd: int, taps: Mapping[str, int]
+) -> Instance:
     house = driver.house
     return await Instance.prepare(
         machine,
         memory_fd=fd,
+        taps=taps,
         capabilities=house.capabilities,
         run_dir=next_run_dir(driver),
         state_dir=house.places.guests / driver.record.id,
@@ -454,6 +459,7 @@ async def _take_over(driver: GuestDriver, old: Instance, upcoming: Instance) -> 
     attach(driver, upcoming, agent=agent)
     await old.end(0.0)
     await dismiss(driver, old)
+    await open_forwards(driver)
 
 
 def check_can_quiesce(driver: GuestDriver) -> None:

@@ -9,6 +9,8 @@ from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.pools import PoolFolders
 from serai.engine.bases import Bases
+from serai.engine.cabling import Cabling
+from serai.engine.fabric import Fabric
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
@@ -45,6 +47,8 @@ class House:
     shelf: Shelf
     timetable: Timetable
     cgroups: Cgroups
+    fabric: Fabric
+    cabling: Cabling
     supervisor: Supervisor
     new_id: Callable[[], str]
     boot_id: str

@@ -16,6 +16,7 @@ from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
 from serai.engine.collecting import collect, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.jobs import LiveJob, error_of
+from serai.engine.leading import open_forwards
 from serai.engine.plugging import drop_made, forget_made, give_back, keep_given_back
 from serai.engine.running import (
     attach,
@@ -153,6 +154,7 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
     except SeraiError:
         driver.enter(GuestState.STOPPED)
         raise
+    await driver.house.cabling.detach(driver.record.ports)
 
 
 async def wait_agent(driver: GuestDriver) -> None:
@@ -211,6 +213,7 @@ async def start_cold(driver: GuestDriver) -> None:
         driver.happen(Happening.START_FAILED)
         raise
     attach(driver, instance)
+    await open_forwards(driver)
     driver.happen(Happening.UP)
 
 
@@ -353,6 +356,7 @@ async def delete(driver: GuestDriver, job: LiveJob) -> None:
         raise
     keep_given_back(house, given)
     driver.leave()
+    await house.cabling.detach(driver.record.ports)
     await forget_all_of(house, guest_id)
     await job.finish()
 
@@ -366,6 +370,7 @@ async def remove_guest(driver: GuestDriver) -> None:
     await house.journal.commit(DropGuest(driver.record.id), *give_back(house, given))
     keep_given_back(house, given)
     driver.leave()
+    await driver.house.cabling.detach(driver.record.ports)
     await collect(driver.house)
 
 
@@ -393,6 +398,9 @@ async def rename(driver: GuestDriver, job: LiveJob) -> None:
         raise
     if action.name != old.spec.name:
         names.release(old.spec.name, old.id)
+    driver.house.fabric.hold(old.id, action.name, old.ports)
+    if old.ports:
+        await driver.house.cabling.refresh()
 
 
 async def set_guest(driver: GuestDriver, job: LiveJob) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Iterable
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import SEED_BYTES, make_files, take_up, thaw
+from serai.engine.births import SEED_BYTES, make_files, plug_missing, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob, error_of
+from serai.engine.leading import open_forwards
 from serai.engine.plugging import give_back, keep_given_back
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
@@ -207,7 +208,12 @@ async def _go_on(
     except BaseException as error:
         await _report_lost(driver, upcoming, error)
         raise
+    await open_forwards(driver)
     driver.happen(Happening.UP)
+    try:
+        await plug_missing(driver)
+    except SeraiError as error:
+        log.warning("a port of %s comes with its next start: %s", driver.name, error.message)
     if quiesced:
         await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:

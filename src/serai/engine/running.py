@@ -16,6 +16,7 @@ import msgspec
 from serai.disk.volumes import chain_of
 from serai.engine.driver import Beat, GuestDriver, Message, RestartDue
 from serai.engine.jobs import disk_full
+from serai.engine.leading import open_forwards
 from serai.errors import Code, Conflict, Problem, SeraiError
 from serai.host.process import Confinement
 from serai.host.sockets import bind_unix
@@ -166,6 +167,7 @@ async def open_instance(driver: GuestDriver) -> Instance:
     machine = machine_of(driver)
     run_dir = house.places.guests_run / record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await house.cabling.connect(record)
     _write_running(driver, machine, run_dir, house.journal.now())
     try:
         return await Instance.start(
@@ -464,6 +466,7 @@ async def _boot_anew(driver: GuestDriver) -> None:
         await follow_policy(driver, ExitReason.CRASHED, error.problem())
         return
     attach(driver, instance)
+    await open_forwards(driver)
     driver.happen(Happening.UP)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serai.engine.births import bring_to_life, new_record
+from serai.engine.births import bring_to_life, forget_record, new_record
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.house import House
@@ -206,7 +206,7 @@ class SparePool:
         try:
             await house.journal.commit(PutGuest(record))
         except BaseException:
-            house.names.release_number(record.number)
+            forget_record(house, record)
             raise
         return self._adopt(record)
 

@@ -15,13 +15,14 @@ from serai.engine.cooling import cool_one
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.layer_keeper import LayerKeeper
+from serai.engine.ports import PortKeeper
 from serai.errors import SeraiError
 from serai.host.logs import trim_log
 from serai.model.actions import AnyAction, DeleteGuest
 from serai.model.event import EventKind
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState
-from serai.store.changes import Prune
+from serai.store.changes import Prune, PutUsage
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ LOOK_EVERY = 2.0
 PRUNE_EVERY = 300.0
 MERGE_EVERY = 10.0
 COOL_EVERY = 4.0
+RECONCILE_EVERY = 10.0
 
 Submit = Callable[[AnyAction], Awaitable[Job]]
 
@@ -42,11 +44,13 @@ class Upkeep:
         drivers: Iterable[GuestDriver],
         layers: LayerKeeper,
         submit: Submit,
+        ports: PortKeeper,
     ) -> None:
         self._house = house
         self._drivers = drivers
         self._layers = layers
         self._submit = submit
+        self._ports = ports
 
     async def run(self) -> None:
         """Look after things until cancelled."""
@@ -71,6 +75,8 @@ class Upkeep:
             await self._settle()
             await self._expire()
             self._tidy_bases()
+            if turns % int(RECONCILE_EVERY / LOOK_EVERY) == 0:
+                await self._reconcile()
             if turns % int(COOL_EVERY / LOOK_EVERY) == 0:
                 await self._cool()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
@@ -96,6 +102,21 @@ class Upkeep:
     def _tidy_bases(self) -> None:
         running = [each.instance.machine for each in self._drivers if each.instance is not None]
         self._house.bases.tidy({machine.ram for machine in running if machine.ram_private})
+
+    async def _reconcile(self) -> None:
+        """Put back what is not there of networks, and store what has passed their ports."""
+        mended = await self._house.cabling.reconcile()
+        for sentence in mended.sentences:
+            log.info("%s", sentence)
+        try:
+            if mended.taps:
+                await self._ports.replug(list(self._drivers), mended.taps)
+            await self._house.cabling.count()
+            unsaved = self._house.cabling.take_unsaved()
+            if unsaved:
+                await self._house.journal.commit(*map(PutUsage, unsaved))
+        except SeraiError as error:
+            log.warning("networks: %s", error.message)
 
     async def _keep_a_layer(self) -> None:
         """Make two layers one, a pair a turn, so that no chain grows for ever; or seal one."""

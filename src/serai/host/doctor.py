@@ -18,7 +18,7 @@ from serai.host.cgroup import Cgroups
 from serai.host.kvm_probe import DEVICE, lacks_permission
 from serai.host.packages import Package, missing
 from serai.host.process import run
-from serai.host.rights import why_not_apart
+from serai.host.rights import why_no_networks, why_not_apart
 from serai.host.tools import available_memory, find_capabilities, total_memory
 from serai.model.guest import Accel
 from serai.model.node import Capabilities, Finding, Severity
@@ -29,6 +29,9 @@ LEAST_DISK = 2 * GIB
 LEAST_MEMORY = 1 * GIB
 MEND_TIMEOUT = 900.0
 SUDO_TIMEOUT = 10.0
+
+NETWORK_PROGRAMS = ("nft", "dnsmasq")
+TUN = "/dev/net/tun"
 
 NOT_ROOT = "not root: all guests run as you; they are kept apart by the sandbox only"
 
@@ -177,6 +180,26 @@ def _rights(seen: Seen) -> Finding:
     return _missing("rights", seen.kept_together)
 
 
+def _networks(seen: Seen) -> Finding:
+    """Routing between interfaces is no finding: it is switched on when a network needs it."""
+    gone = [package for package in seen.missing if package.probe in NETWORK_PROGRAMS]
+    if gone:
+        return _missing_programs(gone)
+    if os.geteuid() != 0:
+        return _note("networks", "not root: guests have QEMU's user-mode network, and forwards")
+    reason = why_no_networks()
+    if reason:
+        return _note("networks", f"guests have QEMU's user-mode network only: {reason}")
+    if not os.path.exists(TUN):
+        return _note("networks", f"{TUN} is missing", "modprobe", "tun")
+    return _ok("networks", "bridges, firewall, DHCP and names for guests")
+
+
+def _missing_programs(packages: Sequence[Package]) -> Finding:
+    message, *fix = _to_install(packages)
+    return _note("networks", f"guests have QEMU's user-mode network only; {message}", *fix)
+
+
 def _cgroups(seen: Seen) -> Finding:
     groups = Cgroups()
     if groups.note:
@@ -219,6 +242,7 @@ CHECKS: tuple[Callable[[Seen], Finding], ...] = (
     _sandbox,
     _firmware,
     _rights,
+    _networks,
     _cgroups,
     _disk,
     _memory,

@@ -38,6 +38,8 @@ PACKAGES = (
     Package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "starts guests by UEFI"),
     Package("util-linux", "setpriv", "drops privileges before QEMU starts", needed=True),
     Package("libnbd-bin", "nbdcopy", "reads volumes that are served by NBD"),
+    Package("nftables", "nft", "filters what guests send and receive"),
+    Package("dnsmasq-base", "dnsmasq", "gives guests their addresses and names"),
     Package("cpio", "cpio", "packs the tiny image"),
     Package("zstd", "zstd", "packs images"),
     Package("xz-utils", "xz", "unpacks images"),

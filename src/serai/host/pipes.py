@@ -66,6 +66,27 @@ class Pipe:
             self._ring()
 
 
+async def write_all(fd: int, data: bytes) -> None:
+    """Write to a pipe that does not block, as its reader makes room; BrokenPipeError without one."""
+    loop = asyncio.get_running_loop()
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            bell = loop.create_future()
+            loop.add_writer(fd, _ring_once, bell)
+            try:
+                await bell
+            finally:
+                loop.remove_writer(fd)
+
+
+def _ring_once(bell: "asyncio.Future[None]") -> None:
+    if not bell.done():
+        bell.set_result(None)
+
+
 async def read_first(pipe: Pipe, limit: int, on_line: OnLine | None) -> bytes:
     """Return the first ``limit`` bytes; raise TooMuch if there are more and none are told as lines."""
     kept = bytearray()

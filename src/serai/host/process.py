@@ -27,7 +27,7 @@ from serai.errors import Code, HostFailure
 from serai.host.cgroup import Cgroup
 from serai.host.held import Process as Process
 from serai.host.packages import package_of
-from serai.host.pipes import OnLine, Pipe, TooMuch, read_first, read_last
+from serai.host.pipes import OnLine, Pipe, TooMuch, read_first, read_last, write_all
 from serai.host.procfs import find_processes as find_processes
 from serai.host.procfs import read_memory as read_memory
 
@@ -257,6 +257,88 @@ def tool_failed(done: Completed) -> HostFailure:
         f"{os.path.basename(done.argv[0])} {what}{f': {last}' if last else ''}",
         details={"argv": shlex.join(done.argv), "stderr": untrusted_end[-TOLD_OF_STDERR:]},
     )
+
+
+class Conversation:
+    """A program that is asked again and again through pipes, which spares starting it each time.
+
+    Make it with ``start_conversation``. It ends when it is closed, and when we end. Whoever asks
+    knows where an answer ends; one who gives up half way closes it. One may ask at a time.
+    """
+
+    def __init__(self, tool: "subprocess.Popen[bytes]", process: Process) -> None:
+        assert tool.stdin is not None and tool.stderr is not None
+        self._tool = tool
+        self._process = process
+        self._input, self._errors = tool.stdin, tool.stderr
+        self._output = Pipe(tool.stdout)
+        self._begun = b""
+        for end in (self._input, self._errors):
+            os.set_blocking(end.fileno(), False)
+
+    @property
+    def has_ended(self) -> bool:
+        """True once its end was seen."""
+        return self._process.has_ended
+
+    async def write(self, data: bytes) -> None:
+        """Say something; HostFailure (``tool-failed``) when it has ended."""
+        try:
+            await write_all(self._input.fileno(), data)
+        except BrokenPipeError as error:
+            raise await self._failure() from error
+
+    async def read_line(self) -> bytes:
+        """Return the next line, of 16 MiB at most; HostFailure (``tool-failed``) when there is none."""
+        parts = [self._begun]
+        size = len(self._begun)
+        while b"\n" not in parts[-1]:
+            chunk = await self._output.read()
+            if not chunk:
+                raise await self._failure()
+            parts.append(chunk)
+            size += len(chunk)
+            if size > STDOUT_LIMIT:
+                raise _wrote_too_much(self._argv)
+        line, end, self._begun = b"".join(parts).partition(b"\n")
+        return line + end
+
+    def read_errors(self) -> bytes:
+        """Return what it has written to stderr by now, 64 KiB at most."""
+        try:
+            return os.read(self._errors.fileno(), STDERR_KEPT)
+        except BlockingIOError:
+            return b""
+
+    @property
+    def _argv(self) -> tuple[str, ...]:
+        return tuple(map(str, self._tool.args))  # type: ignore[arg-type]
+
+    async def _failure(self) -> HostFailure:
+        code = await self._process.wait() or 0
+        return tool_failed(Completed(self._argv, code, b"", self.read_errors()))
+
+    async def close(self) -> None:
+        """End it. Fine if it has ended."""
+        for end in (self._input, self._output, self._errors):
+            end.close()
+        await _end(self._process)
+
+
+def start_conversation(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None
+) -> Conversation:
+    """Start a program to talk with. Raises HostFailure: ``tool-missing``, ``tool-failed``."""
+    with _without_core():
+        tool = _start(
+            _full_argv(argv, None, None),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**environment(), **(env or {})},
+            pass_fds=(),
+        )
+    return Conversation(tool, _hold(tool, leads=True))
 
 
 # -- programs that outlive us ----------------------------------------------------------------------

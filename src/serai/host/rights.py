@@ -21,11 +21,18 @@ NEEDED: Mapping[int, str] = {
 """Capabilities of root that no trial shows, and what for (numbers: linux/capability.h)."""
 
 
-def lacking_capabilities(status: str) -> list[str]:
-    """Return what of ``NEEDED`` the text of ``/proc/PID/status`` does not have in effect."""
+NEEDED_FOR_NETWORKS: Mapping[int, str] = {
+    12: "CAP_NET_ADMIN: makes bridges, taps and rules",
+    13: "CAP_NET_RAW: lets guests have their addresses by DHCP",
+    21: "CAP_SYS_ADMIN: makes namespaces for bubbles",
+}
+
+
+def lacking_capabilities(status: str, needed: Mapping[int, str] = NEEDED) -> list[str]:
+    """Return what of ``needed`` the text of ``/proc/PID/status`` does not have in effect."""
     line = next((line for line in status.splitlines() if line.startswith("CapEff:")), "CapEff: 0")
     effective = int(line.split()[1], 16)
-    return [name for bit, name in NEEDED.items() if not effective >> bit & 1]
+    return [name for bit, name in needed.items() if not effective >> bit & 1]
 
 
 async def why_not_apart(uid: int) -> str:
@@ -41,3 +48,9 @@ async def why_not_apart(uid: int) -> str:
     except SeraiError as error:
         return f"no program can be started as user {uid}: {error.message}"
     return ""
+
+
+def why_no_networks() -> str:
+    """Say why this process can't make networks; empty when it can."""
+    lacking = lacking_capabilities(STATUS.read_text(), NEEDED_FOR_NETWORKS)
+    return f"this process lacks {', '.join(lacking)}" if lacking else ""

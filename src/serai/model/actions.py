@@ -9,6 +9,15 @@ in ``model.lifecycle``; each docstring says it in words.
 import msgspec
 
 from serai.model.guest import GuestChange, GuestSpec
+from serai.model.network import (
+    ForwardSpec,
+    GroupChange,
+    GroupSpec,
+    NetworkChange,
+    NetworkSpec,
+    PortChange,
+    PortSpec,
+)
 from serai.model.schedule import NAME_AS, Keep, ScheduleChange, When
 from serai.model.volume import DEFAULT_POOL, NO_LIMITS, DiskFile, Limits, VolumeWish
 
@@ -31,10 +40,12 @@ class LaunchGuest(Action, frozen=True, tag="launch"):
     ``wait`` waits until the agent answers (where the image has one). On failure before the guest
     runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
     ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never). ``volumes``
-    are attached to it before it starts; those that are made for it live on without it.
+    are attached to it before it starts; those that are made for it live on without it. Without
+    ``ports`` it has QEMU's own network.
     """
 
     spec: GuestSpec
+    ports: tuple[PortSpec, ...] = ()
     wait: bool = True
     ttl: float = 0.0
     volumes: tuple[VolumeWish, ...] = ()
@@ -45,6 +56,7 @@ class CreateGuest(Action, frozen=True, tag="create"):
 
     spec: GuestSpec
     volumes: tuple[VolumeWish, ...] = ()
+    ports: tuple[PortSpec, ...] = ()
 
 
 class StartGuest(GuestAction, frozen=True, tag="start"):
@@ -239,6 +251,77 @@ class PublishImage(GuestAction, frozen=True, tag="image-publish"):
     replace: bool = False
 
 
+class CreateNetwork(Action, frozen=True, tag="network-create"):
+    """Make a network: a bridge, its addresses, its DHCP and its rules. On failure nothing is left."""
+
+    spec: NetworkSpec
+
+
+class SetNetwork(Action, frozen=True, tag="network-set"):
+    """Change a network, in place; ``version`` 0 accepts any (If-Match)."""
+
+    network: str
+    change: NetworkChange
+    version: int = 0
+
+
+class DeleteNetwork(Action, frozen=True, tag="network-delete"):
+    """Delete a network in which no guest has a port; nothing of it is left on the host."""
+
+    network: str
+
+
+class AddPort(GuestAction, frozen=True, tag="port-add"):
+    """Attach a guest to a network, at once if it runs. On failure nothing has changed."""
+
+    spec: PortSpec
+
+
+class SetPort(GuestAction, frozen=True, tag="port-set"):
+    """Change a port's groups or limits, at once."""
+
+    port: str
+    change: PortChange
+
+
+class RemovePort(GuestAction, frozen=True, tag="port-remove"):
+    """Take a port from a guest, at once if it runs; its forwards go too."""
+
+    port: str
+
+
+class CreateGroup(Action, frozen=True, tag="group-create"):
+    """Make a security group."""
+
+    spec: GroupSpec
+
+
+class ChangeGroup(Action, frozen=True, tag="group-change"):
+    """Change the rules of a security group, in all ports that are in it, in one step."""
+
+    group: str
+    change: GroupChange
+    version: int = 0
+
+
+class DeleteGroup(Action, frozen=True, tag="group-delete"):
+    """Delete a security group that no port and no rule uses."""
+
+    group: str
+
+
+class AddForward(Action, frozen=True, tag="forward-add"):
+    """Let a port of the host lead into a guest; at once if it runs."""
+
+    spec: ForwardSpec
+
+
+class RemoveForward(Action, frozen=True, tag="forward-remove"):
+    """End a forward, given by id."""
+
+    forward: str
+
+
 class CheckStorage(Action, frozen=True, tag="check"):
     """Compare all records with the files, and read all layers, memories and images.
 
@@ -399,6 +482,17 @@ ACTIONS: tuple[type[Action], ...] = (
     DeleteSchedule,
     ForkGuest,
     PublishImage,
+    CreateNetwork,
+    SetNetwork,
+    DeleteNetwork,
+    AddPort,
+    SetPort,
+    RemovePort,
+    CreateGroup,
+    ChangeGroup,
+    DeleteGroup,
+    AddForward,
+    RemoveForward,
     CheckStorage,
     CreateVolume,
     AttachVolume,
@@ -441,6 +535,17 @@ AnyAction = (
     | DeleteSchedule
     | ForkGuest
     | PublishImage
+    | CreateNetwork
+    | SetNetwork
+    | DeleteNetwork
+    | AddPort
+    | SetPort
+    | RemovePort
+    | CreateGroup
+    | ChangeGroup
+    | DeleteGroup
+    | AddForward
+    | RemoveForward
     | CheckStorage
     | CreateVolume
     | AttachVolume

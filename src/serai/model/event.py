@@ -37,6 +37,17 @@ class EventKind(StrEnum):
     VOLUME_DELETED = "volume-deleted"
     POOL_CREATED = "pool-created"
     POOL_DELETED = "pool-deleted"
+    NETWORK_CREATED = "network-created"
+    NETWORK_CHANGED = "network-changed"
+    NETWORK_DELETED = "network-deleted"
+    PORT_ADDED = "port-added"
+    PORT_CHANGED = "port-changed"
+    PORT_REMOVED = "port-removed"
+    GROUP_CREATED = "group-created"
+    GROUP_CHANGED = "group-changed"
+    GROUP_DELETED = "group-deleted"
+    FORWARD_ADDED = "forward-added"
+    FORWARD_REMOVED = "forward-removed"
     JOB_CHANGED = "job-changed"
     MISSED = "missed"  # a slow watcher lost some: read the state again
 

@@ -15,6 +15,7 @@ import msgspec
 
 from serai.errors import Problem
 from serai.model.lifecycle import GuestState
+from serai.model.network import Port, PortBrief
 from serai.model.volume import NO_LIMITS, Limits
 from serai.units import MIB
 
@@ -131,7 +132,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
     the job that is making it as a fork, "" once nobody would undo it, and ``POOL`` for a spare: a fork
     made ahead of anybody's asking, which nobody is shown. ``medium`` is what is in its CD drive; None:
-    that of its image, if that is a medium, else it has no drive.
+    that of its image, if that is a medium, else it has no drive. Without ``ports`` it has QEMU's own
+    network, with the address ``mac``.
     """
 
     id: str
@@ -152,6 +154,7 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float = 0.0
     coming: str = ""
     medium: Medium | None = None
+    ports: tuple[Port, ...] = ()
 
     @property
     def is_spare(self) -> bool:
@@ -203,3 +206,4 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     snapshot: str = ""
     expires_at: float = 0.0
+    ports: tuple[PortBrief, ...] = ()

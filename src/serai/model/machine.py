@@ -12,6 +12,9 @@ from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
 from serai.model.volume import NO_LIMITS, Limits
 
+SPARE = "spare"
+"""How the PCIe ports are called into which devices can be plugged: this and a number from 0."""
+
 
 class Media(StrEnum):
     """What a drive looks like to the guest."""
@@ -52,10 +55,16 @@ class Drive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
-    """A network port; user-mode networking for now."""
+    """A network port. ``tap`` is its interface on the host, "" for QEMU's own user-mode network.
+
+    ``place`` names the PCIe port that it is plugged into ("spare0"); without one it sits on the root
+    bus and can't be pulled. One that has a place and no tap is a NIC without a cable.
+    """
 
     name: str
     mac: str
+    tap: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +76,8 @@ class Machine:
     by us and passed down; ``uefi_code`` is read by QEMU itself, ``uefi_vars`` is the guest's own.
     ``ram`` names the file that its memory is (a base, when ``ram_private``: then it is mapped
     copy-on-write, and the machine waits for a state to be loaded into it). ``boots``: it was frozen
-    before it was known to be up, so it may still have to load its kernel.
+    before it was known to be up, so it may still have to load its kernel. ``spares`` counts the PCIe
+    ports into which devices are plugged: "spare0", "spare1", ….
     """
 
     id: str
@@ -91,3 +101,4 @@ class Machine:
     ram: str = ""
     ram_private: bool = False
     boots: bool = False
+    spares: int = 2

@@ -5,6 +5,7 @@ which order they boot. What is opened at start (memory, sockets, files) is named
 all; ``qemu.commandline`` renders the result.
 """
 
+import dataclasses
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -13,10 +14,12 @@ from serai.model.guest import Firmware, GuestRecord, Volume
 from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
 from serai.model.node import Capabilities
-from serai.plan.volume import ROOT, boot_places
+from serai.plan.volume import PORTS, ROOT, boot_places
 
 UEFI_VARS_NAME = "uefi-vars.fd"
 CD = "cd0"
+USER_NIC = "net0"
+"""The NIC of a guest without ports, at QEMU's own network."""
 
 
 def uid_of(record: GuestRecord, capabilities: Capabilities, uid_base: int) -> int | None:
@@ -75,7 +78,7 @@ def plan_machine(
         firmware=record.spec.firmware,
         genid=record.genid,
         drives=_plan_drives(record, image, volumes, image_folder),
-        nics=(Nic(name="net0", mac=record.mac),),
+        nics=plan_nics(record),
         kernel=str(image_folder / image.kernel.name) if image.kernel else "",
         initrd=str(image_folder / image.initrd.name) if image.initrd else "",
         cmdline=image.cmdline,
@@ -84,7 +87,34 @@ def plan_machine(
         sandbox=capabilities.sandbox,
         devices=capabilities.devices,
         ram=ram,
+        spares=len(PORTS),
     )
+
+
+def plan_nics(record: GuestRecord) -> tuple[Nic, ...]:
+    """Return the NICs of a guest that is started: its ports, each where it can be pulled again."""
+    if not record.ports:
+        return (Nic(name=USER_NIC, mac=record.mac),)
+    taken = {volume.port for volume in record.volumes}
+    places = [place for place in PORTS if place not in taken]
+    return tuple(
+        Nic(name=port.name, mac=port.mac, tap=port.tap, place=place)
+        for port, place in zip(record.ports, places, strict=False)
+    )
+
+
+def nic_of(frozen: Nic, record: GuestRecord) -> Nic:
+    """Return what a NIC of a frozen machine is for the guest that takes it up: in the same place.
+
+    One whose port the guest has not got (any more) is there without a cable.
+    """
+    if not frozen.place:
+        return dataclasses.replace(frozen, mac=record.mac)
+    ports = {port.name: port for port in record.ports}
+    if frozen.name not in ports:
+        return dataclasses.replace(frozen, tap="")
+    port = ports[frozen.name]
+    return dataclasses.replace(frozen, mac=port.mac, tap=port.tap)
 
 
 def _plan_drives(

@@ -7,6 +7,7 @@ import msgspec
 
 from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
+from serai.model.network import Port
 from serai.model.node import Capabilities
 from serai.model.snapshot import (
     FrozenMemory,
@@ -213,6 +214,7 @@ def fork_record(
     origin: str,
     expires_at: float,
     coming: str,
+    ports: tuple[Port, ...] = (),
 ) -> GuestRecord:
     """Return the record of a new guest that is like ``source`` and nobody else's."""
     return msgspec.structs.replace(
@@ -232,4 +234,5 @@ def fork_record(
         origin=origin,
         expires_at=expires_at,
         coming=coming,
+        ports=ports,
     )

@@ -4,6 +4,7 @@ from serai.model.guest import Accel, AgentState, Guest, GuestRecord
 from serai.model.image import Image
 from serai.model.lifecycle import GuestState
 from serai.model.machine import Machine
+from serai.model.network import PortBrief
 from serai.units import format_size
 
 TCG_NOTE = "emulated (TCG): slow, and not a security boundary"
@@ -20,6 +21,7 @@ def view_guest(
     pid: int,
     started_at: float,
     restarts: int,
+    ports: tuple[PortBrief, ...] = (),
 ) -> Guest:
     """Join the record with what is observed. ``machine`` is what runs now, if anything does."""
     spec = record.spec
@@ -52,6 +54,7 @@ def view_guest(
         origin=record.origin,
         snapshot=record.snapshot,
         expires_at=record.expires_at,
+        ports=ports,
     )
 
 

@@ -227,9 +227,9 @@ def pick_port(guest: GuestRecord, machine: Machine | None, busy: Collection[str]
 
     ``machine`` is what runs, and ``busy`` the ports that QEMU says are taken.
     """
-    taken = {each.port for each in guest.volumes} | set(busy)
+    taken = {each.port for each in guest.volumes} | set(busy) | set(PORTS[: len(guest.ports)])
     if machine is not None:
-        taken |= {drive.port for drive in machine.drives}
+        taken |= {drive.port for drive in machine.drives} | {nic.place for nic in machine.nics}
     for port in reversed(PORTS):
         if port not in taken:
             return port

@@ -1,8 +1,8 @@
 """From a complete machine and open descriptors to QEMU's command line: pure.
 
 One small function a device. Descriptors are named as ``resources`` opened them: ``memory``, ``qmp``,
-``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, and ``DRIVE/LAYER`` for the
-files of a drive's chain (``root/0`` is the writable head, ``root/0:read-only`` the same once more). What QEMU opens as a file is given as an
+``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, ``tap:NIC`` for the taps, and
+``DRIVE/LAYER`` for the files of a drive's chain (``root/0`` is the writable head, ``root/0:read-only`` the same once more). What QEMU opens as a file is given as an
 fdset with the descriptor's own number (docs/design/0010). PCI places are fixed here, so that a
 machine looks the same to its guest at every start; 0x10 and up are ports kept free for later.
 Small devices that a QEMU was built without are left out; the machine says which it has.
@@ -11,8 +11,7 @@ Small devices that a QEMU was built without are left out; the machine says which
 from collections.abc import Mapping
 
 from serai.model.guest import Accel, Firmware
-from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
-from serai.plan.volume import PORTS
+from serai.model.machine import SPARE, Drive, LayerFile, Machine, Media, Nic
 from serai.qemu.options import Option, Value
 
 Fds = Mapping[str, int]
@@ -21,7 +20,6 @@ READ_ONLY = ":read-only"
 """Ends the name of a second descriptor of a file, with which QEMU makes it read-only later."""
 AGENT_PORT = "org.qemu.guest_agent.0"
 TCG_BUFFER_MIB = 256
-SPARE_PORTS = len(PORTS)
 
 PLACE_VGA = 0x1
 PLACE_RNG = 0x2
@@ -30,14 +28,12 @@ PLACE_SERIAL_BUS = 0x4
 PLACE_FIRST_NIC = 0x5
 PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
-PLACE_MORE_SPARE = 0x13
-FIRST_SPARE = 2
-"""So many ports come right after ``PLACE_SPARE``; the others after the tablet, which was there first."""
 PORT_FIRST_CDROM = 2
-PLACE_TABLET = PLACE_SPARE + FIRST_SPARE
+PLACE_TABLET = 0x12
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
+SPARES_LIMIT = 12
 
 
 def build_argv(machine: Machine, fds: Fds, qemu_path: str) -> list[str]:
@@ -63,13 +59,17 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
     disks = [drive for drive in machine.drives if drive.media is Media.DISK]
     cdroms = [drive for drive in machine.drives if drive.media is Media.CDROM]
     assert sum(not disk.port for disk in disks) <= DISKS_LIMIT and len(cdroms) <= CDROMS_LIMIT
-    assert len(machine.nics) <= NICS_LIMIT
+    on_root_bus = [nic for nic in machine.nics if not nic.place]
+    assert len(on_root_bus) <= NICS_LIMIT and machine.spares <= SPARES_LIMIT
     for index, drive in enumerate(sorted(disks, key=lambda disk: bool(disk.port))):
         options += _disk(drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
-    for index, nic in enumerate(machine.nics):
-        options += _nic(nic, PLACE_FIRST_NIC + index)
+    for index, nic in enumerate(on_root_bus):
+        options += _nic(nic, fds, hex(PLACE_FIRST_NIC + index))
+    for nic in machine.nics:
+        if nic.place:
+            options += _nic(nic, fds)
     return options + _kernel(machine, fds)
 
 
@@ -220,7 +220,7 @@ def _small_devices(machine: Machine) -> list[Option]:
         *_if_built_in(machine, "pvpanic", {"id": "panic"}),
         # without it a VNC viewer's pointer runs away; a USB one would make every boot longer
         *_if_built_in(machine, "virtio-tablet-pci", {"id": "tablet", "addr": hex(PLACE_TABLET)}),
-        *(option for index in range(SPARE_PORTS) for option in _spare_port(machine, index)),
+        *(option for index in range(machine.spares) for option in _spare_port(machine, index)),
     ]
 
 
@@ -233,13 +233,17 @@ def _if_built_in(machine: Machine, driver: str, values: Mapping[str, Value]) -> 
 
 def _spare_port(machine: Machine, index: int) -> list[Option]:
     """A port kept free, so that a device can be plugged into the running machine."""
-    more = index - FIRST_SPARE
     port: dict[str, Value] = {
-        "id": PORTS[index],
+        "id": f"{SPARE}{index}",
         "chassis": index + 1,
-        "addr": hex(PLACE_SPARE + index if more < 0 else PLACE_MORE_SPARE + more),
+        "addr": hex(_place_of_spare(index)),
     }
     return _if_built_in(machine, "pcie-root-port", port)
+
+
+def _place_of_spare(index: int) -> int:
+    """The first two have their places from the first day; the tablet sits between them and the rest."""
+    return PLACE_SPARE + index + (PLACE_SPARE + index >= PLACE_TABLET)
 
 
 def _disk(drive: Drive, fds: Fds, place: int) -> list[Option]:
@@ -325,16 +329,41 @@ def device_name(drive: str) -> str:
     return f"{drive}-device"
 
 
-def _nic(nic: Nic, place: int) -> list[Option]:
+def _nic(nic: Nic, fds: Fds, addr: str = "") -> list[Option]:
+    netdev, device = build_netdev(nic, str(fds.get(tap_name(nic), ""))), build_nic(nic)
+    return [Option("netdev", netdev), Option("device", device | ({"addr": addr} if addr else {}))]
+
+
+def tap_name(nic: Nic) -> str:
+    """Return the name of the descriptor of a NIC's tap."""
+    return f"tap:{nic.name}"
+
+
+def nic_device_name(nic: str) -> str:
+    """Return what the device of a NIC is called in QEMU."""
+    return f"{nic}-device"
+
+
+def build_netdev(nic: Nic, fd: str) -> dict[str, Value]:
+    """Describe the host's side of a NIC; ``fd`` is what QEMU knows the descriptor of its tap by."""
+    if nic.tap:
+        return {"type": "tap", "id": nic.name, "fd": fd}
+    if nic.place:  # a hub of its own, with nobody else at it
+        hub = int(nic.place.removeprefix(SPARE))
+        return {"type": "hubport", "id": nic.name, "hubid": hub}
+    return {"type": "user", "id": nic.name}
+
+
+def build_nic(nic: Nic) -> dict[str, Value]:
+    """Describe the guest's side of a NIC."""
     device: dict[str, Value] = {
         "driver": "virtio-net-pci",
         "netdev": nic.name,
-        "id": f"{nic.name}-device",
+        "id": nic_device_name(nic.name),
         "mac": nic.mac,
         "romfile": "",
-        "addr": hex(place),
     }
-    return [Option("netdev", {"type": "user", "id": nic.name}), Option("device", device)]
+    return device | ({"bus": nic.place} if nic.place else {})
 
 
 def _kernel(machine: Machine, fds: Fds) -> list[Option]:

@@ -228,7 +228,7 @@ async def add_vnc_client(monitor: Monitor, fd: int, timeout: float = TIMEOUT) ->
         await _ask(monitor, "add_client", _Nothing, timeout, arguments)
     except HostFailure:
         with contextlib.suppress(SeraiError):  # the first error tells more
-            await _ask(monitor, "closefd", _Nothing, timeout, {"fdname": name})
+            await forget_fd(monitor, name, timeout)
         raise
 
 
@@ -376,3 +376,60 @@ async def node_of_device(monitor: Monitor, device: str, timeout: float = TIMEOUT
     """Return the name of the node that a disk device reads and writes."""
     arguments = {"path": f"/machine/peripheral/{device}", "property": "drive"}
     return await _ask(monitor, "qom-get", str, timeout, arguments)
+
+
+# -- devices that come and go ----------------------------------------------------------------------
+
+
+async def add_netdev(
+    monitor: Monitor, netdev: Mapping[str, object], timeout: float = TIMEOUT
+) -> None:
+    """Make the host's side of a NIC."""
+    await _ask(monitor, "netdev_add", _Nothing, timeout, netdev)
+
+
+async def remove_netdev(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Remove the host's side of a NIC that nobody uses."""
+    await _ask(monitor, "netdev_del", _Nothing, timeout, {"id": name})
+
+
+async def add_device(
+    monitor: Monitor, device: Mapping[str, object], timeout: float = TIMEOUT
+) -> None:
+    """Plug a device in."""
+    await _ask(monitor, "device_add", _Nothing, timeout, device)
+
+
+async def remove_device(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Ask the guest to let go of a device; an event tells when it is gone."""
+    await _ask(monitor, "device_del", _Nothing, timeout, {"id": name})
+
+
+async def set_link(monitor: Monitor, name: str, up: bool, timeout: float = TIMEOUT) -> None:
+    """Pull a NIC's cable, or put it back."""
+    await _ask(monitor, "set_link", _Nothing, timeout, {"name": name, "up": up})
+
+
+async def forget_fd(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
+    """Have QEMU close a descriptor that it was given and did not take up."""
+    await _ask(monitor, "closefd", _Nothing, timeout, {"fdname": name})
+
+
+async def add_user_forward(
+    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
+) -> str:
+    """Forward a port of the host by QEMU's own network; return what QEMU says, "" if all is well."""
+    return await _human(monitor, f"hostfwd_add {netdev} {forward}", timeout)
+
+
+async def remove_user_forward(
+    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
+) -> str:
+    """End such a forward; return what QEMU says."""
+    return await _human(monitor, f"hostfwd_remove {netdev} {forward}", timeout)
+
+
+async def _human(monitor: Monitor, line: str, timeout: float) -> str:
+    """Say a line of the monitor for people: for what QMP has no command of its own."""
+    answer = await _ask(monitor, "human-monitor-command", str, timeout, {"command-line": line})
+    return answer.strip()

@@ -8,18 +8,19 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 from serai.errors import Code, Conflict, HostFailure, SeraiError
+from serai.host.borrow import borrow_taps
 from serai.host.pages import write_all
 from serai.host.sockets import connect_unix
 from serai.host.supervise import Supervisor
 from serai.host.threads import in_own_thread
-from serai.model.machine import Drive, LayerFile
+from serai.model.machine import Drive, LayerFile, Nic
 from serai.model.volume import Limits
-from serai.qemu import commands, drives, heads
-from serai.qemu.commandline import device_name, node_name
+from serai.qemu import commands, drives, heads, nics
+from serai.qemu.commandline import device_name, nic_device_name, node_name
 from serai.qemu.commands import TIMEOUT, RunState
 from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
 from serai.qemu.lent import Lent
@@ -95,6 +96,82 @@ class Instance(Life):
         for slot in empty[: max(0, count - self.machine.cpus)]:
             await commands.plug_cpu(monitor, slot, timeout)
             self.machine = dataclasses.replace(self.machine, cpus=self.machine.cpus + 1)
+
+    # -- the network -------------------------------------------------------------------------------
+
+    async def plug_nic(self, nic: Nic, tap_fd: int, timeout: float = TIMEOUT) -> Nic:
+        """Plug a NIC with this tap in, where there is room; ``machine`` has it. Return it with its place.
+
+        The guest sees it when it looks. Raises Conflict (``needs-stop``) with no PCIe port free.
+        """
+        place = nics.free_place(self.machine)
+        if not place:
+            raise Conflict(
+                Code.NEEDS_STOP,
+                f"{self.machine.name} has no free place for another network port while it runs",
+                hint=f"Stop it first, then it gets new ones: serai stop {self.machine.name}",
+            )
+        nic = dataclasses.replace(nic, place=place)
+        await nics.plug(await self._connected(timeout), nic, tap_fd, timeout)
+        self.machine = dataclasses.replace(self.machine, nics=(*self.machine.nics, nic))
+        return nic
+
+    async def unplug_nic(self, name: str, timeout: float = TIMEOUT) -> None:
+        """Pull a NIC, once the guest has let go of it; ``machine`` has it no more."""
+        (nic,) = (nic for nic in self.machine.nics if nic.name == name)
+        device = nic_device_name(name)
+        gone = self._leaving.setdefault(device, asyncio.Event())
+        try:
+            await nics.unplug(await self._connected(timeout), nic, gone, timeout)
+        finally:
+            self._leaving.pop(device, None)
+        left = tuple(each for each in self.machine.nics if each.name != name)
+        self.machine = dataclasses.replace(self.machine, nics=left)
+
+    @contextmanager
+    def tap_fds(self) -> Iterator[dict[str, int]]:
+        """Share the taps that it has open, by interface, with a QEMU that is to go on in its place.
+
+        Until that goes on it may take a packet from each, and delivers it then. Raises HostFailure
+        (``permission``).
+        """
+        names = {nic.tap for nic in self.machine.nics if nic.tap}
+        taps = borrow_taps(self.process.pid, names)
+        try:
+            yield taps
+        finally:
+            for fd in taps.values():
+                os.close(fd)
+
+    async def set_links(self, up: bool, timeout: float = TIMEOUT) -> None:
+        """Pull the cables of all NICs that have a tap, or put them back."""
+        monitor = await self._connected(timeout)
+        for nic in self.machine.nics:
+            if nic.tap:
+                await commands.set_link(monitor, nic.name, up, timeout)
+
+    async def set_user_links(self, up: bool, timeout: float = TIMEOUT) -> None:
+        """Pull the cables of all NICs at QEMU's own network, or put them back."""
+        monitor = await self._connected(timeout)
+        for nic in self.machine.nics:
+            if not nic.tap and not nic.place:
+                await commands.set_link(monitor, nic.name, up, timeout)
+
+    async def forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
+        """Have QEMU's own network forward a port of the host (``tcp:ADDRESS:PORT-:PORT``)."""
+        monitor = await self._connected(timeout)
+        said = await commands.add_user_forward(monitor, netdev, forward, timeout)
+        if said:
+            raise HostFailure(
+                Code.FORWARD_FAILED,
+                f"QEMU can't forward {forward}: {said}",
+                hint="Another program has the port, or it is below 1024 and QEMU is not root.",
+            )
+
+    async def end_forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
+        """End such a forward; one that is not there has ended."""
+        monitor = await self._connected(timeout)
+        await commands.remove_user_forward(monitor, netdev, forward, timeout)
 
     # -- disks -------------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class Life:
         self._bell = asyncio.Event()
         self._stream_end: asyncio.Future[str] | None = None
         self._unplugging: dict[str, asyncio.Future[bool]] = {}
+        self._leaving: dict[str, asyncio.Event] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._tasks = Supervisor()
 
@@ -84,7 +85,7 @@ class Life:
         QEMU's last words, or which file could not be opened.
         """
         paths = run_dir, state_dir
-        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None)
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None, {})
         return await cls._begin(machine, process, *paths, timeout)
 
     @classmethod
@@ -93,6 +94,7 @@ class Life:
         machine: Machine,
         *,
         memory_fd: int,
+        taps: Mapping[str, int],
         capabilities: Capabilities,
         run_dir: Path,
         state_dir: Path,
@@ -101,14 +103,15 @@ class Life:
     ) -> Self:
         """Start a QEMU that waits for a state to take up (``Instance.take_state``).
 
-        It maps ``memory_fd`` privately, the file that is called ``machine.ram``; its agent's
-        wire is connected. Nothing of the guest runs. Disks are opened, but neither read nor
+        It maps ``memory_fd`` privately, the file that is called ``machine.ram``; ``taps`` are those
+        that a present QEMU of the same guest has (``tap_fds``), and both are the caller's; its
+        agent's wire is connected. Nothing of the guest runs. Disks are opened, but neither read nor
         locked before the state is there, so another QEMU may still write to them. Fails as
         ``start`` does.
         """
         machine = dataclasses.replace(machine, ram_private=True)
         paths = run_dir, state_dir
-        process = await _open_and_spawn(machine, capabilities, *paths, confinement, memory_fd)
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, memory_fd, taps)
         instance = await cls._begin(machine, process, *paths, timeout)
         try:
             await commands.set_up_migration(await instance._connected(timeout), timeout)
@@ -247,13 +250,18 @@ class Life:
             self._stream_end.set_result(end)
         unplugged = decode_unplugged(untrusted)
         if unplugged is not None:
-            waiting = self._unplugging.get(unplugged[0])
-            if waiting is not None and not waiting.done():
-                waiting.set_result(unplugged[1])
+            self._on_unplugged(*unplugged)
         event = decode_event(untrusted)
         if event is not None:
             self._follow_agent(event.kind)
             self._tell(event)
+
+    def _on_unplugged(self, device: str, is_gone: bool) -> None:
+        waiting = self._unplugging.get(device)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(is_gone)
+        if is_gone and device in self._leaving:
+            self._leaving[device].set()
 
     def _follow_agent(self, kind: InstanceEventKind) -> None:
         """Keep the wire to the agent in step with what QEMU tells of the guest."""
@@ -340,11 +348,13 @@ async def _open_and_spawn(
     state_dir: Path,
     confinement: Confinement,
     memory_fd: int | None,
+    taps: Mapping[str, int],
 ) -> Process:
     """Open all that QEMU needs and start it; our copies of the descriptors are closed again."""
     try:
         with ExitStack() as stack:
-            fds = open_resources(stack, machine, run_dir, state_dir, confinement.uid, memory_fd)
+            uid = confinement.uid
+            fds = open_resources(stack, machine, run_dir, state_dir, uid, memory_fd, taps)
             words = open_words(stack, state_dir)
             argv = build_argv(machine, fds, capabilities.qemu_path)
             return await spawn(

@@ -8,20 +8,22 @@ docs/design/0010 for what is passed how, and why.
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from serai.errors import Code, HostFailure
 from serai.host.sockets import bind_unix
+from serai.host.tap import open_tap
 from serai.model.machine import Machine
-from serai.qemu.commandline import READ_ONLY
+from serai.qemu.commandline import READ_ONLY, tap_name
 from serai.qemu.memory import ram_name
 
 SOCKETS = ("qmp", "agent", "console")
 PRIVATE = 0o600
 PUBLIC = 0o444
 BADGE_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+NO_TAPS: Mapping[str, int] = {}
 KERNEL_KEPT, INITRD_KEPT = 64 << 10, 16
 """What QEMU needs of the files that it holds and never runs when it takes up a state."""
 
@@ -33,14 +35,18 @@ def open_resources(
     state_dir: Path,
     uid: int | None,
     memory_fd: int | None = None,
+    taps: Mapping[str, int] = NO_TAPS,
 ) -> dict[str, int]:
     """Open all that the machine needs, each under its name; leaving ``stack`` closes our copies.
 
-    ``memory_fd`` is its memory, for one that takes up a state; it stays the caller's. Raises HostFailure (``guest-start-failed``, ``disk-full``) with what could not be opened.
+    ``memory_fd`` is its memory, for one that takes up a state; ``taps`` are those that another QEMU has
+    open, by interface. Both stay the caller's. Raises HostFailure (``guest-start-failed``,
+    ``disk-full``) with what could not be opened.
     """
     try:
         memory = _open_memory(stack, machine, uid) if memory_fd is None else memory_fd
-        return {"memory": memory, **_open_all(stack, machine, run_dir, state_dir)}
+        fds = {"memory": memory, **_open_all(stack, machine, run_dir, state_dir)}
+        return fds | _open_taps(stack, machine, taps)
     except OSError as error:
         raise HostFailure(
             Code.DISK_FULL if error.errno == errno.ENOSPC else Code.GUEST_START_FAILED,
@@ -60,6 +66,17 @@ def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path
         has_booted = machine.ram_private and not machine.boots
         open_one = _open_beginning if has_booted else _open_whole
         fds[name] = open_one(stack, kernel_path, kept)
+    return fds
+
+
+def _open_taps(stack: ExitStack, machine: Machine, taps: Mapping[str, int]) -> dict[str, int]:
+    fds = {}
+    for nic in machine.nics:
+        if nic.tap in taps:
+            fds[tap_name(nic)] = taps[nic.tap]
+        elif nic.tap:
+            fds[tap_name(nic)] = open_tap(nic.tap)
+            stack.callback(os.close, fds[tap_name(nic)])
     return fds
 
 

@@ -12,39 +12,53 @@ import sqlalchemy as sa
 
 from serai.errors import Bug, Code, Conflict, SeraiError
 from serai.model.event import Event
+from serai.model.guest import GuestRecord
 from serai.model.job import FINAL_STATES
+from serai.model.network import ForwardRecord, Port
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import SnapshotRecord
 from serai.store.changes import (
     AddEvent,
     Change,
+    DropForward,
+    DropGroup,
     DropGuest,
     DropImage,
     DropLayer,
+    DropNetwork,
     DropPool,
     DropSchedule,
     DropSnapshot,
     DropVolume,
     Prune,
+    PutForward,
+    PutGroup,
     PutGuest,
     PutImage,
     PutJob,
     PutLayer,
+    PutNetwork,
     PutPool,
     PutSchedule,
     PutSnapshot,
+    PutUsage,
     PutVolume,
 )
 from serai.store.records import encode
 from serai.store.schema import (
     EVENTS,
+    FORWARDS,
+    GROUPS,
     GUESTS,
     IMAGES,
     JOBS,
     LAYERS,
+    NETWORKS,
     POOLS,
+    PORTS,
     SCHEDULES,
     SNAPSHOTS,
+    USAGE,
     VOLUMES,
 )
 
@@ -89,6 +103,19 @@ def prepare(change: Change) -> Step:
             row = {"id": volume.id, "name": volume.name, "body": encode(volume)}
         case PutPool(record=pool):
             row = {"name": pool.name, "body": encode(pool)}
+        case PutNetwork(record=network):
+            row = {"id": network.id, "name": network.spec.name, "body": encode(network)}
+        case PutUsage(usage=usage):
+            row = {"id": usage.port, "guest_id": usage.guest_id, "body": encode(usage)}
+        case PutGroup(record=group):
+            row = {"id": group.id, "name": group.spec.name, "body": encode(group)}
+        case PutForward(record=forward):
+            row = {
+                "id": forward.id,
+                "guest_id": forward.guest_id,
+                "outside": _outside(forward),
+                "body": encode(forward),
+            }
         case PutJob(job=job):
             row = {
                 "id": job.id,
@@ -115,10 +142,12 @@ def apply_steps(connection: sa.Connection, steps: Iterable[Step]) -> list[Event]
 
 def _apply(connection: sa.Connection, step: Step) -> Event | None:
     match step.change:
-        case PutGuest():
+        case PutGuest(record=record):
             _put(connection, GUESTS, GUESTS.c.id, step.row)
+            _put_ports(connection, record)
         case DropGuest(guest_id=guest_id):
-            connection.execute(_DROP_GUEST, {"key": guest_id})
+            for statement in (_DROP_GUEST, _DROP_PORTS, _DROP_USAGE, _DROP_FORWARDS):
+                connection.execute(statement, {"key": guest_id})
         case PutImage(replace=True):
             _put(connection, IMAGES, IMAGES.c.name, step.row)
         case PutImage():
@@ -149,6 +178,20 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             connection.execute(POOLS.insert(), step.row)
         case DropPool(name=name):
             connection.execute(_DROP_POOL, {"key": name})
+        case PutNetwork():
+            _put(connection, NETWORKS, NETWORKS.c.id, step.row)
+        case DropNetwork(network_id=network_id):
+            connection.execute(_DROP_NETWORK, {"key": network_id})
+        case PutUsage():
+            _put(connection, USAGE, USAGE.c.id, step.row)
+        case PutGroup():
+            _put(connection, GROUPS, GROUPS.c.id, step.row)
+        case DropGroup(group_id=group_id):
+            connection.execute(_DROP_GROUP, {"key": group_id})
+        case PutForward():
+            _put(connection, FORWARDS, FORWARDS.c.id, step.row)
+        case DropForward(forward_id=forward_id):
+            connection.execute(_DROP_FORWARD, {"key": forward_id})
         case PutJob():
             _put(connection, JOBS, JOBS.c.id, step.row)
         case AddEvent(event=event):
@@ -165,6 +208,31 @@ def _put(
     """Update the row with this key, or insert it: two statements that every database has."""
     if not _change(connection, table, key, row):
         connection.execute(table.insert(), row)
+
+
+def _put_ports(connection: sa.Connection, record: GuestRecord) -> None:
+    """Let the ports of a guest be those of its record, and what passed a port that is gone go too."""
+    stay = [port.id for port in record.ports]
+    connection.execute(_DROP_PORTS, {"key": record.id})
+    connection.execute(_DROP_OTHER_USAGE, {"key": record.id, "stay": stay})
+    if record.ports:
+        connection.execute(PORTS.insert(), [_port_row(record.id, port) for port in record.ports])
+
+
+def _port_row(guest_id: str, port: Port) -> dict[str, object]:
+    return {
+        "id": port.id,
+        "guest_id": guest_id,
+        "network_id": port.network,
+        "mac": port.mac,
+        "tap": port.tap,
+        "address": port.address or None,
+        "address6": port.address6 or None,
+    }
+
+
+def _outside(forward: ForwardRecord) -> str:
+    return f"{forward.protocol} {forward.host_address} {forward.host_port}"
 
 
 def _change(
@@ -184,6 +252,13 @@ def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
 _DROP_GUEST = GUESTS.delete().where(GUESTS.c.id == sa.bindparam("key"))
 _DROP_IMAGE = IMAGES.delete().where(IMAGES.c.name == sa.bindparam("key"))
 _DROP_SNAPSHOT = SNAPSHOTS.delete().where(SNAPSHOTS.c.id == sa.bindparam("key"))
+_DROP_PORTS = PORTS.delete().where(PORTS.c.guest_id == sa.bindparam("key"))
+_DROP_USAGE = USAGE.delete().where(USAGE.c.guest_id == sa.bindparam("key"))
+_DROP_OTHER_USAGE = _DROP_USAGE.where(USAGE.c.id.not_in(sa.bindparam("stay", expanding=True)))
+_DROP_FORWARDS = FORWARDS.delete().where(FORWARDS.c.guest_id == sa.bindparam("key"))
+_DROP_NETWORK = NETWORKS.delete().where(NETWORKS.c.id == sa.bindparam("key"))
+_DROP_GROUP = GROUPS.delete().where(GROUPS.c.id == sa.bindparam("key"))
+_DROP_FORWARD = FORWARDS.delete().where(FORWARDS.c.id == sa.bindparam("key"))
 _DROP_SCHEDULE = SCHEDULES.delete().where(SCHEDULES.c.id == sa.bindparam("key"))
 _DROP_VOLUME = VOLUMES.delete().where(VOLUMES.c.id == sa.bindparam("key"))
 _DROP_POOL = POOLS.delete().where(POOLS.c.name == sa.bindparam("key"))
@@ -229,6 +304,21 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
             if other := connection.execute(others.where(GUESTS.c.number == number)).first():
                 message = f"the number {number} belongs to the guest {other.name}"
                 return Conflict(Code.GUEST_EXISTS, message)
+            return _port_conflict(connection, record)
+        case PutNetwork(record=network):
+            if _is_named(connection, NETWORKS, network.spec.name, network.id):
+                return _exists("network", network.spec.name, Code.NETWORK_EXISTS)
+        case PutGroup(record=group):
+            if _is_named(connection, GROUPS, group.spec.name, group.id):
+                return _exists("security group", group.spec.name, Code.GROUP_EXISTS)
+        case PutForward(record=forward):
+            others = sa.select(FORWARDS.c.id).where(FORWARDS.c.outside == _outside(forward))
+            if connection.execute(others.where(FORWARDS.c.id != forward.id)).first():
+                return Conflict(
+                    Code.FORWARD_EXISTS,
+                    f"the host's {forward.protocol} port {forward.host_port} is forwarded already",
+                    hint="See where to: serai forward list",
+                )
         case PutImage(image=image, replace=False):
             if connection.execute(
                 sa.select(IMAGES.c.name).where(IMAGES.c.name == image.name)
@@ -266,6 +356,33 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
     return None
 
 
+def _is_named(connection: sa.Connection, table: sa.Table, name: str, but: str) -> bool:
+    query = sa.select(table.c.id).where(table.c.name == name, table.c.id != but)
+    return connection.execute(query).first() is not None
+
+
+def _port_conflict(connection: sa.Connection, record: GuestRecord) -> Conflict | None:
+    """Return which address of the guest's ports another guest has in the same network."""
+    for port in record.ports:
+        for column, value in (
+            (PORTS.c.address, port.address),
+            (PORTS.c.address6, port.address6),
+            (PORTS.c.mac, port.mac),
+        ):
+            others = sa.select(PORTS.c.id).where(
+                PORTS.c.network_id == port.network,
+                PORTS.c.guest_id != record.id,
+                column == value,
+            )
+            if value and connection.execute(others).first():
+                return Conflict(
+                    Code.ADDRESS_TAKEN,
+                    f"another guest has the address {value} already",
+                    hint="Choose another, or leave it out: then a free one is picked.",
+                )
+    return None
+
+
 def _has_other(
     connection: sa.Connection, table: sa.Table, record: SnapshotRecord | ScheduleRecord
 ) -> bool:
@@ -278,7 +395,16 @@ def _has_other(
     return connection.execute(others).first() is not None
 
 
+LISTS = {
+    "guest": "list",
+    "image": "image list",
+    "network": "network list",
+    "security group": "rules list",
+    "volume": "volume list",
+    "pool": "pool list",
+}
+
+
 def _exists(what: str, name: str, code: Code) -> Conflict:
-    noun = "" if what == "guest" else f"{what} "
-    hint = f"Choose another name; see which there are: serai {noun}list"
+    hint = f"Choose another name; see which there are: serai {LISTS[what]}"
     return Conflict(code, f"there is a {what} {name} already", hint=hint)

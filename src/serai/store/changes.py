@@ -7,6 +7,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.model.volume import PoolRecord, VolumeRecord
@@ -14,14 +15,17 @@ from serai.model.volume import PoolRecord, VolumeRecord
 
 @dataclass(frozen=True, slots=True)
 class PutGuest:
-    """Store a guest, new or changed; its name and number are unique (``guest-exists``)."""
+    """Store a guest, new or changed; its name and number are unique (``guest-exists``).
+
+    So are the addresses of its ports in their networks (``address-taken``).
+    """
 
     record: GuestRecord
 
 
 @dataclass(frozen=True, slots=True)
 class DropGuest:
-    """Forget a guest; one that is not there is forgotten already."""
+    """Forget a guest and its forwards; one that is not there is forgotten already."""
 
     guest_id: str
 
@@ -117,6 +121,55 @@ class DropPool:
 
 
 @dataclass(frozen=True, slots=True)
+class PutNetwork:
+    """Store a network, new or changed; its name is unique (``network-exists``)."""
+
+    record: NetworkRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropNetwork:
+    """Forget a network; one that is not there is forgotten already."""
+
+    network_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutUsage:
+    """Store what has passed a port."""
+
+    usage: PortUsage
+
+
+@dataclass(frozen=True, slots=True)
+class PutGroup:
+    """Store a security group, new or changed; its name is unique (``group-exists``)."""
+
+    record: GroupRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropGroup:
+    """Forget a security group; one that is not there is forgotten already."""
+
+    group_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutForward:
+    """Store a forward; its place on the host is unique (``forward-exists``)."""
+
+    record: ForwardRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropForward:
+    """Forget a forward; one that is not there is forgotten already."""
+
+    forward_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutJob:
     """Store a job, new or changed; its key, if any, is unique (``idempotency-reused``)."""
 
@@ -153,6 +206,13 @@ Change = (
     | DropVolume
     | PutPool
     | DropPool
+    | PutNetwork
+    | DropNetwork
+    | PutUsage
+    | PutGroup
+    | DropGroup
+    | PutForward
+    | DropForward
     | PutJob
     | AddEvent
     | Prune

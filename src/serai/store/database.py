@@ -28,6 +28,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.model.volume import PoolRecord, VolumeRecord
@@ -118,6 +119,22 @@ class Store:
     async def pools(self) -> list[PoolRecord]:
         """Return all pools but ``default``, by name."""
         return await self._reader.read(queries.read_pools)
+
+    async def networks(self) -> list[NetworkRecord]:
+        """Return all networks, by name."""
+        return await self._reader.read(queries.read_networks)
+
+    async def usage(self) -> list[PortUsage]:
+        """Return what has passed each port."""
+        return await self._reader.read(queries.read_usage)
+
+    async def groups(self) -> list[GroupRecord]:
+        """Return all security groups, by name."""
+        return await self._reader.read(queries.read_groups)
+
+    async def forwards(self) -> list[ForwardRecord]:
+        """Return all forwards."""
+        return await self._reader.read(queries.read_forwards)
 
     async def damaged(self) -> list[Damaged]:
         """Return what is there and can't be read: all but events."""

@@ -16,18 +16,23 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.model.volume import PoolRecord, VolumeRecord
 from serai.store.records import (
     EVENT_BODY,
+    FORWARD_BODY,
+    GROUP_BODY,
     GUEST_BODY,
     IMAGE_BODY,
     JOB_BODY,
     LAYER_BODY,
+    NETWORK_BODY,
     POOL_BODY,
     SCHEDULE_BODY,
     SNAPSHOT_BODY,
+    USAGE_BODY,
     VOLUME_BODY,
     Damaged,
     decode,
@@ -36,13 +41,17 @@ from serai.store.records import (
 )
 from serai.store.schema import (
     EVENTS,
+    FORWARDS,
+    GROUPS,
     GUESTS,
     IMAGES,
     JOBS,
     LAYERS,
+    NETWORKS,
     POOLS,
     SCHEDULES,
     SNAPSHOTS,
+    USAGE,
     VOLUMES,
 )
 
@@ -95,6 +104,30 @@ def read_pools(connection: sa.Connection) -> list[PoolRecord]:
     return [pool for pool in found if isinstance(pool, PoolRecord)]
 
 
+def read_networks(connection: sa.Connection) -> list[NetworkRecord]:
+    """Return all networks that can be read, by name."""
+    found = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
+    return [network for network in found if isinstance(network, NetworkRecord)]
+
+
+def read_usage(connection: sa.Connection) -> list[PortUsage]:
+    """Return what has passed each port, as far as it can be read."""
+    found = _decode_all(connection, USAGE, USAGE.c.id, USAGE.c.id, USAGE_BODY)
+    return [usage for usage in found if isinstance(usage, PortUsage)]
+
+
+def read_groups(connection: sa.Connection) -> list[GroupRecord]:
+    """Return all security groups that can be read, by name."""
+    found = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
+    return [group for group in found if isinstance(group, GroupRecord)]
+
+
+def read_forwards(connection: sa.Connection) -> list[ForwardRecord]:
+    """Return all forwards that can be read."""
+    found = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
+    return [forward for forward in found if isinstance(forward, ForwardRecord)]
+
+
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
     """Return everything but events that is there and can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
@@ -105,7 +138,13 @@ def read_damaged(connection: sa.Connection) -> list[Damaged]:
     volumes = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
     pools = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    everything = (guests, images, snapshots, schedules, layers, volumes, pools, jobs)
+    networks = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
+    groups = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
+    forwards = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
+    everything = (
+        *(guests, images, snapshots, schedules, layers, volumes, pools),
+        *(networks, groups, forwards, jobs),
+    )
     damaged = [each for found in everything for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 

@@ -16,6 +16,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.model.volume import PoolRecord, VolumeRecord
@@ -31,6 +32,10 @@ SCHEDULE_BODY = msgspec.json.Decoder(ScheduleRecord)
 VOLUME_BODY = msgspec.json.Decoder(VolumeRecord)
 POOL_BODY = msgspec.json.Decoder(PoolRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
+NETWORK_BODY = msgspec.json.Decoder(NetworkRecord)
+USAGE_BODY = msgspec.json.Decoder(PortUsage)
+GROUP_BODY = msgspec.json.Decoder(GroupRecord)
+FORWARD_BODY = msgspec.json.Decoder(ForwardRecord)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
 

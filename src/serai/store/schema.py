@@ -85,6 +85,62 @@ POOLS = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
 )
 
+NETWORKS = sa.Table(
+    "networks",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+PORTS = sa.Table(
+    "ports",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("guest_id", sa.String(64), nullable=False),
+    sa.Column("network_id", sa.String(64), nullable=False),
+    sa.Column("mac", sa.String(32), nullable=False),
+    sa.Column("tap", sa.String(32), nullable=False, unique=True),
+    sa.Column("address", sa.String(64), nullable=True),
+    sa.Column("address6", sa.String(64), nullable=True),
+    sa.Index(None, "guest_id"),
+    sa.UniqueConstraint("network_id", "address", name="uq_ports_address"),
+    sa.UniqueConstraint("network_id", "address6", name="uq_ports_address6"),
+    sa.UniqueConstraint("network_id", "mac", name="uq_ports_mac"),
+)
+"""Written together with their guests, which have them whole: for what must be unique, and no more.
+
+A port without an address of a kind has NULL there, and NULLs are never the same.
+"""
+
+USAGE = sa.Table(
+    "usage",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("guest_id", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index(None, "guest_id"),
+)
+"""What has passed the port ``id``."""
+
+GROUPS = sa.Table(
+    "groups",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(64), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
+FORWARDS = sa.Table(
+    "forwards",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("guest_id", sa.String(64), nullable=False),
+    sa.Column("outside", sa.String(128), nullable=False, unique=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+"""``outside`` is protocol, address and port of the host, as one text."""
+
 JOBS = sa.Table(
     "jobs",
     METADATA,

@@ -1,0 +1,86 @@
+"""Bubbles: namespaces in which machines keep their addresses; out through NAT, so none collide.
+
+    bridge, taps, firewall, dnsmasq (as on a host)
+        │ NAT
+    up0 ═══ su… on the host, in a transfer subnet of its own ── NAT ── outside
+
+Inside, everything is made by the same hands with ``namespace=``; only the way out is made here.
+"""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from serai.host.namespaces import (
+    has_namespace,
+    list_namespaces,
+    make_namespace,
+    path_of,
+    remove_namespace,
+)
+from serai.net.links import Links, Pair, open_links, write_sysctl
+from serai.plan.network import bubble_of, bubbles_of, uplink_of
+
+INNER = "up0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bubble:
+    """A bubble as it should be. ``transfer`` ("100.64.0.4/30") joins it to the host, unique there.
+
+    ``transfer`` also goes into ``uplinks`` of the host's ruleset, which lets it out.
+    """
+
+    id: str
+    label: str
+    transfer: str
+
+    def namespace(self, owner: str) -> str:
+        """Return the name of its namespace, for a daemon."""
+        return bubble_of(owner, self.id)
+
+
+async def ensure_bubble(links: Links, wish: Bubble) -> bool:
+    """Have the namespace and its way out through the host; True if anything was changed.
+
+    ``links`` are the host's. Raises Denied (``network-unavailable``), HostFailure.
+    """
+    namespace = wish.namespace(links.owner)
+    is_new = not has_namespace(namespace)
+    await asyncio.to_thread(make_namespace, namespace)
+    outer, inner = IPv4Network(wish.transfer).hosts()
+    length = IPv4Network(wish.transfer).prefixlen
+    inner_end = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pair = Pair(
+            name=uplink_of(wish.id),
+            label=f"bubble {wish.label}",
+            peer=INNER,
+            peer_namespace=inner_end,
+            addresses=(f"{outer}/{length}",),
+        )
+        changed = await links.ensure_pair(pair)
+    finally:
+        os.close(inner_end)
+    async with open_links(links.owner, namespace=namespace) as inside:
+        changed |= await inside.ensure_address("lo", ("127.0.0.1/8",))
+        changed |= await inside.ensure_address(
+            INNER, (f"{inner}/{length}",), gateways=(str(outer),)
+        )
+        changed |= await inside.do("let a bubble route", lambda: write_sysctl("ipv4/ip_forward", 1))
+    return changed or is_new
+
+
+async def remove_bubble(links: Links, bubble: Bubble) -> None:
+    """Remove it with all interfaces inside; fine if it is not there.
+
+    Programs inside are ended by whoever started them, beforehand.
+    """
+    await links.remove(uplink_of(bubble.id))
+    await asyncio.to_thread(remove_namespace, bubble.namespace(links.owner))
+
+
+async def list_bubbles(links: Links) -> list[str]:
+    """Return the namespaces of this daemon's bubbles."""
+    return await asyncio.to_thread(list_namespaces, bubbles_of(links.owner))

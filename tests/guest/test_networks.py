@@ -1,0 +1,314 @@
+"""Networks with real guests: they talk, are kept apart, find each other, and keep their addresses.
+
+The daemon and all that it makes are in a network namespace that the test makes, so that the network of
+the machine that runs the tests is never touched.
+"""
+
+import concurrent.futures
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from keeper import Daemon, wait_for
+from tiny import copy_state
+
+from serai import Guest, SeraiError
+from serai.engine.cabling import RUN
+from serai.errors import Code
+from serai.host.namespaces import inside
+from serai.model.network import PortCounters
+from serai.plan.network import owner_of
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
+
+GREET = "(while :; do echo hello from {name} | nc -l -p {port}; done) >/dev/null 2>&1 &"
+
+
+def in_namespace(name: str, *argv: str) -> str:
+    words = ["ip", "netns", "exec", name, *argv]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A network namespace with nothing in it; it is gone afterwards."""
+    name = f"serai-test-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        in_namespace(name, "ip", "link", "set", "lo", "up")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.fixture
+def daemon(serai_home: Path, tiny_state: Path, namespace: str) -> Iterator[Daemon]:
+    """A daemon in the namespace; afterwards nothing of any network may be left there."""
+    copy_state(tiny_state, serai_home)
+    keeper = Daemon(serai_home, namespace=namespace)
+    keeper.start()
+    try:
+        yield keeper
+        keeper.delete_all()
+        for forwarded in keeper.inn.forwards():
+            keeper.inn.remove_forward(forwarded.id)
+        for network in keeper.inn.networks():
+            keeper.inn.delete_network(network.name)
+        assert left_of_networks(namespace) == []
+        keeper.stop()
+        assert not (left := keeper.leftovers()), f"left behind: {left}"
+    finally:
+        keeper.kill_all()
+        for pid in resolvers(namespace):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(RUN / owner_of(str(serai_home / "state")), ignore_errors=True)
+
+
+def resolvers(namespace: str) -> list[int]:
+    """Return the processes of dnsmasq in the namespace."""
+    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+    names = {int(pid): Path(f"/proc/{pid}/comm").read_text() for pid in pids.stdout.split()}
+    return [pid for pid, name in names.items() if name.startswith("dnsmasq")]
+
+
+def left_of_networks(namespace: str) -> list[str]:
+    """Return what there is of networks in the namespace."""
+    left = [f"dnsmasq {pid}" for pid in resolvers(namespace)]
+    links = in_namespace(namespace, "ip", "-br", "link")
+    left += [line.split()[0] for line in links.splitlines() if not line.startswith("lo")]
+    return left + in_namespace(namespace, "nft", "list", "tables").splitlines()
+
+
+def pings(guest: Guest, target: str) -> bool:
+    return guest.run(f"ping -c 1 -W 2 {target}").ok
+
+
+def fetches(guest: Guest, address: str, port: int) -> str:
+    return guest.run(f"nc -w 2 {address} {port} </dev/null").stdout.strip()
+
+
+def heard(namespace: str, port: int) -> bytes:
+    """Return what somebody says who connects to a port of the host."""
+
+    def dial() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connected:
+            return connected.recv(100)
+
+    return inside(namespace, dial)
+
+
+def launch_all(daemon: Daemon, **networks: tuple[str, ...]) -> list[Guest]:
+    def launch(name: str) -> Guest:
+        return daemon.inn.launch("tiny", name=name, memory="128MiB", networks=networks[name])
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(launch, networks))
+
+
+def refused(call: object, *arguments: object, **more: object) -> str:
+    with pytest.raises(SeraiError) as raised:
+        call(*arguments, **more)  # type: ignore[operator]
+    assert raised.value.hint or raised.value.code is Code.VALUE_INVALID
+    return raised.value.code
+
+
+def counters(guest: Guest, port: str = "net0") -> PortCounters:
+    return next(each.counters for each in guest.ports() if each.name == port)
+
+
+def test_guests_on_two_networks(daemon: Daemon, namespace: str) -> None:
+    inn = daemon.inn
+    inn.create_network("web", subnet="10.20.0.0/24", subnet6="fd12:3456:789a:1::/64")
+    inn.create_network("db", subnet="10.30.0.0/24")
+    inn.create_group("www", inward=["tcp:80"])
+    one, two, three = launch_all(
+        daemon,
+        one=("web,address=10.20.0.50",),
+        two=("web", "db"),
+        three=("db,group=www",),
+    )
+    assert one.info.ports[0].address == "10.20.0.50"
+    assert two.info.ports[0].address == "10.20.0.2"
+    wait_for("IPv6 by its name", lambda: pings(one, "two"))
+    assert pings(three, "two"), "they find each other by name in each network"
+    assert pings(two, "10.20.0.50")
+    assert not pings(one, three.info.ports[0].address), "networks are kept apart"
+
+    _rules_hold_at_once(daemon, two, three)
+    _what_is_spoofed_is_dropped(one, two)
+    _a_port_comes_and_goes(one, three)
+    _a_forward_leads_in(daemon, namespace, two)
+    _a_fork_is_somebody_new(daemon, one, two, three)
+
+
+def _rules_hold_at_once(daemon: Daemon, two: Guest, three: Guest) -> None:
+    address = three.info.ports[0].address
+    for port in (80, 81):
+        three.run(GREET.format(port=port, name="three"))
+    assert fetches(two, address, 80) == "hello from three"
+    before = counters(three).refused_in
+    assert fetches(two, address, 81) == "" and not pings(two, address)
+    assert counters(three).refused_in > before
+    assert daemon.run("rules", "add", "www", "--in", "tcp:81").returncode == 0
+    assert fetches(two, address, 81) == "hello from three"
+    three.set_port("net0", groups=[])
+    assert pings(two, "three")
+
+
+def _what_is_spoofed_is_dropped(one: Guest, two: Guest) -> None:
+    own = two.info.ports[0]
+    assert counters(two).spoofed == 0
+    two.run("ip address add 10.20.0.99/32 dev eth0")
+    assert not two.run("ping -c 2 -W 1 -I 10.20.0.99 10.20.0.50").ok, "another's address"
+    seen = counters(two).spoofed
+    assert seen > 0
+    two.run("ip address del 10.20.0.99/32 dev eth0; ip link set eth0 address 02:00:00:00:00:99")
+    assert not pings(two, "10.20.0.50"), "another's MAC address"
+    assert counters(two).spoofed > seen
+    two.run(f"ip link set eth0 address {own.mac}")
+    assert pings(two, "10.20.0.50")
+    assert counters(one).spoofed == 0
+
+
+def _a_port_comes_and_goes(one: Guest, three: Guest) -> None:
+    added = one.add_port("db", rate_out="1MiB")
+    assert one.refresh().info.ports[1].address == added.address
+    wait_for("a lease", lambda: added.address in one.run("ip address").stdout)
+    assert pings(one, three.info.ports[0].address)
+    one.remove_port(added.name)
+    assert "eth1" not in one.run("ip link").stdout
+    assert [each.name for each in one.ports()] == ["net0"]
+
+
+def _a_forward_leads_in(daemon: Daemon, namespace: str, two: Guest) -> None:
+    two.run(GREET.format(port=80, name="two"))
+    assert daemon.run("forward", "add", "two", "8080:80").returncode == 0
+    assert daemon.inn.forwards()[0].address == two.info.ports[0].address
+
+    assert heard(namespace, 8080) == b"hello from two\n"
+    assert refused(daemon.inn.add_forward, "one", 8080) == Code.FORWARD_EXISTS
+    assert daemon.run("forward", "remove", "8080").returncode == 0
+
+
+def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest) -> None:
+    fork = two.fork(name="four")
+    before, after = two.refresh().info.ports, fork.info.ports
+    assert [each.network for each in after] == ["web", "db"]
+    for old, new in zip(before, after, strict=True):
+        assert (
+            old.address != new.address and old.mac != new.mac and old.address6 != new.address6
+        ) or not old.address6
+    wait_for("the fork's new address", lambda: pings(one, after[0].address), limit=10)
+    wait_for("its IPv6", lambda: pings(one, after[0].address6))
+    wait_for("its name", lambda: pings(three, "four"))
+    assert pings(two, after[1].address) and pings(fork, "10.20.0.50")
+    assert fork.run("hostname").stdout == "four\n"
+    assert pings(one, two.info.ports[0].address), "its source is as before"
+    daemon.run("delete", "--force", "four")
+    again = two.fork(name="five").info.ports[0].address
+    assert again == after[0].address, "it is free again"
+    wait_for("the next one has it", lambda: pings(one, again))
+
+
+def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> None:
+    inn = daemon.inn
+    inn.create_network("web")
+    one, two, alone = launch_all(daemon, one=("web",), two=("web",), alone=())
+    before = one.info.ports
+    alone.run(GREET.format(port=80, name="alone"))
+    inn.add_forward("alone", 8081, 80)
+    assert heard(namespace, 8081) == b"hello from alone\n", "by QEMU's own network"
+    alone.snapshot()
+    assert heard(namespace, 8081) == b"hello from alone\n", "its new QEMU forwards too"
+    assert pings(one, "two")
+    passed = counters(one)
+
+    daemon.kill()
+    daemon.start()
+    one, two = (daemon.inn.guest(name) for name in ("one", "two"))
+    assert one.info.ports == before and pings(one, "two")
+    assert counters(one).bytes_out > passed.bytes_out
+
+    for pid in resolvers(namespace):  # somebody meddles
+        os.kill(pid, signal.SIGKILL)
+    in_namespace(namespace, "nft", "flush", "ruleset")
+    in_namespace(namespace, "ip", "link", "set", daemon.inn.network("web").interface, "down")
+    in_namespace(namespace, "ip", "link", "delete", two.ports()[0].interface)
+    wait_for("all is put back", lambda: pings(one, "two"), limit=60)
+    assert two.run("cat /sys/class/net/eth*/address").stdout.strip() == two.info.ports[0].mac
+
+    daemon.stop()  # the host goes down
+    passed = _lose_everything(daemon, namespace, one)
+    daemon.start()
+    assert left_of_networks(namespace) != []
+    for name in ("one", "two"):
+        daemon.inn.guest(name).start()
+    one, two = (_reach(daemon, name) for name in ("one", "two"))
+    assert one.info.ports == before and two.info.ports[0].address != before[0].address
+    wait_for("their leases", lambda: pings(one, "two"))
+    assert counters(one).bytes_out > passed.bytes_out
+
+
+def _reach(daemon: Daemon, name: str) -> Guest:
+    guest = daemon.inn.guest(name)
+    wait_for(f"the agent of {name}", lambda: guest.refresh().info.agent == "answering", limit=60)
+    return guest
+
+
+def _lose_everything(daemon: Daemon, namespace: str, guest: Guest) -> PortCounters:
+    """Leave nothing of guests and networks, as a host that goes down does."""
+    passed = PortCounters()
+    for pid in (*daemon.qemu_pids().values(), *resolvers(namespace)):
+        os.kill(pid, signal.SIGKILL)
+        wait_for("its end", lambda pid=pid: not Path(f"/proc/{pid}/stat").exists())  # type: ignore[misc]
+    for line in in_namespace(namespace, "ip", "-br", "link").splitlines():
+        name = line.split()[0]
+        if name != "lo":
+            subprocess.run(["ip", "netns", "exec", namespace, "ip", "link", "delete", name])
+    in_namespace(namespace, "nft", "flush", "ruleset")
+    assert left_of_networks(namespace) == []
+    return passed
+
+
+def test_what_can_not_be_is_refused(daemon: Daemon) -> None:
+    inn = daemon.inn
+    began = time.monotonic()
+    inn.create_network("web", subnet="10.20.0.0/29")
+    guest = inn.create("tiny", name="one", networks=["web"])
+    assert guest.info.ports[0].address == "10.20.0.2", "known before it is up"
+    wrong = {
+        Code.SUBNET_OVERLAP: lambda: inn.create_network("x", subnet="10.20.0.0/16"),
+        Code.SUBNET_INVALID: lambda: inn.create_network("x", subnet="10.20.0.1/16"),
+        Code.NETWORK_EXISTS: lambda: inn.create_network("web"),
+        Code.BRIDGE_MISSING: lambda: inn.create_network("x", mode="bridge=br77"),
+        Code.NAME_INVALID: lambda: inn.create_network("../x y"),
+        Code.NETWORK_IN_USE: lambda: inn.delete_network("web"),
+        Code.NETWORK_NOT_FOUND: lambda: guest.add_port("nowhere"),
+        Code.ADDRESS_OUTSIDE: lambda: guest.add_port("web,address=10.99.0.1"),
+        Code.ADDRESS_TAKEN: lambda: guest.add_port("web,address=10.20.0.2"),
+        Code.GROUP_NOT_FOUND: lambda: guest.add_port("web,group=nobody"),
+        Code.PORT_NOT_FOUND: lambda: guest.remove_port("net7"),
+        Code.RULE_INVALID: lambda: inn.create_group("x", inward=["tcp:99999"]),
+        Code.FORWARD_NOT_FOUND: lambda: inn.remove_forward("8080"),
+    }
+    for code, call in wrong.items():
+        assert refused(call) == code
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        many = list(pool.map(lambda _: _try(guest), range(12)))
+    assert sorted(many)[:4] == ["10.20.0.3", "10.20.0.4", "10.20.0.5", "10.20.0.6"]
+    assert many.count(Code.SUBNET_EXHAUSTED) == 8
+    assert len({each.name for each in guest.ports()}) == 5
+    assert time.monotonic() > began
+
+
+def _try(guest: Guest) -> str:
+    try:
+        return guest.add_port("web").address
+    except SeraiError as error:
+        return error.code

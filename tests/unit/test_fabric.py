@@ -1,0 +1,82 @@
+"""Who holds which port: claimed in one step, all or none, and given back."""
+
+import pytest
+
+from serai.engine.fabric import Fabric
+from serai.errors import Code, Conflict, NotFound, SeraiError
+from serai.model.network import (
+    ForwardRecord,
+    GroupRecord,
+    GroupSpec,
+    NetworkRecord,
+    NetworkSpec,
+    PortSpec,
+    Protocol,
+)
+
+ONE, TWO = ("id-1", "one"), ("id-2", "two")
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    made = Fabric()
+    spec = NetworkSpec(name="web", subnet="10.20.0.0/29")
+    network = NetworkRecord(id="n", version=1, created_at=0.0, spec=spec)
+    group = GroupRecord(id="g", version=1, created_at=0.0, spec=GroupSpec(name="www"))
+    made.fill([network], [group], [], [])
+    return made
+
+
+def specs(*addresses: str) -> dict[str, PortSpec]:
+    return {f"p-{each}": PortSpec(network="web", address=each) for each in addresses}
+
+
+def test_ports_are_claimed_all_or_none(fabric: Fabric) -> None:
+    first, second = fabric.claim(ONE, specs("10.20.0.2", ""))
+    assert (first.name, second.name, second.address) == ("net0", "net1", "10.20.0.3")
+    with pytest.raises(SeraiError) as raised:
+        fabric.claim(TWO, specs("10.20.0.4", "10.20.0.2"))
+    assert raised.value.code is Code.ADDRESS_TAKEN and len(fabric.ports()) == 2
+    fabric.release([first, first])
+    [again] = fabric.claim(TWO, specs("10.20.0.2"), names=["net0"])
+    assert (again.name, again.address) == ("net1", "10.20.0.2")
+    with pytest.raises(NotFound):
+        fabric.claim(TWO, {"x": PortSpec(network="nowhere")})
+
+
+def test_forks_have_ports_like_their_source_and_no_address_of_it(fabric: Fabric) -> None:
+    wanted = {"p": PortSpec(network="web", groups=("www",), address="10.20.0.4")}
+    [source] = fabric.claim(ONE, wanted)
+    [fork] = fabric.claim_like(TWO, {"q": source})
+    assert (fork.name, fork.network, fork.groups) == ("net0", "n", ("g",))
+    assert fork.address == "10.20.0.2" and fork.mac != source.mac and fork.tap != source.tap
+    fabric.groups.clear()
+    [other] = fabric.claim_like(TWO, {"r": source})
+    assert other.groups == ()
+    with pytest.raises(Conflict):
+        fabric.claim_like(TWO, {str(number): source for number in range(9)})
+    assert len(fabric.ports()) == 3
+    fabric.networks.clear()
+    assert fabric.claim_like(TWO, {"s": source}) == ()
+
+
+def test_a_name_is_taken_from_the_first_day(fabric: Fabric) -> None:
+    coming = NetworkRecord(id="c", version=1, created_at=0.0, spec=NetworkSpec(name="db"))
+    fabric.coming["c"] = coming
+    for name in ("web", "db"):
+        with pytest.raises(Conflict) as raised:
+            fabric.check_free(name)
+        assert raised.value.code is Code.NETWORK_EXISTS
+    assert [each.name for each in fabric.specs(but="n")] == ["db"]
+
+
+def test_forwards_go_with_their_guest(fabric: Fabric) -> None:
+    for number, guest in enumerate(("id-1", "id-2")):
+        fabric.forwards[guest] = ForwardRecord(
+            id=guest, guest_id=guest, port="", protocol=Protocol.TCP, host_address="",
+            host_port=80 + number, guest_port=80, created_at=0.0,
+        )  # fmt: skip
+    fabric.forget_forwards("id-1")
+    assert list(fabric.forwards) == ["id-2"]
+    shown = fabric.show_forward(fabric.forward("id-2"), "two")
+    assert (shown.guest, shown.port, shown.address) == ("two", "", "")
