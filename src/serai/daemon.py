@@ -23,6 +23,7 @@ from serai.api.app import build_app, serve
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.seeds import SeedFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
@@ -162,6 +163,7 @@ async def _open_engine(
             images=ImageFolder(places.images),
             layers=LayerFolder(places.layers),
             memory=memory,
+            seeds=SeedFolder(places.seeds),
             bases=bases,
             shelf=Shelf(),
             cgroups=Cgroups(),

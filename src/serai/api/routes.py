@@ -63,10 +63,12 @@ from serai.api.images import (
 )
 from serai.api.inside import (
     open_console,
+    open_ssh,
     pull_file,
     push_file,
     run_command,
     show_log,
+    show_ssh,
     show_vnc,
     take_screenshot,
 )
@@ -88,7 +90,7 @@ from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
 SNAPSHOTS, SNAPSHOT = f"{GUEST}/snapshots", f"{GUEST}/snapshots/{{snapshot}}"
@@ -153,7 +155,8 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, _C.SSH_KEY_INVALID, _C.USER_DATA_INVALID,
+                     _C.FIRST_BOOT_FAILED, _C.SSH_UNREACHABLE, _C.TIMEOUT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -192,6 +195,7 @@ ROUTES: tuple[Route, ...] = (
     route("GET", f"{GUEST}/log", show_log, query=LogQuery, replies=_gives("The log.", None, TEXT), problems=_NO_GUEST),
     route("GET", f"{GUEST}/screenshot", take_screenshot, replies=_gives("The picture.", None, PNG), problems=_OF_MONITOR),
     route("GET", f"{GUEST}/vnc", show_vnc, replies=_gives("The address.", VncAddress), problems=_OF_STATE),
+    route("GET", f"{GUEST}/ssh", show_ssh, replies=_gives("The way in.", SshAddress), problems=_OF_AGENT),
 
     route("GET", IMAGES, list_images, query=PageQuery, replies=_gives("A page of images.", ImagePage)),
     action("POST", f"{IMAGES}/build", build_image, body=BuildBody,
@@ -222,4 +226,5 @@ ROUTES: tuple[Route, ...] = (
 
 SOCKETS: tuple[SocketRoute, ...] = (
     socket_route(f"{GUEST}/console", open_console, problems=_OF_STATE),
+    socket_route(f"{GUEST}/ssh/stream", open_ssh, problems=(*_OF_STATE, _C.SSH_UNREACHABLE)),
 )

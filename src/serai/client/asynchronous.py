@@ -21,6 +21,8 @@ from serai.client.words import (
     Result,
     Size,
     change_of,
+    choice_of,
+    first_boot_of,
     fork_words,
     request_of,
     result_of,
@@ -30,6 +32,7 @@ from serai.client.words import (
 )
 from serai.errors import SeraiError
 from serai.model.event import Event
+from serai.model.firstboot import WaitFor
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
@@ -403,13 +406,23 @@ class AsyncInn:
         self,
         image: str,
         *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         wait: bool = True,
+        wait_for: str = "agent",
         ttl: Duration = 0.0,
         on_progress: OnProgress | None = None,
         **spec: Any,
     ) -> AsyncGuest:
         """Make a guest of an image, start it, and wait until its agent answers."""
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
+            wait_agent=wait,
+            wait_for=choice_of(WaitFor, wait_for),
+            ttl=seconds_of(ttl),
+        )
         job = await self.connection.make(call, on_progress)
         return await self.guest(calls.guest_of(job))
 

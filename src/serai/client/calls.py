@@ -23,12 +23,13 @@ from serai.errors import (
     error_from_problem,
 )
 from serai.model.event import Event
+from serai.model.firstboot import FirstBoot, WaitFor
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 PAGE = 10_000
 """How many guests or images are asked for at a time: the most that the API gives."""
+NOTHING_TOLD = FirstBoot()
 LONG_POLL = 30.0
 CANCEL_LIMIT = 20.0
 """For how long the end of a cancelled job is waited for, in seconds."""
@@ -290,10 +292,17 @@ def show_guest(name: str) -> Call[Guest]:
 
 
 def launch_guest(
-    spec: GuestSpec, *, start: bool = True, wait_agent: bool = True, ttl: float = 0.0
+    spec: GuestSpec,
+    *,
+    first_boot: FirstBoot = NOTHING_TOLD,
+    start: bool = True,
+    wait_agent: bool = True,
+    wait_for: WaitFor = WaitFor.AGENT,
+    ttl: float = 0.0,
 ) -> Call[Job]:
     """Make a guest of an image and start it."""
-    body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
+    how = {"start": start, "wait_agent": wait_agent, "wait_for": str(wait_for), "ttl": ttl}
+    body = {**msgspec.to_builtins(spec), **msgspec.to_builtins(first_boot), **how}
     return _post("/v1/guests", Job, body)
 
 
@@ -365,6 +374,16 @@ def take_screenshot(name: str) -> Call[bytes]:
 def show_vnc(name: str) -> Call[VncAddress]:
     """Where a VNC viewer connects."""
     return _get(f"{_guest(name)}/vnc", VncAddress)
+
+
+def show_ssh(name: str) -> Call[SshAddress]:
+    """How ssh gets into a guest."""
+    return _get(f"{_guest(name)}/ssh", SshAddress)
+
+
+def ssh_path(name: str) -> str:
+    """Return the address of the WebSocket that leads to the guest's ssh server."""
+    return f"{_guest(name)}/ssh/stream"
 
 
 def console_path(name: str) -> str:

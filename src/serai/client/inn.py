@@ -18,6 +18,8 @@ from serai.client.words import (
     Result,
     Size,
     change_of,
+    choice_of,
+    first_boot_of,
     fork_words,
     read_events,
     request_of,
@@ -27,6 +29,7 @@ from serai.client.words import (
     tell_of_cleaning,
 )
 from serai.model.event import Event
+from serai.model.firstboot import WaitFor
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
@@ -365,7 +368,11 @@ class Inn:
         self,
         image: str,
         *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         wait: bool = True,
+        wait_for: str = "agent",
         ttl: Duration = 0.0,
         on_progress: OnProgress | None = None,
         **spec: Any,
@@ -373,9 +380,17 @@ class Inn:
         """Make a guest of an image, start it, and wait until its agent answers.
 
         ``spec``: name, cpus, memory ("256MiB" or bytes), disk, firmware, restart, labels. After
-        ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself.
+        ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself. ``ssh_keys`` (public ones, texts or
+        files), ``user_data`` (a text or file) and ``hostname`` are for the image's cloud-init;
+        ``wait_for`` is "agent", "ssh" or "cloud-init".
         """
-        call = calls.launch_guest(spec_of(image, **spec), wait_agent=wait, ttl=seconds_of(ttl))
+        call = calls.launch_guest(
+            spec_of(image, **spec),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
+            wait_agent=wait,
+            wait_for=choice_of(WaitFor, wait_for),
+            ttl=seconds_of(ttl),
+        )
         return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
     def create(self, image: str, **spec: Any) -> Guest:

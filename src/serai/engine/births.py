@@ -21,6 +21,7 @@ from serai.engine.running import (
     note_agent,
     write_running,
 )
+from serai.engine.seeding import write_seed
 from serai.errors import SeraiError
 from serai.model.guest import AgentState
 from serai.model.image import Expect
@@ -65,6 +66,7 @@ async def take_up(driver: GuestDriver, moment: Moment) -> Instance:
     machine = machine_from(driver, moment.machine)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await write_seed(driver)
     instance = await Instance.prepare(
         machine,
         memory_fd=base.fd,

@@ -44,9 +44,16 @@ async def delete_files(house: House, snapshots: Collection[SnapshotRecord]) -> N
         await asyncio.to_thread(house.memory.delete_base, base)
 
 
+def collect_seeds(house: House) -> None:
+    """Delete what no guest and no snapshot would be told at a first boot any more."""
+    guests = [*house.shelf.guests(), *(each.guest for each in house.shelf.snapshots.values())]
+    house.seeds.keep_only({guest.seed for guest in guests if guest.seed})
+
+
 async def collect(house: House) -> list[str]:
-    """Delete the layers that nothing stands on; return a sentence for each."""
+    """Delete the layers that nothing stands on; return a sentence for each. Seeds go quietly."""
     shelf = house.shelf
+    collect_seeds(house)
     gone = unneeded(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
     if not gone:
         return []

@@ -15,14 +15,15 @@ from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
-from serai.engine.procedures import remove_guest, start_cold, wait_agent
+from serai.engine.procedures import remove_guest, start_cold, wait_inside, waits_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.errors import SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
+from serai.model.firstboot import WaitFor
 from serai.model.guest import GuestRecord, GuestSpec
-from serai.model.image import Expect, Image
+from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.plan.snapshot import check_fork_room, fork_names, fork_record, volumes_over
@@ -45,7 +46,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What is to be made: a guest for each name, from what ``find`` gives."""
+    """What is to be made: a guest for each name, from what ``find`` gives.
+
+    ``seed`` and ``hostname`` are what it is told at its first boot, "" for what its source was.
+    """
 
     names: list[str]
     source: str
@@ -55,6 +59,9 @@ class Wish:
     ttl: float
     keep_identity: bool
     wait: bool
+    wait_for: WaitFor = WaitFor.AGENT
+    seed: str = ""
+    hostname: str = ""
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
@@ -123,6 +130,9 @@ class Forker:
             ttl=action.ttl,
             keep_identity=False,
             wait=action.wait,
+            wait_for=action.wait_for,
+            seed=action.seed,
+            hostname=action.first_boot.hostname or names[0],
         )
         return await self._begin(action, wish, key)
 
@@ -167,6 +177,10 @@ class Forker:
             self._house.names.release(name, guest_id)
 
     async def _carry_out(self, job: LiveJob, wish: Wish, ids: dict[str, str]) -> None:
+        with self._house.seeds.held(wish.seed):
+            await self._make_all(job, wish, ids)
+
+    async def _make_all(self, job: LiveJob, wish: Wish, ids: dict[str, str]) -> None:
         made: list[GuestDriver] = []
         try:
             await job.enter("freeze")
@@ -190,7 +204,7 @@ class Forker:
         """End the job: the guests stay from here on, also one whose agent stays silent."""
         problem = None
         if wish.wait:
-            waits = (wait_agent(child) for child in made if child.image.agent is not Expect.NO)
+            waits = (self._wait(job, child, wish.wait_for) for child in made)
             results = await asyncio.gather(*waits, return_exceptions=True)
             problem = next((each for each in results if isinstance(each, SeraiError)), None)
         job.hold()
@@ -203,6 +217,10 @@ class Forker:
             message=", ".join(each.name for each in made[:TOLD_NAMES]),
             results=tuple(each.record.id for each in made),
         )
+
+    async def _wait(self, job: LiveJob, child: GuestDriver, wait_for: WaitFor) -> None:
+        for each in waits_of(wait_for, child.image):
+            await wait_inside(child, job, each)
 
     async def _make(
         self, job: LiveJob, found: Source, wish: Wish, ids: dict[str, str]
@@ -229,6 +247,10 @@ class Forker:
         random = house.new_id()
         heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
         source = msgspec.structs.replace(frozen.record, spec=wish.spec(frozen.record.spec))
+        if wish.seed:
+            source = msgspec.structs.replace(source, seed=wish.seed, hostname=wish.hostname)
+        elif source.seed and not wish.keep_identity:
+            source = msgspec.structs.replace(source, hostname=name)
         return fork_record(
             source,
             guest_id=guest_id,

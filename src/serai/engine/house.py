@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.seeds import SeedFolder
 from serai.engine.bases import Bases
 from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
@@ -38,6 +39,7 @@ class House:
     images: ImageFolder
     layers: LayerFolder
     memory: MemoryFolder
+    seeds: SeedFolder
     bases: Bases
     shelf: Shelf
     cgroups: Cgroups

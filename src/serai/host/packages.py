@@ -37,6 +37,7 @@ PACKAGES = (
     Package("qemu-utils", "qemu-img", "converts and checks disk images", needed=True),
     Package("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "starts guests by UEFI"),
     Package("util-linux", "setpriv", "drops privileges before QEMU starts", needed=True),
+    Package("openssh-client", "ssh", "logs in to guests: serai ssh"),
     Package("cpio", "cpio", "packs the tiny image"),
     Package("zstd", "zstd", "packs images"),
     Package("xz-utils", "xz", "unpacks images"),

@@ -8,6 +8,7 @@ in ``model.lifecycle``; each docstring says it in words.
 
 import msgspec
 
+from serai.model.firstboot import FirstBoot, WaitFor
 from serai.model.guest import GuestChange, GuestSpec
 
 
@@ -24,22 +25,29 @@ class GuestAction(Action, frozen=True):
 
 
 class LaunchGuest(Action, frozen=True, tag="launch"):
-    """Define a guest and start it. Phases: define, volumes, start, agent.
+    """Define a guest and start it. Phases: volumes, start, and what is waited for.
 
-    ``wait`` waits until the agent answers (where the image has one). On failure before the guest
-    runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
-    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
+    ``wait`` waits for ``wait_for`` (for the agent only where the image has one). On failure before
+    the guest runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is
+    wrong. ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
+    ``seed`` is the engine's: what was asked for in ``first_boot`` is kept under this name, and the
+    job does not show it.
     """
 
     spec: GuestSpec
+    first_boot: FirstBoot = FirstBoot()
     wait: bool = True
+    wait_for: WaitFor = WaitFor.AGENT
     ttl: float = 0.0
+    seed: str = ""
 
 
 class CreateGuest(Action, frozen=True, tag="create"):
-    """Define a guest and leave it stopped."""
+    """Define a guest and leave it stopped; ``first_boot`` and ``seed`` as for a launch."""
 
     spec: GuestSpec
+    first_boot: FirstBoot = FirstBoot()
+    seed: str = ""
 
 
 class StartGuest(GuestAction, frozen=True, tag="start"):

@@ -105,7 +105,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     its next start opens: it is stored before a running guest writes to a new head. ``snapshot`` is
     the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
     "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
-    the job that is making it as a fork, "" once nobody would undo it.
+    the job that is making it as a fork, "" once nobody would undo it. ``seed`` names what the guest is
+    told at its first boot, "" for nothing; ``hostname`` is the name that it is told then.
     """
 
     id: str
@@ -125,6 +126,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     expires_at: float = 0.0
     coming: str = ""
+    seed: str = ""
+    hostname: str = ""
 
 
 class AgentState(StrEnum):
@@ -141,7 +144,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     Sizes are bytes, times are seconds since the epoch. ``pid`` is 0 when nothing runs.
     ``problem`` says what is wrong, if something is (a full disk, a crash, a failed start).
     ``origin`` is the id of the snapshot that it was forked from, ``snapshot`` that of the one it stands
-    on ("": none). At ``expires_at`` it is deleted (0: never).
+    on ("": none). At ``expires_at`` it is deleted (0: never). ``hostname`` is the name that it was
+    told at its first boot ("": it was told nothing).
     """
 
     name: str
@@ -171,3 +175,4 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     snapshot: str = ""
     expires_at: float = 0.0
+    hostname: str = ""

@@ -9,11 +9,12 @@ from pathlib import PurePath
 
 from serai.errors import Code, Conflict, HostFailure
 from serai.model.guest import Firmware, GuestRecord
-from serai.model.image import Image, ImageKind
+from serai.model.image import DiskFormat, Image, ImageKind
 from serai.model.machine import Drive, LayerFile, Machine, Media, Nic
 from serai.model.node import Capabilities
 
 UEFI_VARS_NAME = "uefi-vars.fd"
+SEED_NAME = "seed.iso"
 
 
 def uid_of(record: GuestRecord, capabilities: Capabilities, uid_base: int) -> int | None:
@@ -58,7 +59,7 @@ def plan_machine(
 
     ``volumes`` are the guest's writable volumes, the root first. A kernel image is loaded by QEMU
     itself; an installation medium is a drive after the empty root, so that the machine boots from
-    it only until something is installed.
+    it only until something is installed. The disc for the first boot comes last.
     """
     uefi = record.spec.firmware is Firmware.UEFI
     return Machine(
@@ -71,7 +72,7 @@ def plan_machine(
         memory=record.spec.memory,
         firmware=record.spec.firmware,
         genid=record.genid,
-        drives=_plan_drives(record, image, volumes, image_folder),
+        drives=_plan_drives(record, image, volumes, image_folder, guest_folder),
         nics=(Nic(name="net0", mac=record.mac),),
         kernel=str(image_folder / image.kernel.name) if image.kernel else "",
         initrd=str(image_folder / image.initrd.name) if image.initrd else "",
@@ -89,6 +90,7 @@ def _plan_drives(
     image: Image,
     volumes: tuple[tuple[LayerFile, ...], ...],
     image_folder: PurePath,
+    guest_folder: PurePath,
 ) -> tuple[Drive, ...]:
     drives = [
         Drive(
@@ -101,10 +103,14 @@ def _plan_drives(
         for index, chain in enumerate(volumes)
     ]
     if image.kind is ImageKind.CDROM and image.disk is not None:
-        medium = LayerFile(
-            path=str(image_folder / image.disk.name), format=image.disk_format, read_only=True
-        )
-        drives.append(
-            Drive(name="cd0", media=Media.CDROM, chain=(medium,), boot_index=len(drives) + 1)
-        )
+        path = str(image_folder / image.disk.name)
+        drives.append(_disc("cd0", path, image.disk_format, len(drives) + 1))
+    if record.seed:
+        path = str(guest_folder / SEED_NAME)
+        drives.append(_disc("seed", path, DiskFormat.RAW, len(drives) + 1))
     return tuple(drives)
+
+
+def _disc(name: str, path: str, form: DiskFormat, boot_index: int) -> Drive:
+    medium = LayerFile(path=path, format=form, read_only=True)
+    return Drive(name=name, media=Media.CDROM, chain=(medium,), boot_index=boot_index)

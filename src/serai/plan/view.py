@@ -52,6 +52,7 @@ def view_guest(
         origin=record.origin,
         snapshot=record.snapshot,
         expires_at=record.expires_at,
+        hostname=record.hostname,
     )
 
 

@@ -88,6 +88,20 @@ class Instance(Life):
             await commands.plug_cpu(monitor, slot, timeout)
             self.machine = dataclasses.replace(self.machine, cpus=self.machine.cpus + 1)
 
+    # -- the network -------------------------------------------------------------------------------
+
+    async def forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
+        """Have QEMU's own network forward a port of the host (``tcp:ADDRESS:PORT-:PORT``)."""
+        monitor = await self._connected(timeout)
+        said = await commands.add_user_forward(monitor, netdev, forward, timeout)
+        if said:
+            raise HostFailure(Code.QMP_FAILED, f"QEMU can't forward {forward}: {said}")
+
+    async def end_forward(self, netdev: str, forward: str, timeout: float = TIMEOUT) -> None:
+        """End such a forward; one that is not there has ended."""
+        monitor = await self._connected(timeout)
+        await commands.remove_user_forward(monitor, netdev, forward, timeout)
+
     # -- disks -------------------------------------------------------------------------------------
 
     async def switch_heads(self, new: Mapping[str, LayerFile], timeout: float = TIMEOUT) -> None:

@@ -1,0 +1,100 @@
+"""The way from here to the ssh server in a guest.
+
+A guest on QEMU's own network can't be called from outside: its QEMU lends a port of the loopback
+address for the moment of the call, and takes it back as soon as the guest has answered.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from serai.engine.driver import GuestDriver
+from serai.engine.running import check_talk
+from serai.errors import Code, Conflict, HostFailure, SeraiError
+from serai.qemu.instance import Instance
+
+SSH_PORT = 22
+GREETING = b"SSH-"
+GREETING_LIMIT = 64 << 10
+LOOPBACK = "127.0.0.1"
+PORT_TRIES = 5
+USER_NIC = "net0"
+
+
+@dataclass(frozen=True, slots=True)
+class SshStream:
+    """A connection to the ssh server of a guest. ``greeting`` is what it said first."""
+
+    greeting: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+async def open_ssh(driver: GuestDriver, timeout: float) -> SshStream:
+    """Connect to the guest's ssh server and wait for its greeting; the caller closes ``writer``.
+
+    Raises Conflict (``ssh-unreachable``) when nobody answers as one within ``timeout`` seconds.
+    """
+    instance = check_talk(driver)
+    try:
+        async with asyncio.timeout(timeout), _address_of(instance) as (host, port):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                greeting = await reader.read(GREETING_LIMIT)
+                if not greeting.startswith(GREETING):
+                    raise _unreachable(driver, "nobody answers there as an ssh server does")
+            except BaseException:
+                writer.close()
+                raise
+    except TimeoutError as error:
+        raise _unreachable(driver, f"no answer within {timeout:g} s") from error
+    except OSError as error:
+        raise _unreachable(driver, error.strerror or str(error)) from error
+    return SshStream(greeting, reader, writer)
+
+
+def _unreachable(driver: GuestDriver, why: str) -> Conflict:
+    return Conflict(
+        Code.SSH_UNREACHABLE,
+        f"the ssh server of {driver.name} (port {SSH_PORT}) can't be reached: {why}",
+        hint=f"Does it run in the guest? serai exec {driver.name} -- ss -tln; its console: serai console {driver.name}",
+    )
+
+
+@asynccontextmanager
+async def _address_of(instance: Instance) -> AsyncIterator[tuple[str, int]]:
+    """Give where the guest's ssh server can be called within the block."""
+    port = await _lend_port(instance)
+    try:
+        yield LOOPBACK, port
+    finally:
+        with contextlib.suppress(SeraiError):  # it has ended: then the port has, too
+            await instance.end_forward(USER_NIC, f"tcp:{LOOPBACK}:{port}")
+
+
+async def _lend_port(instance: Instance) -> int:
+    """Have QEMU listen on a port of the loopback address for the guest; return which.
+
+    It can't be asked which one it would take, so a free one is looked for, again if somebody was
+    quicker.
+    """
+    for tries_left in reversed(range(PORT_TRIES)):
+        port = _free_port()
+        try:
+            await instance.forward(USER_NIC, f"tcp:{LOOPBACK}:{port}-:{SSH_PORT}")
+        except HostFailure:
+            if not tries_left:
+                raise
+        else:
+            return port
+    raise AssertionError("the last try raises")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
