@@ -33,6 +33,8 @@ GUEST = GuestRecord(
     mac="52:54:00:00:00:01",
     genid="gen",
     snapshot="s1",
+    seed="told",
+    hostname="web1",
 )
 MACHINE = Machine(
     id="g",
@@ -152,8 +154,9 @@ def test_a_fork_is_like_its_source_and_nobody_else() -> None:
         origin="s1",
         expires_at=99.0,
         coming="job",
+        hostname="web2",
     )
-    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes"}
+    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes", "seed"}
     for field in GuestRecord.__struct_fields__:
         if field not in same:
             assert getattr(made, field) != getattr(GUEST, field), field

@@ -1,5 +1,6 @@
 """``serai launch``."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -138,12 +139,10 @@ def key_from(word: str) -> Path | str:
     return Path(word).expanduser()
 
 
-def _user_data_from(path: Path | None) -> Path | str:
+def _user_data_from(path: Path | None) -> Path | bytes | str:
     if path is None:
         return ""
-    if str(path) == "-":
-        path = Path("/dev/stdin")
-    return path
+    return sys.stdin.buffer.read() if str(path) == "-" else path
 
 
 def summary(guest: Guest, waited: bool, seconds: float, wait_for: WaitFor = WaitFor.AGENT) -> str:

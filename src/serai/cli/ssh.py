@@ -36,9 +36,9 @@ CHUNK = 64 << 10
 def ssh(
     user: str, identity: str, options: tuple[str, ...], guest: str, command: tuple[str, ...]
 ) -> None:
-    """Log in to a guest by ssh, or run a command there.
+    """Log in to a guest by ssh, wherever its network is.
 
-    This becomes the system's own ssh, with a way into the guest whatever its network is. Its host keys
+    This becomes the system's own ssh, with a way into the guest; CMD is run there. Its host keys
     are known from its agent: there is nothing to confirm. A key that may log in is given at the
     launch: serai launch debian web1 --ssh-key ~/.ssh/id_ed25519.pub. For scp, rsync and others:
     ssh -o 'ProxyCommand serai ssh-proxy %h' root@web1
@@ -83,9 +83,9 @@ def ssh_words(
 @click.command(name="ssh-proxy")
 @guest_argument
 def ssh_proxy(guest: str) -> None:
-    """Pass standard input and output on to a guest's ssh server.
+    """Lead to a guest's ssh server: a ProxyCommand for ssh.
 
-    For ssh's ProxyCommand, and so for all that uses ssh: scp, rsync, ansible.
+    Standard input and output are the connection. So for all that uses ssh: scp, rsync, ansible.
     """
     daemon = connection()
     view = daemon.ask(show_guest(guest))

@@ -426,9 +426,18 @@ class AsyncInn:
         job = await self.connection.make(call, on_progress)
         return await self.guest(calls.guest_of(job))
 
-    async def create(self, image: str, **spec: Any) -> AsyncGuest:
+    async def create(
+        self,
+        image: str,
+        *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
+        **spec: Any,
+    ) -> AsyncGuest:
         """Make a guest and leave it stopped."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False)
+        told = first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data)
+        call = calls.launch_guest(spec_of(image, **spec), first_boot=told, start=False)
         return await self.guest(calls.guest_of(await self.connection.make(call)))
 
     async def images(self) -> list[Image]:

@@ -393,9 +393,18 @@ class Inn:
         )
         return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
-    def create(self, image: str, **spec: Any) -> Guest:
-        """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
-        call = calls.launch_guest(spec_of(image, **spec), start=False)
+    def create(
+        self,
+        image: str,
+        *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
+        **spec: Any,
+    ) -> Guest:
+        """Make a guest and leave it stopped; all as for ``launch``."""
+        told = first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data)
+        call = calls.launch_guest(spec_of(image, **spec), first_boot=told, start=False)
         return self.guest(calls.guest_of(self.connection.make(call)))
 
     def images(self) -> list[Image]:

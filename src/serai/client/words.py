@@ -95,7 +95,7 @@ def spec_of(
 
 
 def first_boot_of(
-    *, hostname: str = "", ssh_keys: Sequence[Path | str] = (), user_data: Path | str = ""
+    *, hostname: str = "", ssh_keys: Sequence[Path | str] = (), user_data: Path | bytes | str = ""
 ) -> FirstBoot:
     """Return what a guest is told at its first boot; a path stands for what the file holds.
 
@@ -124,13 +124,14 @@ def _key_lines(given: Path | str) -> list[str]:
     return found
 
 
-def _text_of(given: Path | str, code: Code) -> str:
+def _text_of(given: Path | bytes | str, code: Code) -> str:
     if isinstance(given, str):
         return given
     try:
-        return given.read_bytes().decode()
+        return (given if isinstance(given, bytes) else given.read_bytes()).decode()
     except UnicodeDecodeError as error:
-        raise Invalid(code, f"{given} is no text (UTF-8)") from error
+        what = given if isinstance(given, Path) else "what was given"
+        raise Invalid(code, f"{what} is no text (UTF-8)") from error
 
 
 def change_of(

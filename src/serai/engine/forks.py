@@ -248,9 +248,7 @@ class Forker:
         heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
         source = msgspec.structs.replace(frozen.record, spec=wish.spec(frozen.record.spec))
         if wish.seed:
-            source = msgspec.structs.replace(source, seed=wish.seed, hostname=wish.hostname)
-        elif source.seed and not wish.keep_identity:
-            source = msgspec.structs.replace(source, hostname=name)
+            source = msgspec.structs.replace(source, seed=wish.seed)
         return fork_record(
             source,
             guest_id=guest_id,
@@ -263,6 +261,7 @@ class Forker:
             origin=found.origin,
             expires_at=now + wish.ttl if wish.ttl else 0.0,
             coming=job.id,
+            hostname=source.hostname if wish.keep_identity else wish.hostname or name,
         )
 
     async def _let_live(

@@ -188,8 +188,12 @@ def fork_record(
     origin: str,
     expires_at: float,
     coming: str,
+    hostname: str,
 ) -> GuestRecord:
-    """Return the record of a new guest that is like ``source`` and nobody else's."""
+    """Return the record of a new guest that is like ``source`` and nobody else's.
+
+    At a first boot it is told what its source was told, but for its ``hostname``.
+    """
     return msgspec.structs.replace(
         source,
         id=guest_id,
@@ -207,6 +211,7 @@ def fork_record(
         origin=origin,
         expires_at=expires_at,
         coming=coming,
+        hostname=hostname if source.seed else "",
     )
 
 

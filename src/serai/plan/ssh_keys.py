@@ -39,8 +39,9 @@ def check_ssh_key(untrusted: str) -> str:
     match = _LINE.fullmatch(text)
     kind = match[1] if match else text
     if match is None or kind not in TYPES:
-        why = "options before a key are not taken" if match and " ssh-" in f" {text}" else ""
-        raise _refused(untrusted, why or "its type is not known", f"A key begins with one of: {', '.join(TYPES)}")  # fmt: skip
+        has_key = any(word in TYPES for word in text.split()[1:])
+        why = "options before a key are not taken" if has_key else "its type is not known"
+        raise _refused(untrusted, why, f"A key begins with one of: {', '.join(TYPES)}")
     _check_blob(untrusted, kind, match[2])
     comment = (match[3] or "").strip()
     if len(comment) > COMMENT_LIMIT:
