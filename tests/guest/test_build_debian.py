@@ -3,59 +3,21 @@
 Built once and kept in .work/cache, keyed by the recipe; the build takes one to two minutes.
 """
 
-import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from debian import state_with_debian
 from keeper import Daemon
-from tiny import CACHE, ROOT, copy_state
-
-MADE_FROM = ("disk/build_debian.py", "disk/boot_disk.py", "disk/recipes/debian/*")
-
-HOST_LISTS = Path("/var/lib/apt/lists")
+from tiny import copy_state
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def debian_state() -> Path:
-    """A state folder that holds the debian image."""
-    digest = hashlib.sha256()
-    for pattern in MADE_FROM:
-        for path in sorted((ROOT / "src" / "serai").glob(pattern)):
-            digest.update(path.read_bytes())
-    folder = CACHE / f"debian-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        _build(folder)
-    return folder
-
-
-def _build(folder: Path) -> None:
-    home = Path(tempfile.mkdtemp(prefix="deb-", dir=CACHE))
-    daemon = Daemon(home)
-    daemon.start()
-    try:
-        before = {path.name for path in HOST_LISTS.iterdir()}
-        daemon.inn.build_image("debian")
-        left = {path.name for path in HOST_LISTS.iterdir()}
-        assert before <= left, "the build has emptied the host's own package lists"
-        daemon.stop()
-        for path in CACHE.glob("debian-????????????????"):
-            shutil.rmtree(path)
-        (home / "state").rename(folder)
-    finally:
-        daemon.kill_all()
-        shutil.rmtree(home)
-
-
 @pytest.fixture
-def debian(serai_home: Path, debian_state: Path) -> Iterator[Daemon]:
+def debian(serai_home: Path) -> Iterator[Daemon]:
     """A daemon that has the image ``debian``."""
-    copy_state(debian_state, serai_home)
+    copy_state(state_with_debian(), serai_home)
     keeper = Daemon(serai_home, agent_timeout="300")
     keeper.start()
     try:
@@ -83,6 +45,7 @@ def test_it_boots_from_its_own_disk(debian: Daemon, firmware: str) -> None:
         )
         == 3
     )
+    assert guest.run("test -e /run/cloud-init/disabled").ok  # nobody told it anything
     guest.run("echo kept > /root/file; sync")
     guest.stop(timeout=60)
     assert guest.info.last_exit == "requested"
