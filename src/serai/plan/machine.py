@@ -103,14 +103,15 @@ def _plan_drives(
         for index, chain in enumerate(volumes)
     ]
     if image.kind is ImageKind.CDROM and image.disk is not None:
-        path = str(image_folder / image.disk.name)
-        drives.append(_disc("cd0", path, image.disk_format, len(drives) + 1))
+        medium = LayerFile(
+            path=str(image_folder / image.disk.name), format=image.disk_format, read_only=True
+        )
+        drives.append(
+            Drive(name="cd0", media=Media.CDROM, chain=(medium,), boot_index=len(drives) + 1)
+        )
     if record.seed:
-        path = str(guest_folder / SEED_NAME)
-        drives.append(_disc("seed", path, DiskFormat.RAW, len(drives) + 1))
+        disc = LayerFile(path=str(guest_folder / SEED_NAME), format=DiskFormat.RAW, read_only=True)
+        drives.append(
+            Drive(name="seed", media=Media.SEED, chain=(disc,), boot_index=len(drives) + 1)
+        )
     return tuple(drives)
-
-
-def _disc(name: str, path: str, form: DiskFormat, boot_index: int) -> Drive:
-    medium = LayerFile(path=path, format=form, read_only=True)
-    return Drive(name=name, media=Media.CDROM, chain=(medium,), boot_index=boot_index)

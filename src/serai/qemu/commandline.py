@@ -31,6 +31,7 @@ PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
 PORT_FIRST_CDROM = 2
 PLACE_TABLET = PLACE_SPARE + SPARE_PORTS
+PLACE_SEED = 0x1E
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
@@ -64,6 +65,8 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         options += _disk(drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
+    for drive in machine.drives:
+        options += _seed(drive, fds) if drive.media is Media.SEED else []
     for index, nic in enumerate(machine.nics):
         options += _nic(nic, PLACE_FIRST_NIC + index)
     return options + _kernel(machine, fds)
@@ -252,6 +255,17 @@ def _disk(drive: Drive, fds: Fds, place: int) -> list[Option]:
 
 def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
     device: dict[str, Value] = {**_attached(drive), "driver": "ide-cd", "bus": f"ide.{port}"}
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+
+
+def _seed(drive: Drive, fds: Fds) -> list[Option]:
+    """Behind everything else, so that it comes and goes without moving anything."""
+    device: dict[str, Value] = {
+        **_attached(drive),
+        "driver": "virtio-blk-pci",
+        "iothread": "io0",
+        "addr": hex(PLACE_SEED),
+    }
     return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
 
 
