@@ -44,7 +44,7 @@ class _ResultFile(msgspec.Struct):
 
 
 async def wait_ssh(driver: GuestDriver) -> None:
-    """Wait until the guest's ssh server answers; Interrupted (``ssh-unreachable``) if it does not."""
+    """Wait until the guest's ssh server answers; Interrupted (``timeout``) if it does not."""
 
     async def answers() -> bool:
         _check_still_up(driver)

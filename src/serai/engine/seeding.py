@@ -1,7 +1,7 @@
 """What a guest is told at its first boot, on its way from the request to the guest's disc.
 
 It is looked at and put away before anything is made (``sealed``), so that neither the job nor the
-record holds it. Each start gives the guest its disc (``write_seed``). See docs/design/0040.
+record holds it. Each start gives the guest its disc (``write_seed``). See docs/design/0045.
 """
 
 import asyncio
