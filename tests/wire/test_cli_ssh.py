@@ -159,7 +159,7 @@ def test_ssh_becomes_the_systems_own(stage: Stage, tmp_path: Path) -> None:
     assert options["UserKnownHostsFile"] == '"/k n/own%%"'
     proxy = shlex.split(options["ProxyCommand"].replace("%%", "%"))
     assert proxy == [sys.executable, "-m", "serai", "ssh-proxy", guest]
-    assert words[-7:] == ["-l", "root", "--", "g0", "--", "ls", "-l"]
+    assert words[-6:] == ["-l", "root", "--", "g0", "ls", "-l"]
 
 
 def test_ssh_takes_a_user_a_key_and_options(stage: Stage, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def ssh(
     more = [word for option in options for word in ("-o", option)]
     more += ["-i", identity] if identity else []
     words = ssh_words(address, view.id, view.name, user or address.user, more)
-    os.execv(program, ["ssh", *words, *(["--"] if command else []), *command])  # noqa: S606 - we are to become it
+    os.execv(program, ["ssh", *words, *command])  # noqa: S606 - we are to become it
 
 
 def ssh_words(
