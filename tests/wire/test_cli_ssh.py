@@ -180,8 +180,8 @@ def test_ssh_to_nobody(stage: Stage) -> None:
     assert stage.serai("ssh-proxy", "nope").code == 3
 
 
-@pytest.mark.usefixtures("ssh_server")
-def test_the_proxy_passes_bytes_both_ways(stage: Stage) -> None:
+def test_the_proxy_passes_bytes_both_ways(stage: Stage, ssh_server: None) -> None:
+    assert ssh_server is None
     data = bytes(range(256)) * 4096
     with stage.process("ssh-proxy", "g0", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proxy:
         assert proxy.stdin and proxy.stdout
