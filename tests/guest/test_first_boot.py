@@ -12,7 +12,7 @@ from tiny import copy_state
 
 from serai.errors import Conflict
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1000)
 
 SECRET = "nobody-is-to-see-this"
 USER_DATA = f"""#cloud-config
@@ -30,7 +30,7 @@ LISTENING = "0A"
 def debian(serai_home: Path) -> Iterator[Daemon]:
     """A daemon that has the image ``debian``."""
     copy_state(state_with_debian(), serai_home)
-    keeper = Daemon(serai_home, agent_timeout="300")
+    keeper = Daemon(serai_home, agent_timeout="300", first_boot_timeout="600")
     keeper.start()
     try:
         yield keeper
@@ -80,15 +80,15 @@ def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_p
             "told.lan",
         ),
         *("--ssh-key", f"{key}.pub", "--user-data", str(data), "--wait-for", "cloud-init"),
-        timeout=400,
+        timeout=800,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert b"web1 is running, cloud-init is done (" in done.stdout
     assert b"web1: cloud-init" in done.stderr
 
     # it is what it was told
-    code, said = ssh(debian, key, "web1", "cat", "/etc/told", "/root/ran")
-    assert (code, said.split()) == (0, [SECRET, "told"])
+    code, said = ssh(debian, key, "web1", "cat /root/ran /etc/told")
+    assert (code, said.split()) == (0, ["told", SECRET])
     guest = debian.inn.guest("web1")
     assert guest.run("cat /var/lib/cloud/data/instance-id").stdout.strip() == guest.id
     assert guest.run("hostname -f").stdout.strip() == "told.lan"

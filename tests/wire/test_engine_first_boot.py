@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from serai.disk.seeds import SeedFolder
@@ -20,6 +21,7 @@ from serai.model.firstboot import FirstBoot
 from serai.model.guest import AgentState, GuestSpec
 from serai.model.lifecycle import GuestState
 from serai.model.talk import ExecRequest, ExecResult
+from serai.qemu.agent import Interface
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
 SECRET = "#!/bin/sh\necho secret\n"
@@ -80,6 +82,12 @@ class FakeAgent:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.asked: list[list[str]] = []
+        self.addresses: list[str] = []
+
+    async def interfaces(self, *, timeout: float) -> list[Interface]:
+        assert timeout
+        told = [{"ip-address": each, "prefix": 24} for each in self.addresses]
+        return [msgspec.convert({"name": "net", "ip-addresses": told}, Interface)]
 
     async def execute(self, request: ExecRequest) -> ExecResult:
         self.asked.append(request.argv)
@@ -173,6 +181,7 @@ class LendingQemu:
         self.greeting = greeting
         self.refusals = refusals
         self.lent: dict[str, asyncio.Server] = {}
+        self.inside = ""
 
     async def forward(self, netdev: str, forward: str) -> None:
         if self.refusals:
@@ -180,7 +189,8 @@ class LendingQemu:
             raise HostFailure(Code.QMP_FAILED, "could not set up host forwarding rule")
         where, _, inside = forward.partition("-")
         kind, address, port = where.split(":")
-        assert (netdev, kind, address, inside) == ("net0", "tcp", "127.0.0.1", ":22")
+        assert (netdev, kind, address) == ("net0", "tcp", "127.0.0.1")
+        self.inside = inside
         self.lent[where] = await asyncio.start_server(self._talk, address, int(port))
 
     async def end_forward(self, _netdev: str, forward: str) -> None:
@@ -210,6 +220,26 @@ async def test_the_port_is_lent_for_the_call_only(tmp_path: Path, refusals: int)
         stream.writer.write(b"hello")
         assert await stream.reader.readexactly(5) == b"hello"
         stream.writer.close()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "inside"),
+    [
+        (["127.0.0.1", "fe80::1", "10.0.2.16", "10.0.2.17"], "10.0.2.16:22"),
+        (["192.0.2.1"], ":22"),
+        (["rubbish"], ":22"),
+        (["-:22 quit", "10.0.2.15"], ":22"),
+        ([], ":22"),
+    ],
+)
+async def test_the_guest_says_where_it_is_in_its_network(
+    tmp_path: Path, addresses: list[str], inside: str
+) -> None:
+    qemu = LendingQemu(b"SSH-2.0-test\r\n")
+    qemu.agent.addresses = addresses
+    async with lending(tmp_path, qemu) as driver:
+        (await open_ssh(driver, 5.0)).writer.close()
+    assert qemu.inside == inside
 
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400\r\n", b""])

@@ -6,6 +6,7 @@ address for the moment of the call, and takes it back as soon as the guest has a
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from serai.engine.driver import GuestDriver
 from serai.engine.running import check_talk
 from serai.errors import Code, Conflict, HostFailure, SeraiError
+from serai.model.guest import AgentState
 from serai.qemu.instance import Instance
 
 SSH_PORT = 22
@@ -22,6 +24,8 @@ GREETING_LIMIT = 64 << 10
 LOOPBACK = "127.0.0.1"
 PORT_TRIES = 5
 USER_NIC = "net0"
+USER_NETWORK = ipaddress.IPv4Network("10.0.2.0/24")
+ASK_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ async def open_ssh(driver: GuestDriver, timeout: float) -> SshStream:
     """
     instance = check_talk(driver)
     try:
-        async with asyncio.timeout(timeout), _address_of(instance) as (host, port):
+        async with asyncio.timeout(timeout), _address_of(driver, instance) as (host, port):
             reader, writer = await asyncio.open_connection(host, port)
             try:
                 greeting = await reader.read(GREETING_LIMIT)
@@ -65,9 +69,9 @@ def _unreachable(driver: GuestDriver, why: str) -> Conflict:
 
 
 @asynccontextmanager
-async def _address_of(instance: Instance) -> AsyncIterator[tuple[str, int]]:
+async def _address_of(driver: GuestDriver, instance: Instance) -> AsyncIterator[tuple[str, int]]:
     """Give where the guest's ssh server can be called within the block."""
-    port = await _lend_port(instance)
+    port = await _lend_port(instance, await _inside(driver, instance))
     try:
         yield LOOPBACK, port
     finally:
@@ -75,7 +79,23 @@ async def _address_of(instance: Instance) -> AsyncIterator[tuple[str, int]]:
             await instance.end_forward(USER_NIC, f"tcp:{LOOPBACK}:{port}")
 
 
-async def _lend_port(instance: Instance) -> int:
+async def _inside(driver: GuestDriver, instance: Instance) -> str:
+    """Return the guest's address in QEMU's own network; "" (QEMU's first) where no agent tells.
+
+    A fork has often another than its source: it asks anew with another MAC address.
+    """
+    if driver.agent_state is not AgentState.ANSWERING:
+        return ""
+    with contextlib.suppress(SeraiError, ValueError):
+        for untrusted in await instance.agent.interfaces(timeout=ASK_TIMEOUT):
+            for each in untrusted.ip_addresses:
+                address = ipaddress.ip_address(each.ip_address[:64])
+                if address in USER_NETWORK:
+                    return str(address)
+    return ""
+
+
+async def _lend_port(instance: Instance, inside: str) -> int:
     """Have QEMU listen on a port of the loopback address for the guest; return which.
 
     It can't be asked which one it would take, so a free one is looked for, again if somebody was
@@ -84,7 +104,7 @@ async def _lend_port(instance: Instance) -> int:
     for tries_left in reversed(range(PORT_TRIES)):
         port = _free_port()
         try:
-            await instance.forward(USER_NIC, f"tcp:{LOOPBACK}:{port}-:{SSH_PORT}")
+            await instance.forward(USER_NIC, f"tcp:{LOOPBACK}:{port}-{inside}:{SSH_PORT}")
         except HostFailure:
             if not tries_left:
                 raise
