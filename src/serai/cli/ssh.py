@@ -55,7 +55,7 @@ def ssh(
     address = daemon.ask(show_ssh(view.id))
     if not address.is_known:
         say(
-            f"note: {view.name} has no agent that would tell its host keys; the first ones are believed"
+            f"note: the host keys of {view.name} are not known from its agent; the first ones are believed"
         )
     more = [word for option in options for word in ("-o", option)]
     more += ["-i", identity] if identity else []
