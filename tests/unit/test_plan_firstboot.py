@@ -5,7 +5,7 @@ import subprocess
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serai.errors import Code, Conflict, Invalid
@@ -78,6 +78,7 @@ def test_ports_are_found_by_their_address_and_have_theirs_or_ask() -> None:
     }
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab-.Z0 _\n", max_size=20))
 def test_host_names(name: str) -> None:
     parts = name.split(".")

@@ -3,7 +3,7 @@
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serai.errors import Code, Invalid
@@ -82,6 +82,7 @@ def test_keys_keep_their_order_and_come_once() -> None:
         check_ssh_keys((ED,) * (MOST_KEYS + 1))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200) | st.sampled_from(GOOD).flatmap(lambda k: st.text().map(k.__add__)))
 def test_nothing_else_than_a_key_or_a_refusal(text: str) -> None:
     try:

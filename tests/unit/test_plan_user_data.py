@@ -4,7 +4,7 @@ import base64
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serai.errors import Code, Invalid
@@ -143,6 +143,7 @@ KEYS = st.sampled_from(["password", "chpasswd", "users", "user", "x"])
 PARTS = st.sampled_from(["list", "users", "name", "passwd", "password", "type"])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(HEADS), st.text(max_size=300))
 def test_any_text_is_passed_on_or_refused(head: str, text: str) -> None:
     try:
@@ -151,6 +152,7 @@ def test_any_text_is_passed_on_or_refused(head: str, text: str) -> None:
         assert error.code is Code.USER_DATA_INVALID
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         KEYS, VALUES | st.dictionaries(PARTS, VALUES | st.lists(st.dictionaries(PARTS, VALUES)))

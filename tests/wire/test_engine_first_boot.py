@@ -31,7 +31,7 @@ LAUNCH = LaunchGuest(
 
 
 def make_house(folder: Path) -> Any:
-    shelf = SimpleNamespace(guests=list, snapshots={})
+    shelf = SimpleNamespace(guests=list, snapshots={}, is_whole=True)
     return SimpleNamespace(
         seeds=SeedFolder(folder / "seeds"),
         shelf=shelf,
