@@ -24,6 +24,7 @@ from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.pools import PoolFolders
+from serai.disk.seeds import SeedFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
@@ -179,6 +180,7 @@ async def _open_engine(
             layers=layers,
             pools=PoolFolders(places.volumes, layers),
             memory=memory,
+            seeds=SeedFolder(places.seeds),
             bases=bases,
             shelf=Shelf(),
             timetable=Timetable(),

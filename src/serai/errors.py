@@ -72,6 +72,10 @@ class Code(StrEnum):
     AGENT_PROTOCOL = "agent-protocol"
     EXEC_FAILED = "exec-failed"
     FILE_FAILED = "file-failed"
+    SSH_KEY_INVALID = "ssh-key-invalid"
+    USER_DATA_INVALID = "user-data-invalid"
+    FIRST_BOOT_FAILED = "first-boot-failed"
+    SSH_UNREACHABLE = "ssh-unreachable"
     QMP_FAILED = "qmp-failed"
     QMP_LOST = "qmp-lost"
     # snapshots and forks

@@ -81,6 +81,11 @@ class Places:
         return self.state / "firmware"
 
     @property
+    def seeds(self) -> Path:
+        """What guests are told at their first boot: one file each, named by its digest."""
+        return self.state / "seeds"
+
+    @property
     def guests_run(self) -> Path:
         """One folder a guest, named by id: sockets."""
         return self.run / "guests"
@@ -166,6 +171,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="uid_base", parse=_positive, default=1_879_048_192, help="First uid for guests (root only); guest n runs as uid_base + n."),
     Setting(name="log_limit", parse=parse_size, default=1 * MIB, help="Size at which a guest's serial log is cut to its newer half."),
     Setting(name="agent_timeout", parse=_period, default=120.0, help="How long a launch waits for the agent, in seconds."),
+    Setting(name="first_boot_timeout", parse=_period, default=600.0, help="How long a launch waits for cloud-init or ssh, if it is asked to, in seconds."),
     Setting(name="start_timeout", parse=_period, default=30.0, help="How long QEMU may take to answer its monitor."),
     Setting(name="stop_timeout", parse=_period, default=30.0, help="How long a graceful stop waits before it is forced."),
     Setting(name="heartbeat", parse=_period, default=5.0, help="How often QEMU is asked whether it is there."),
@@ -190,6 +196,7 @@ class Settings:
     uid_base: int
     log_limit: int
     agent_timeout: float
+    first_boot_timeout: float
     start_timeout: float
     stop_timeout: float
     heartbeat: float

@@ -139,7 +139,7 @@ class Daemon:
     def leftovers(self) -> list[str]:
         """Return what is left after all guests were deleted and the daemon was stopped."""
         left = [f"process {pid} of guest {name}" for name, pid in self.qemu_pids().items()]
-        folders = ("guests", "scratch", "layers", "memory", "volumes")
+        folders = ("guests", "scratch", "layers", "memory", "volumes", "seeds")
         for folder in ("run/guests", *(f"state/{name}" for name in folders)):
             if (self.home / folder).exists():
                 left += [str(path) for path in (self.home / folder).iterdir()]

@@ -99,8 +99,12 @@ CONTRACT = {
         "--restart",
         "--label",
         "--network",
+        "--ssh-key",
+        "--user-data",
+        "--hostname",
         "--ttl",
         "--no-wait",
+        "--wait-for",
     ],
     "list": ["--format"],
     "show": ["--format"],
@@ -113,6 +117,8 @@ CONTRACT = {
     "rename": [],
     "set": ["--cpus", "--memory", "--disk", "--restart", "--label"],
     "exec": ["-n"],
+    "ssh": ["--user", "--identity", "--option"],
+    "ssh-proxy": [],
     "push": [],
     "pull": [],
     "console": [],
@@ -127,7 +133,7 @@ CONTRACT = {
     "doctor": ["--fix"],
     "completion": [],
 }
-RAW = {"console", "log", "completion", "daemon run"}
+RAW = {"console", "log", "completion", "daemon run", "ssh", "ssh-proxy"}
 """What prints no result of ours: bytes of a guest, a script, the log of a daemon."""
 LEAVES = tuple(leaves())
 

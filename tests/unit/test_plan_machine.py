@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from serai.errors import Code, SeraiError
 from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec
@@ -104,6 +105,19 @@ def test_an_installation_medium_comes_after_the_empty_root():
     machine = plan(a_record(), an_image(ImageKind.CDROM), (HEAD,))
     assert [(drive.name, drive.boot_index) for drive in machine.drives] == [("root", 1), ("cd0", 2)]
     assert all(layer.read_only for layer in machine.drives[1].chain)
+
+
+def test_what_is_told_at_the_first_boot_is_a_disk_of_its_own_and_the_last_to_boot_from():
+    record = structs.replace(a_record(), seed="told")
+    machine = plan(record, an_image(ImageKind.CDROM), (HEAD,))
+    assert [(drive.name, drive.media) for drive in machine.drives] == [
+        ("root", Media.DISK),
+        ("cd0", Media.CDROM),
+        ("seed", Media.SEED),
+    ]
+    seed = machine.drives[-1]
+    assert seed.boot_index == 3
+    assert [(layer.path, layer.read_only) for layer in seed.chain] == [("/guests/7/seed.iso", True)]
 
 
 def test_cpus_can_grow_to_what_the_host_has():

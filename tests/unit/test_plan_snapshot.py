@@ -41,6 +41,8 @@ GUEST = GuestRecord(
     mac="52:54:00:00:00:01",
     genid="gen",
     snapshot="s1",
+    seed="told",
+    hostname="web1",
 )
 MACHINE = Machine(
     id="g",
@@ -161,8 +163,18 @@ def test_a_fork_is_like_its_source_and_nobody_else() -> None:
         expires_at=99.0,
         coming="job",
         ports=(Port(id="p", name="net0", network="n", mac="02:00:00:00:00:01", tap="st1"),),
+        hostname="web2",
     )
-    same = {"spec", "image_digest", "machine_type", "last_exit", "problem", "volumes", "medium"}
+    same = {
+        "spec",
+        "image_digest",
+        "machine_type",
+        "last_exit",
+        "problem",
+        "volumes",
+        "medium",
+        "seed",
+    }
     for field in GuestRecord.__struct_fields__:
         if field not in same:
             assert getattr(made, field) != getattr(GUEST, field), field

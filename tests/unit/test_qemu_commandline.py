@@ -92,6 +92,7 @@ MACHINES: Mapping[str, Machine] = {
             Drive(name="root", media=Media.DISK, chain=(a_layer("h", head=True),), boot_index=1),
             Drive(name="data1", media=Media.DISK, chain=(a_layer("d", head=True),), boot_index=2),
             Drive(name="cd0", media=Media.CDROM, chain=(a_layer("i", raw=True),), boot_index=3),
+            Drive(name="seed", media=Media.SEED, chain=(a_layer("s", raw=True),), boot_index=4),
         ),
         nics=(
             Nic(name="net0", mac="52:54:00:00:00:01"),

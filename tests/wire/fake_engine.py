@@ -6,6 +6,7 @@ Actions are done when they are submitted, unless ``hold`` is set: then their job
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -50,7 +51,7 @@ from serai.model.network import Forward, Group, Network, PortView
 from serai.model.node import Capabilities, DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
 from serai.plan.snapshot import fork_names
 from serai.units import check_guest_name, check_image_name, check_labels, shorten
@@ -90,6 +91,15 @@ def make_guest(name: str, number: int, **changes: object) -> Guest:
         problem=None,
     )
     return msgspec.structs.replace(guest, **changes)
+
+
+@dataclass
+class FakeSsh:
+    """A connection to an ssh server that has greeted."""
+
+    greeting: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
 
 
 class FakeEngine:
@@ -455,6 +465,17 @@ class FakeEngine:
         yield self.files[name, path]
         if path == "/broken":
             raise Bug(Code.AGENT_PROTOCOL, "the agent lies")
+
+    async def find_ssh(self, guest: str) -> SshAddress:
+        self._check("find_ssh")
+        alias = f"serai-{self.guest(guest).id}"
+        return SshAddress(user="root", alias=alias, known_hosts="/k n/own%", is_known=True)
+
+    async def open_ssh(self, guest: str) -> "FakeSsh":
+        self._check("open_ssh")
+        self.guest(guest)
+        both = await asyncio.open_unix_connection(self.folder / "console.sock")
+        return FakeSsh(b"SSH-2.0-fake\r\n", *both)
 
     async def open_console(self, guest: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self._check("open_console")

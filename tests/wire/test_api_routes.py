@@ -25,6 +25,7 @@ from serai.model.actions import (
     StopGuest,
 )
 from serai.model.event import EventKind
+from serai.model.firstboot import FirstBoot
 from serai.model.guest import GuestSpec
 
 
@@ -330,12 +331,16 @@ def test_every_action_has_a_route() -> None:
     assert made == {action.__struct_config__.tag for action in ACTIONS}
 
 
+HOW = ("start", "wait_agent", "wait_for", "ttl", "ports", "volumes")
+
+
 @pytest.mark.parametrize(
     ("body", "target", "own"),
     [
         (BuildBody, BuildImage, set()),
         (ImportBody, ImportImage, set()),
-        (LaunchBody, GuestSpec, {"start", "wait_agent", "ttl", "volumes", "ports"}),
+        (LaunchBody, GuestSpec, {*HOW, *FirstBoot.__struct_fields__}),
+        (LaunchBody, FirstBoot, {*HOW, *GuestSpec.__struct_fields__}),
     ],
 )
 def test_bodies_have_all_fields_of_what_they_make(

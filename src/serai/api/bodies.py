@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from serai.model.event import Event
+from serai.model.firstboot import WaitFor
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
@@ -196,14 +197,20 @@ class LaunchBody(GuestSpec, frozen=True, kw_only=True):
     """A guest to be: its specification, and what to do at once.
 
     Sizes are bytes. ``disk`` 0 means the image's own size. Without ``start`` it is only defined;
-    with ``wait_agent`` the job lasts until the agent in the guest answers, where it has one. It is
-    deleted ``ttl`` seconds after it was started (0: never). ``volumes`` are attached to it before that.
-    ``ports`` attach it to networks; without any it has QEMU's own network.
+    with ``wait_agent`` the job lasts until what ``wait_for`` names is so: the agent answers (where the
+    image has one), ssh answers, cloud-init is done. It is deleted ``ttl`` seconds after it was started
+    (0: never). ``volumes`` are attached to it before that. ``ports`` attach it to networks; without any
+    it has QEMU's own network. ``hostname``, ``ssh_keys`` (lines of ``.pub`` files) and ``user_data``
+    are for cloud-init in the guest; nothing shows them again but the host name.
     """
 
     ports: Annotated[tuple[PortSpec, ...], Meta(max_length=MOST_PORTS)] = ()
+    hostname: str = ""
+    ssh_keys: tuple[str, ...] = ()
+    user_data: str = ""
     start: bool = True
     wait_agent: bool = True
+    wait_for: WaitFor = WaitFor.AGENT
     ttl: Ttl = 0.0
     volumes: tuple[VolumeWish, ...] = ()
 

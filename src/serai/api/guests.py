@@ -30,6 +30,7 @@ from serai.model.actions import (
     StartGuest,
     StopGuest,
 )
+from serai.model.firstboot import FirstBoot
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.units import shorten
 
@@ -75,11 +76,12 @@ async def show_guest(call: Call[NoQuery, NoBody]) -> ASGIApp:
 def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest:
     """Launch a guest.
 
-    It is defined and started, and the job lasts until its agent answers. With `start` false it is
-    only defined and stays stopped.
+    It is defined and started, and the job lasts until its agent answers, or what else `wait_for`
+    names. With `start` false it is only defined and stays stopped.
     """
     body = call.body
     spec = msgspec.convert(body, GuestSpec, from_attributes=True)
+    told = FirstBoot(hostname=body.hostname, ssh_keys=body.ssh_keys, user_data=body.user_data)
     if not body.start:
         if body.ttl:
             raise Invalid(
@@ -88,9 +90,15 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
                 hint="Leave `ttl` out, or start it.",
                 details={"path": "$.ttl"},
             )
-        return CreateGuest(spec=spec, volumes=body.volumes, ports=body.ports)
+        return CreateGuest(spec=spec, volumes=body.volumes, ports=body.ports, first_boot=told)
     return LaunchGuest(
-        spec=spec, wait=body.wait_agent, ttl=body.ttl, volumes=body.volumes, ports=body.ports
+        spec=spec,
+        first_boot=told,
+        wait=body.wait_agent,
+        wait_for=body.wait_for,
+        ttl=body.ttl,
+        volumes=body.volumes,
+        ports=body.ports,
     )
 
 

@@ -93,6 +93,35 @@ async def show_vnc(call: Call[NoQuery, NoBody]) -> ASGIApp:
     return answer_json(call.room.engine.vnc(call.subject))
 
 
+async def show_ssh(call: Call[NoQuery, NoBody]) -> ASGIApp:
+    """Tell how ssh gets into a guest.
+
+    As whom, and a file on the daemon's host with the guest's own host keys, as its agent tells them:
+    nobody has to believe whoever answers. The way in is the WebSocket `/ssh/stream`.
+    """
+    work = call.room.engine.find_ssh(call.subject)
+    return answer_json(await attended(call.room, call.request, work))
+
+
+async def open_ssh(room: Room, socket: WebSocket[Any, Any, Any]) -> None:
+    """Connect to the ssh server of a guest.
+
+    Wherever its network is. Binary messages in both directions are the bytes of the connection. The
+    server closes with 1000 when the guest does, else as for a console.
+    """
+    await socket.accept()
+    stream = await room.engine.open_ssh(str(socket.path_params["guest"]))
+    try:
+        await socket.send({"type": "websocket.send", "bytes": stream.greeting, "text": None})
+        code, reason = await race(
+            _pump_in(socket, stream.writer), _pump_out(stream.reader, socket), _wait_closing(room)
+        )
+    finally:
+        stream.writer.close()
+    if code:
+        await socket.close(code, reason)
+
+
 async def open_console(room: Room, socket: WebSocket[Any, Any, Any]) -> None:
     """Open the serial console of a guest.
 
@@ -120,7 +149,7 @@ async def _pump_out(reader: StreamReader, socket: WebSocket[Any, Any, Any]) -> t
             await socket.send({"type": "websocket.send", "bytes": chunk, "text": None})
     except OSError:
         pass  # either side is gone: over, like at the end
-    return NORMAL_CLOSURE, "the console has ended"
+    return NORMAL_CLOSURE, "the guest has ended it"
 
 
 async def _pump_in(socket: WebSocket[Any, Any, Any], writer: StreamWriter) -> tuple[int, str]:
@@ -137,7 +166,7 @@ async def _pump_in(socket: WebSocket[Any, Any, Any], writer: StreamWriter) -> tu
             writer.write(untrusted)
             await writer.drain()
         except OSError:
-            return NORMAL_CLOSURE, "the console has ended"
+            return NORMAL_CLOSURE, "the guest has ended it"
 
 
 async def _wait_closing(room: Room) -> tuple[int, str]:

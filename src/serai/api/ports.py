@@ -18,8 +18,24 @@ from serai.model.network import Forward, Group, Network, PortView
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
+
+
+class SshStreamLike(Protocol):
+    """A connection to an ssh server, which has greeted already."""
+
+    @property
+    def greeting(self) -> bytes:
+        """What it said first."""
+
+    @property
+    def reader(self) -> StreamReader:
+        """What it says next."""
+
+    @property
+    def writer(self) -> StreamWriter:
+        """What is said to it."""
 
 
 class EngineLike(Protocol):
@@ -122,6 +138,12 @@ class EngineLike(Protocol):
 
     async def open_console(self, guest: str) -> tuple[StreamReader, StreamWriter]:
         """Connect to the serial console of a guest."""
+
+    async def find_ssh(self, guest: str) -> SshAddress:
+        """Return how ssh gets into a guest."""
+
+    async def open_ssh(self, guest: str) -> SshStreamLike:
+        """Connect to the ssh server of a guest; Conflict (``ssh-unreachable``)."""
 
     def log_path(self, guest: str) -> Path:
         """Return where the serial log of a guest is (or will be)."""

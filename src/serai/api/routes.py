@@ -73,10 +73,12 @@ from serai.api.images import (
 )
 from serai.api.inside import (
     open_console,
+    open_ssh,
     pull_file,
     push_file,
     run_command,
     show_log,
+    show_ssh,
     show_vnc,
     take_screenshot,
 )
@@ -179,7 +181,7 @@ from serai.model.network import (
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Schedule, ScheduleChange
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
@@ -273,7 +275,8 @@ ROUTES: tuple[Route, ...] = (
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
                      _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, *_NEW_VOLUME, _C.VOLUME_NOT_FOUND,
-                     _C.VOLUME_IN_USE, _C.NO_PORT, *_OF_ADDRESS)),
+                     _C.VOLUME_IN_USE, _C.NO_PORT, *_OF_ADDRESS, _C.SSH_KEY_INVALID, _C.USER_DATA_INVALID,
+                     _C.FIRST_BOOT_FAILED, _C.SSH_UNREACHABLE, _C.TIMEOUT)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -328,6 +331,7 @@ ROUTES: tuple[Route, ...] = (
     route("GET", f"{GUEST}/log", show_log, query=LogQuery, replies=_gives("The log.", None, TEXT), problems=_NO_GUEST),
     route("GET", f"{GUEST}/screenshot", take_screenshot, replies=_gives("The picture.", None, PNG), problems=_OF_MONITOR),
     route("GET", f"{GUEST}/vnc", show_vnc, replies=_gives("The address.", VncAddress), problems=_OF_STATE),
+    route("GET", f"{GUEST}/ssh", show_ssh, replies=_gives("The way in.", SshAddress), problems=_OF_AGENT),
 
     route("GET", PORTS, list_ports, query=PageQuery, replies=_gives("A page of ports.", PortPage), problems=_NO_GUEST),
     action("POST", PORTS, add_port, body=PortSpec,
@@ -425,4 +429,5 @@ ROUTES: tuple[Route, ...] = (
 
 SOCKETS: tuple[SocketRoute, ...] = (
     socket_route(f"{GUEST}/console", open_console, problems=_OF_STATE),
+    socket_route(f"{GUEST}/ssh/stream", open_ssh, problems=(*_OF_STATE, _C.SSH_UNREACHABLE)),
 )

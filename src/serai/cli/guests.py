@@ -90,6 +90,8 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(guest.labels.items())) or "-"),
         ("created", f"{age(guest.created_at, now)} ago"),
     ]
+    if guest.hostname:
+        pairs.append(("host name", f"{guest.hostname}, as it was told at its first boot"))
     if guest.origin:
         pairs.append(("forked from", f"snapshot {guest.origin}"))
     if guest.expires_at:

@@ -38,6 +38,8 @@ COMMANDS: Mapping[str, Entry] = {
     "rename": Entry("serai.cli.guests:rename", "Give a guest another name."),
     "set": Entry("serai.cli.guests:set_guest", "Change a guest's size, policy or labels."),
     "exec": Entry("serai.cli.inside:execute", "Run a command in a guest."),
+    "ssh": Entry("serai.cli.ssh:ssh", "Log in to a guest by ssh, wherever its network is."),
+    "ssh-proxy": Entry("serai.cli.ssh:ssh_proxy", "Lead to a guest's ssh server: a ProxyCommand for ssh."),
     "push": Entry("serai.cli.copy:push", "Copy a file or folder into a guest."),
     "pull": Entry("serai.cli.copy:pull", "Copy a file or folder out of a guest."),
     "console": Entry("serai.cli.console:console", "Use a guest's serial console."),

@@ -38,6 +38,7 @@ from serai.client.words import (
     Size,
     change_of,
     choice_of,
+    first_boot_of,
     fork_words,
     request_of,
     result_of,
@@ -51,6 +52,7 @@ from serai.client.words import (
 from serai.errors import SeraiError
 from serai.model.check import CheckReport
 from serai.model.event import Event
+from serai.model.firstboot import WaitFor
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
@@ -556,7 +558,11 @@ class AsyncInn(AsyncVolumeShelf):
         self,
         image: str,
         *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         wait: bool = True,
+        wait_for: str = "agent",
         ttl: Duration = 0.0,
         volumes: Sequence[str | VolumeWish] = (),
         networks: Iterable[str | PortSpec] = (),
@@ -567,7 +573,9 @@ class AsyncInn(AsyncVolumeShelf):
         call = calls.launch_guest(
             spec_of(image, **spec),
             ports=ports_of(networks),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
             wait_agent=wait,
+            wait_for=choice_of(WaitFor, wait_for),
             ttl=seconds_of(ttl),
             volumes=wishes_of(volumes),
         )
@@ -580,14 +588,18 @@ class AsyncInn(AsyncVolumeShelf):
         *,
         volumes: Sequence[str | VolumeWish] = (),
         networks: Iterable[str | PortSpec] = (),
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         **spec: Any,
     ) -> AsyncGuest:
-        """Make a guest and leave it stopped."""
+        """Make a guest and leave it stopped; all as for ``launch``."""
         call = calls.launch_guest(
             spec_of(image, **spec),
             start=False,
             volumes=wishes_of(volumes),
             ports=ports_of(networks),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
         )
         return await self.guest(calls.guest_of(await self.connection.make(call)))
 

@@ -25,6 +25,7 @@ from serai.errors import (
 )
 from serai.model.check import CheckReport
 from serai.model.event import Event
+from serai.model.firstboot import FirstBoot, WaitFor
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
@@ -51,7 +52,7 @@ from serai.model.schedule import (
     When,
 )
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import VolumeWish
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ JSON = "application/json"
 BYTES = "application/octet-stream"
 PAGE = 10_000
 """How many guests or images are asked for at a time: the most that the API gives."""
+NOTHING_TOLD = FirstBoot()
 LONG_POLL = 30.0
 CANCEL_LIMIT = 20.0
 """For how long the end of a cancelled job is waited for, in seconds."""
@@ -373,13 +375,16 @@ def launch_guest(
     spec: GuestSpec,
     *,
     ports: Sequence[PortSpec] = (),
+    volumes: Sequence[VolumeWish] = (),
+    first_boot: FirstBoot = NOTHING_TOLD,
     start: bool = True,
     wait_agent: bool = True,
+    wait_for: WaitFor = WaitFor.AGENT,
     ttl: float = 0.0,
-    volumes: Sequence[VolumeWish] = (),
 ) -> Call[Job]:
-    """Make a guest of an image and start it, with volumes."""
-    body = {**msgspec.to_builtins(spec), "start": start, "wait_agent": wait_agent, "ttl": ttl}
+    """Make a guest of an image and start it, with ports and volumes."""
+    how = {"start": start, "wait_agent": wait_agent, "wait_for": str(wait_for), "ttl": ttl}
+    body = {**msgspec.to_builtins(spec), **msgspec.to_builtins(first_boot), **how}
     if volumes:
         body["volumes"] = list(volumes)
     if ports:
@@ -455,6 +460,16 @@ def take_screenshot(name: str) -> Call[bytes]:
 def show_vnc(name: str) -> Call[VncAddress]:
     """Where a VNC viewer connects."""
     return get(f"{guest_path(name)}/vnc", VncAddress)
+
+
+def show_ssh(name: str) -> Call[SshAddress]:
+    """How ssh gets into a guest."""
+    return get(f"{guest_path(name)}/ssh", SshAddress)
+
+
+def ssh_path(name: str) -> str:
+    """Return the address of the WebSocket that leads to the guest's ssh server."""
+    return f"{guest_path(name)}/ssh/stream"
 
 
 def console_path(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A guest's serial console: a WebSocket on the daemon's socket, without threads or a loop.
+"""Bytes to and from a guest, like its serial console: a WebSocket on the daemon's socket, without threads or a loop.
 
 ``fileno`` makes it something to ``select`` on; ``receive`` then gives what has arrived.
 """
@@ -28,9 +28,13 @@ REASONS: Mapping[str, Code] = {code.value: code for code in Code}
 
 
 class Console:
-    """One open console; use it in a ``with`` block. Making it raises the problem of a refusal."""
+    """One open console; use it in a ``with`` block. Making it raises the problem of a refusal.
 
-    def __init__(self, path: Path, target: str) -> None:
+    ``what`` is how it is called where something goes wrong.
+    """
+
+    def __init__(self, path: Path, target: str, what: str = "console") -> None:
+        self._what = what
         self._protocol = ClientProtocol(parse_uri(f"ws://localhost{target}"))
         self._waiting = b""
         self._at_end = False
@@ -137,5 +141,5 @@ class Console:
         if code is Code.DAEMON_STOPPING:
             return Interrupted(code, "the daemon is stopping; the guest runs on")
         if code is Code.DAEMON_UNREACHABLE:
-            return Interrupted(code, "the console was cut off: the daemon went away")
-        return Conflict(code, f"the console can't be used: {reason}")
+            return Interrupted(code, f"the {self._what} was cut off: the daemon went away")
+        return Conflict(code, f"the {self._what} can't be used: {reason}")

@@ -34,6 +34,7 @@ from serai.client.words import (
     Size,
     change_of,
     choice_of,
+    first_boot_of,
     fork_words,
     read_events,
     request_of,
@@ -47,6 +48,7 @@ from serai.client.words import (
 )
 from serai.model.check import CheckReport
 from serai.model.event import Event
+from serai.model.firstboot import WaitFor
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
@@ -519,7 +521,11 @@ class Inn(VolumeShelf):
         self,
         image: str,
         *,
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         wait: bool = True,
+        wait_for: str = "agent",
         ttl: Duration = 0.0,
         volumes: Sequence[str | VolumeWish] = (),
         networks: Iterable[str | PortSpec] = (),
@@ -532,11 +538,15 @@ class Inn(VolumeShelf):
         ``ttl`` ("2h" or seconds; 0: never) it is deleted by itself. ``volumes`` are attached to it before
         it starts: each as ``--volume`` takes it, like "data,read-only" or "size=10GiB". ``networks`` are
         written like "web" or "web,address=10.20.0.10,group=www"; without any it has QEMU's own.
+        ``ssh_keys`` (public ones, texts or files), ``user_data`` (a text or file) and ``hostname`` are
+        for the image's cloud-init; ``wait_for`` is "agent", "ssh" or "cloud-init".
         """
         call = calls.launch_guest(
             spec_of(image, **spec),
             ports=ports_of(networks),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
             wait_agent=wait,
+            wait_for=choice_of(WaitFor, wait_for),
             ttl=seconds_of(ttl),
             volumes=wishes_of(volumes),
         )
@@ -548,14 +558,18 @@ class Inn(VolumeShelf):
         *,
         volumes: Sequence[str | VolumeWish] = (),
         networks: Iterable[str | PortSpec] = (),
+        ssh_keys: Sequence[Path | str] = (),
+        user_data: Path | str = "",
+        hostname: str = "",
         **spec: Any,
     ) -> Guest:
-        """Make a guest and leave it stopped; ``spec`` as for ``launch``."""
+        """Make a guest and leave it stopped; all as for ``launch``."""
         call = calls.launch_guest(
             spec_of(image, **spec),
             start=False,
             volumes=wishes_of(volumes),
             ports=ports_of(networks),
+            first_boot=first_boot_of(hostname=hostname, ssh_keys=ssh_keys, user_data=user_data),
         )
         return self.guest(calls.guest_of(self.connection.make(call)))
 

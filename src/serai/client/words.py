@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
 from serai.errors import Code, Invalid, SeraiError
 from serai.model.event import Event
+from serai.model.firstboot import FirstBoot
 from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
 from serai.model.schedule import Every, Keep, ScheduleChange, When
 from serai.model.talk import ExecRequest, ExecResult
@@ -142,6 +144,46 @@ def parse_wish(text: str) -> VolumeWish:
         read_only="read-only" in given,
         boot=int(boot),
     )
+
+
+def first_boot_of(
+    *, hostname: str = "", ssh_keys: Sequence[Path | str] = (), user_data: Path | bytes | str = ""
+) -> FirstBoot:
+    """Return what a guest is told at its first boot; a path stands for what the file holds.
+
+    Raises Invalid (``ssh-key-invalid``, ``user-data-invalid``) for what is better not even sent.
+    """
+    return FirstBoot(
+        hostname=hostname,
+        ssh_keys=tuple(line for each in ssh_keys for line in _key_lines(each)),
+        user_data=_text_of(user_data, Code.USER_DATA_INVALID),
+    )
+
+
+def _key_lines(given: Path | str) -> list[str]:
+    """Return the keys in a text or file, as ``authorized_keys`` has them: one a line."""
+    text = _text_of(given, Code.SSH_KEY_INVALID)
+    if "PRIVATE KEY" in text:
+        raise Invalid(
+            Code.SSH_KEY_INVALID,
+            f"{given if isinstance(given, Path) else 'what was given'} is a private key",
+            hint="It stays with you. Give the public one: the file with .pub.",
+        )
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise Invalid(Code.SSH_KEY_INVALID, f"there is no ssh key in {shorten(str(given))}")
+    return found
+
+
+def _text_of(given: Path | bytes | str, code: Code) -> str:
+    if isinstance(given, str):
+        return given
+    try:
+        return (given if isinstance(given, bytes) else given.read_bytes()).decode()
+    except UnicodeDecodeError as error:
+        what = given if isinstance(given, Path) else "what was given"
+        raise Invalid(code, f"{what} is no text (UTF-8)") from error
 
 
 def change_of(

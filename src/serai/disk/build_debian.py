@@ -78,6 +78,7 @@ async def build_debian(
         disk_format=DiskFormat.RAW,
         virtual_size=size,
         agent=Expect.YES,
+        cloud_init=Expect.YES,
         firmware=("bios", "uefi"),
         min_memory=MIN_MEMORY,
         source=f"built from Debian {suite}",

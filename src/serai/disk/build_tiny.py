@@ -91,6 +91,7 @@ async def build_tiny(scratch: Path, progress: Progress) -> NewImage:
         initrd=initrd,
         cmdline=CMDLINE,
         agent=Expect.YES,
+        cloud_init=Expect.NO,
         firmware=("bios", "uefi"),
         min_memory=MIN_MEMORY,
         source="built from Debian packages",

@@ -62,6 +62,7 @@ def unpack_export(archive: Path, folder: Path, name: str, limit: int, pulse: Pul
         virtual_size=image.virtual_size,
         cmdline=image.cmdline,
         agent=image.agent,
+        cloud_init=image.cloud_init,
         firmware=tuple(image.firmware),
         min_memory=image.min_memory,
         source=image.source,

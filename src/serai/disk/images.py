@@ -65,6 +65,7 @@ class NewImage:
     virtual_size: int = 0
     cmdline: str = ""
     agent: Expect = Expect.UNKNOWN
+    cloud_init: Expect = Expect.UNKNOWN
     firmware: tuple[str, ...] = ("bios",)
     min_memory: int = 0
     source: str = ""
@@ -271,6 +272,7 @@ def _describe(new: NewImage, files: Mapping[str, ImageFile], now: float, allocat
         initrd=files.get("initrd"),
         cmdline=new.cmdline,
         agent=new.agent,
+        cloud_init=new.cloud_init,
         firmware=new.firmware,
         min_memory=new.min_memory,
         source=new.source,

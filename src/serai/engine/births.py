@@ -31,6 +31,7 @@ from serai.engine.running import (
     note_agent,
     write_running,
 )
+from serai.engine.seeding import write_seed
 from serai.errors import SeraiError
 from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
@@ -61,17 +62,20 @@ def new_record(
     coming: str,
     ttl: float = 0.0,
     more: tuple[PortSpec, ...] = (),
+    seed: str = "",
+    hostname: str = "",
 ) -> GuestRecord:
     """Return the record of a new guest of what was frozen; it has a number and addresses from now on.
 
-    Its ports are like those of the frozen guest, and ``more``. Raises as ``Fabric.claim`` does.
+    Its ports are like those of the frozen guest, and ``more``. ``seed`` "" means what its source was
+    told, ``hostname`` "" its own name. Raises as ``Fabric.claim`` does.
     """
     ports = _claim_ports(house, frozen, (guest_id, spec.name), more)
     random, now = house.new_id(), house.journal.now()
     # what nobody is shown is no reader of a volume either; the layer it has all the same
     known = () if coming == POOL else house.shelf.volumes
     return fork_record(
-        msgspec.structs.replace(frozen.record, spec=spec),
+        msgspec.structs.replace(frozen.record, spec=spec, seed=seed or frozen.record.seed),
         guest_id=guest_id,
         number=house.names.claim_number(),
         name=spec.name,
@@ -83,6 +87,7 @@ def new_record(
         expires_at=now + ttl if ttl else 0.0,
         coming=coming,
         ports=ports,
+        hostname=hostname or spec.name,
     )
 
 
@@ -164,6 +169,7 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
     await house.cabling.connect(record)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    await write_seed(driver)
     present = driver.instance
     with _taps_of(present) as taps:
         instance = await Instance.prepare(

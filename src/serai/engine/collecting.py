@@ -68,14 +68,26 @@ async def drop_base(house: House, base: str) -> bool:
     return True
 
 
+def collect_seeds(house: House) -> None:
+    """Delete what no guest and no snapshot would be told at a first boot any more.
+
+    Nothing while there are records that can't be read: they may name any.
+    """
+    if not house.shelf.is_whole:
+        return
+    guests = [*house.shelf.guests(), *(each.guest for each in house.shelf.snapshots.values())]
+    house.seeds.keep_only({guest.seed for guest in guests if guest.seed})
+
+
 async def collect(house: House) -> list[str]:
-    """Delete the layers that nothing stands on; return a sentence for each.
+    """Delete the layers that nothing stands on; return a sentence for each. Seeds go quietly.
 
     None while there are records that can't be read: they may stand on any.
     """
     shelf = house.shelf
     if not shelf.is_whole:
         return []
+    collect_seeds(house)
     gone = unneeded(shelf.layers, shelf.tops())
     if not gone:
         return []

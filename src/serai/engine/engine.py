@@ -22,6 +22,7 @@ from serai.engine.bus import Bus
 from serai.engine.carrying import Carrier
 from serai.engine.checking import Checker
 from serai.engine.driver import CancelJob, GuestDriver, Script
+from serai.engine.first_boot import find_ssh
 from serai.engine.forks import PHASES as FORK_PHASES
 from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.forwards import ForwardKeeper
@@ -35,16 +36,18 @@ from serai.engine.pools import PoolKeeper
 from serai.engine.ports import PortKeeper, find_port
 from serai.engine.procedures import (
     CREATE_PHASES,
-    LAUNCH_PHASES,
     PHASES,
     PROCEDURES,
     create,
     launch,
+    launch_phases,
     start_by_policy,
 )
 from serai.engine.publishing import Publisher
+from serai.engine.reach import SshStream, open_ssh
 from serai.engine.running import react
 from serai.engine.schedules import ScheduleKeeper
+from serai.engine.seeding import sealed
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
 from serai.engine.volume_copies import VolumeCopier
@@ -111,15 +114,17 @@ from serai.model.network import Forward, Group, Network, Port, PortView
 from serai.model.node import DaemonStatus
 from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
-from serai.model.talk import ExecRequest, ExecResult, VncAddress
+from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
 from serai.plan.admission import check_launch, check_room, refusal
+from serai.plan.firstboot import check_told
 from serai.plan.machine import check_fit
 from serai.store.changes import PutGuest, PutUsage
 from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
 
+SSH_TIMEOUT = 15.0
 WHOLE = (DeleteGuest, RenameGuest, SetGuest)
 """Done in full or not at all, and quick: what can't be cancelled."""
 
@@ -294,8 +299,17 @@ class Engine:
 
         Raises what refuses it; then nothing was changed.
         """
-        work = self._take_once(action, key) if key else self._take(action, "")
-        return await self._house.supervisor.shielded(work, name="submit")
+        return await self._house.supervisor.shielded(self._take_sealed(action, key), name="submit")
+
+    async def _take_sealed(self, action: AnyAction, key: str) -> Job:
+        """Take an action on; what it tells a guest is put away first, so that no job shows it."""
+        if not isinstance(action, LaunchGuest | CreateGuest):
+            return await self._take_keyed(action, key)
+        async with sealed(self._house, action) as shown:
+            return await self._take_keyed(shown, key)
+
+    async def _take_keyed(self, action: AnyAction, key: str) -> Job:
+        return await (self._take_once(action, key) if key else self._take(action, ""))
 
     async def _take_once(self, action: AnyAction, key: str) -> Job:
         """Take an action on unless that was done with this key; of many at once one does it."""
@@ -315,6 +329,7 @@ class Engine:
             case LaunchGuest(spec=spec) if (image := self._images.find(spec.image)).snapshot:
                 self._check_host()
                 _check_no_volumes(action)
+                check_told(action, image)
                 return await self._forker.launch(image, action, key)
             case LaunchGuest() | CreateGuest():
                 return await self._create(action, key)
@@ -427,7 +442,7 @@ class Engine:
         house, guest_id = self._house, self._house.new_id()
         name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
-        image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
+        image = self._check_new(action, spec)
         house.names.claim(name, guest_id)
         try:
             ports = self._ports.claim(guest_id, name, action.ports)
@@ -435,9 +450,7 @@ class Engine:
             house.names.release(name, guest_id)
             raise
         number = house.names.claim_number()
-        starts = isinstance(action, LaunchGuest)
-        ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
-        record = self._record(spec, image, guest_id, number, starts, ttl, ports)
+        record = self._record(action, spec, image, guest_id, number, ports)
         try:
             self._volumes.check_wishes(action.volumes, record)
         except BaseException:
@@ -446,7 +459,9 @@ class Engine:
             raise
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
-        phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
+        phases: tuple[str, ...] = CREATE_PHASES
+        if isinstance(action, LaunchGuest):
+            phases = launch_phases(action, image)
         self._creating.add(driver)
         try:
             job = await house.jobs.open(
@@ -466,41 +481,44 @@ class Engine:
         if self._house.unfit is not None:
             raise error_from_problem(self._house.unfit)
 
-    def _check_new(self, spec: GuestSpec, *, starts: bool) -> Image:
+    def _check_new(self, action: LaunchGuest | CreateGuest, spec: GuestSpec) -> Image:
         self._check_host()
         reserve = self._house.settings.disk_reserve
         check_disk_room(self._house.places.guests, 0, reserve=reserve, what="creating a guest")
         image = self._images.find(spec.image)
         check_launch(spec, image, self._house.capabilities)
         check_fit(image, spec.firmware, spec.memory, self._house.capabilities)
-        if starts:
+        if isinstance(action, LaunchGuest):
             check_room(spec.memory, available_memory())
+        check_told(action, image)
         return image
 
     def _record(
         self,
+        action: LaunchGuest | CreateGuest,
         spec: GuestSpec,
         image: Image,
         guest_id: str,
         number: int,
-        wanted_on: bool,
-        ttl: float,
         ports: tuple[Port, ...],
     ) -> GuestRecord:
-        random = self._house.new_id()
+        random, now = self._house.new_id(), self._house.journal.now()
+        ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
         return GuestRecord(
             id=guest_id,
             number=number,
             version=1,
-            created_at=self._house.journal.now(),
+            created_at=now,
             spec=spec,
             image_digest=image.digest,
             machine_type=self._house.capabilities.machine_type,
             mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=self._house.new_id(),
-            wanted_on=wanted_on,
-            expires_at=self._house.journal.now() + ttl if ttl else 0.0,
+            wanted_on=isinstance(action, LaunchGuest),
+            expires_at=now + ttl if ttl else 0.0,
             ports=ports,
+            seed=action.seed,
+            hostname=(action.first_boot.hostname or spec.name) if action.seed else "",
         )
 
     async def cancel_job(self, job_id: str) -> Job:
@@ -541,6 +559,14 @@ class Engine:
         driver = self._look(guest)
         assert driver.instance is not None
         return await driver.instance.open_console()
+
+    async def find_ssh(self, guest: str) -> SshAddress:
+        """Return how ssh gets into a guest."""
+        return await find_ssh(self._find(guest))
+
+    async def open_ssh(self, guest: str) -> SshStream:
+        """Connect to the ssh server of a guest; Conflict (``ssh-unreachable``)."""
+        return await open_ssh(self._find(guest), SSH_TIMEOUT)
 
     async def screenshot(self, guest: str) -> bytes:
         """Return what the guest's screen shows, as PNG."""

@@ -17,15 +17,16 @@ from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
-from serai.engine.procedures import remove_guest, wait_agent
+from serai.engine.procedures import remove_guest, wait_inside, waits_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.engine.spares import Adopt, Spare, SparePool, name_spare
 from serai.errors import SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
+from serai.model.firstboot import WaitFor
 from serai.model.guest import GuestRecord, GuestSpec
-from serai.model.image import Expect, Image
+from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
 from serai.model.network import PortSpec
@@ -43,7 +44,8 @@ TOLD_NAMES = 20
 class Wish:
     """What is to be made: a guest for each name, from what ``find`` gives.
 
-    ``origin`` is the snapshot's id, "" for a guest as it is now.
+    ``origin`` is the snapshot's id, "" for a guest as it is now. ``seed`` and ``hostname`` are what it
+    is told at its first boot, "" for what its source was.
     """
 
     names: list[str]
@@ -56,6 +58,9 @@ class Wish:
     keep_identity: bool
     wait: bool
     ports: tuple[PortSpec, ...] = ()
+    wait_for: WaitFor = WaitFor.AGENT
+    seed: str = ""
+    hostname: str = ""
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
@@ -133,6 +138,9 @@ class Forker:
             keep_identity=False,
             wait=action.wait,
             ports=action.ports,
+            wait_for=action.wait_for,
+            seed=action.seed,
+            hostname=action.first_boot.hostname or names[0],
         )
         return await self._begin(action, wish, key)
 
@@ -189,6 +197,12 @@ class Forker:
             self._house.names.release(name, guest_id)
 
     async def _carry_out(
+        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[Spare]
+    ) -> None:
+        with self._house.seeds.held(wish.seed):
+            await self._make_all(job, wish, ids, spares)
+
+    async def _make_all(
         self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[Spare]
     ) -> None:
         made: list[GuestDriver] = []
@@ -249,6 +263,7 @@ class Forker:
                 created_at=now,
                 expires_at=now + wish.ttl if wish.ttl else 0.0,
                 coming=job.id,
+                hostname=name if driver.record.seed else "",
             )
             self._house.fabric.hold(driver.record.id, name, driver.record.ports)
             if driver.record.ports:
@@ -262,7 +277,7 @@ class Forker:
         """End the job: the guests stay from here on, also one whose agent stays silent."""
         problem = None
         if wish.wait:
-            waits = (wait_agent(child) for child in made if child.image.agent is not Expect.NO)
+            waits = (self._wait(job, child, wish.wait_for) for child in made)
             results = await asyncio.gather(*waits, return_exceptions=True)
             problem = next((each for each in results if isinstance(each, SeraiError)), None)
         job.hold()
@@ -276,6 +291,10 @@ class Forker:
             message=", ".join(each.name for each in made[:TOLD_NAMES]),
             results=tuple(each.record.id for each in made),
         )
+
+    async def _wait(self, job: LiveJob, child: GuestDriver, wait_for: WaitFor) -> None:
+        for each in waits_of(wait_for, child.image):
+            await wait_inside(child, job, each)
 
     async def _make(
         self, job: LiveJob, found: Frozen, wish: Wish, ids: dict[str, str]
@@ -312,6 +331,8 @@ class Forker:
                         coming=job.id,
                         ttl=wish.ttl,
                         more=wish.ports,
+                        seed=wish.seed,
+                        hostname=found.record.hostname if wish.keep_identity else wish.hostname,
                     )
                 )
         except BaseException:

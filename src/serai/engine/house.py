@@ -8,6 +8,7 @@ from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.pools import PoolFolders
+from serai.disk.seeds import SeedFolder
 from serai.engine.bases import Bases
 from serai.engine.cabling import Cabling
 from serai.engine.fabric import Fabric
@@ -43,6 +44,7 @@ class House:
     layers: LayerFolder
     pools: PoolFolders
     memory: MemoryFolder
+    seeds: SeedFolder
     bases: Bases
     shelf: Shelf
     timetable: Timetable

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from serai.disk.volumes import create_uefi_vars, create_volumes, grow_volume
-from serai.engine.collecting import collect, drop_all_of, forget_all_of
+from serai.engine.collecting import collect, collect_seeds, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver, Procedure
+from serai.engine.first_boot import wait_cloud_init, wait_ssh
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.leading import open_forwards
 from serai.engine.plugging import drop_made, forget_made, give_back, keep_given_back
@@ -36,8 +37,9 @@ from serai.model.actions import (
     StopGuest,
 )
 from serai.model.event import EventKind
+from serai.model.firstboot import WaitFor
 from serai.model.guest import AgentState, ExitReason, Firmware, GuestChange
-from serai.model.image import Expect
+from serai.model.image import Expect, Image
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.model.volume import VolumeWish
 from serai.plan.change import changed_spec
@@ -56,7 +58,7 @@ PHASES: Mapping[Verb, tuple[str, ...]] = {
     Verb.RENAME: ("rename",),
     Verb.SET: ("set",),
 }
-LAUNCH_PHASES = ("volumes", "start", "agent")
+LAUNCH_PHASES = ("volumes", "start")
 CREATE_PHASES = ("volumes",)
 
 QUIT_TIMEOUT = 2.0
@@ -87,10 +89,11 @@ async def create(driver: GuestDriver, job: LiveJob, furnish: Furnish = unfurnish
 
 
 async def launch(driver: GuestDriver, job: LiveJob, furnish: Furnish = unfurnished) -> None:
-    """Make a new guest's volumes, start it, wait for its agent.
+    """Make a new guest's volumes, start it, wait for what is to be waited for.
 
     ``furnish`` attaches the volumes that it asked for.
-    Fails before QEMU runs: nothing is left. Fails later (the agent stays silent): the guest runs.
+    Fails before QEMU runs: nothing is left. Fails later (the agent stays silent, cloud-init had
+    errors): the guest runs.
     """
     action = job.action
     assert isinstance(action, LaunchGuest)
@@ -106,10 +109,40 @@ async def launch(driver: GuestDriver, job: LiveJob, furnish: Furnish = unfurnish
     except BaseException as error:
         await undo_creation(driver, job, error)
         return
-    if action.wait and driver.image.agent is not Expect.NO:
-        await job.enter("agent")
-        await wait_agent(driver)
+    if action.wait:
+        for each in waits_of(action.wait_for, driver.image):
+            await job.enter(str(each))
+            await wait_inside(driver, job, each)
     await job.finish()
+
+
+def launch_phases(action: LaunchGuest, image: Image) -> tuple[str, ...]:
+    """Return the phases of a launch."""
+    waits = waits_of(action.wait_for, image) if action.wait else ()
+    return (*LAUNCH_PHASES, *map(str, waits))
+
+
+def waits_of(wait_for: WaitFor, image: Image) -> tuple[WaitFor, ...]:
+    """Return what has to be waited for, one after the other, until ``wait_for`` is so."""
+    agent = () if image.agent is Expect.NO else (WaitFor.AGENT,)
+    match wait_for:
+        case WaitFor.AGENT:
+            return agent
+        case WaitFor.SSH:
+            return (WaitFor.SSH,)
+        case WaitFor.CLOUD_INIT:
+            return (*agent, WaitFor.CLOUD_INIT)
+
+
+async def wait_inside(driver: GuestDriver, job: LiveJob, wait_for: WaitFor) -> None:
+    """Wait for what comes up in a guest that runs."""
+    match wait_for:
+        case WaitFor.AGENT:
+            await wait_agent(driver)
+        case WaitFor.SSH:
+            await wait_ssh(driver)
+        case WaitFor.CLOUD_INIT:
+            await wait_cloud_init(driver, job)
 
 
 async def _make_volumes(driver: GuestDriver, job: LiveJob, furnish: Furnish) -> None:
@@ -155,6 +188,7 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
         driver.enter(GuestState.STOPPED)
         raise
     await driver.house.cabling.detach(driver.record.ports)
+    collect_seeds(driver.house)
 
 
 async def wait_agent(driver: GuestDriver) -> None:

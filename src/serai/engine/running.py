@@ -17,14 +17,16 @@ from serai.disk.volumes import chain_of
 from serai.engine.driver import Beat, GuestDriver, Message, RestartDue
 from serai.engine.jobs import disk_full
 from serai.engine.leading import open_forwards
+from serai.engine.seeding import write_seed
 from serai.errors import Code, Conflict, Problem, SeraiError
 from serai.host.process import Confinement
 from serai.host.sockets import bind_unix
 from serai.model.event import EventKind
 from serai.model.guest import AgentState, ExitReason, GuestRecord, Volume
 from serai.model.image import Expect
-from serai.model.lifecycle import ON_STATES, GuestState, Happening
+from serai.model.lifecycle import ON_STATES, Deny, GuestState, Happening, Verb, admit
 from serai.model.machine import LayerFile, Machine
+from serai.plan.admission import refusal
 from serai.plan.layers import chain
 from serai.plan.machine import plan_machine, uid_of
 from serai.qemu.instance import Instance, InstanceEvent, InstanceEventKind, RunState
@@ -161,6 +163,16 @@ def confinement_of(driver: GuestDriver, machine: Machine) -> Confinement:
     )
 
 
+def check_talk(driver: GuestDriver) -> Instance:
+    """Return the guest's live QEMU; Conflict when the guest's state does not let anybody talk to it."""
+    admission = admit(driver.state, Verb.TALK)
+    if isinstance(admission, Deny):
+        raise refusal(driver.name, driver.state, Verb.TALK, admission.reason)
+    if driver.instance is None:
+        raise Conflict(Code.GUEST_STATE, f"{driver.name} is {driver.state}")
+    return driver.instance
+
+
 async def open_instance(driver: GuestDriver) -> Instance:
     """Start the guest's QEMU, from its disks. On failure nothing of it is left running."""
     house, record = driver.house, driver.record
@@ -168,6 +180,7 @@ async def open_instance(driver: GuestDriver) -> Instance:
     run_dir = house.places.guests_run / record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     await house.cabling.connect(record)
+    await write_seed(driver)
     _write_running(driver, machine, run_dir, house.journal.now())
     try:
         return await Instance.start(

@@ -8,12 +8,10 @@ import posixpath
 from collections.abc import AsyncIterator
 
 from serai.engine.driver import GuestDriver
-from serai.engine.running import note_agent
-from serai.errors import Code, Conflict, HostFailure, Interrupted, Invalid, SeraiError
+from serai.engine.running import check_talk, note_agent
+from serai.errors import Code, HostFailure, Interrupted, Invalid, SeraiError
 from serai.model.guest import AgentState
-from serai.model.lifecycle import Deny, Verb, admit
 from serai.model.talk import ExecRequest, ExecResult
-from serai.plan.admission import refusal
 from serai.qemu.agent import Agent
 
 TAR_TIMEOUT = 600.0
@@ -22,12 +20,7 @@ PATH_LIMIT = 4096
 
 def agent_of(driver: GuestDriver) -> Agent:
     """Return the guest's agent; Conflict when the guest's state does not let anybody talk to it."""
-    admission = admit(driver.state, Verb.TALK)
-    if isinstance(admission, Deny):
-        raise refusal(driver.name, driver.state, Verb.TALK, admission.reason)
-    if driver.instance is None:
-        raise Conflict(Code.GUEST_STATE, f"{driver.name} is {driver.state}")
-    return driver.instance.agent
+    return check_talk(driver).agent
 
 
 async def execute(driver: GuestDriver, request: ExecRequest) -> ExecResult:

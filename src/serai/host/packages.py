@@ -40,6 +40,7 @@ PACKAGES = (
     Package("libnbd-bin", "nbdcopy", "reads volumes that are served by NBD"),
     Package("nftables", "nft", "filters what guests send and receive"),
     Package("dnsmasq-base", "dnsmasq", "gives guests their addresses and names"),
+    Package("openssh-client", "ssh", "logs in to guests: serai ssh"),
     Package("cpio", "cpio", "packs the tiny image"),
     Package("zstd", "zstd", "packs images"),
     Package("xz-utils", "xz", "unpacks images"),

@@ -8,6 +8,7 @@ in ``model.lifecycle``; each docstring says it in words.
 
 import msgspec
 
+from serai.model.firstboot import FirstBoot, WaitFor
 from serai.model.guest import GuestChange, GuestSpec
 from serai.model.network import (
     ForwardSpec,
@@ -35,28 +36,34 @@ class GuestAction(Action, frozen=True):
 
 
 class LaunchGuest(Action, frozen=True, tag="launch"):
-    """Define a guest and start it. Phases: define, volumes, start, agent.
+    """Define a guest and start it. Phases: volumes, start, and what is waited for.
 
-    ``wait`` waits until the agent answers (where the image has one). On failure before the guest
-    runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is wrong.
-    ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never). ``volumes``
-    are attached to it before it starts; those that are made for it live on without it. Without
-    ``ports`` it has QEMU's own network.
+    ``wait`` waits for ``wait_for`` (for the agent only where the image has one). On failure before
+    the guest runs, nothing is left of it; once QEMU runs, the guest stays and the job tells what is
+    wrong. ``ttl`` seconds after it was defined it is deleted, whatever it does then (0: never).
+    ``volumes`` are attached to it before it starts; those that are made for it live on without it.
+    Without ``ports`` it has QEMU's own network. ``seed`` is the engine's: what was asked for in
+    ``first_boot`` is kept under this name, and the job does not show it.
     """
 
     spec: GuestSpec
     ports: tuple[PortSpec, ...] = ()
+    first_boot: FirstBoot = FirstBoot()
     wait: bool = True
+    wait_for: WaitFor = WaitFor.AGENT
     ttl: float = 0.0
     volumes: tuple[VolumeWish, ...] = ()
+    seed: str = ""
 
 
 class CreateGuest(Action, frozen=True, tag="create"):
-    """Define a guest and leave it stopped, with ``volumes`` attached."""
+    """Define a guest and leave it stopped, with ``volumes`` attached; the rest as for a launch."""
 
     spec: GuestSpec
     volumes: tuple[VolumeWish, ...] = ()
     ports: tuple[PortSpec, ...] = ()
+    first_boot: FirstBoot = FirstBoot()
+    seed: str = ""
 
 
 class StartGuest(GuestAction, frozen=True, tag="start"):

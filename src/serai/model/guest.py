@@ -133,7 +133,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     the job that is making it as a fork, "" once nobody would undo it, and ``POOL`` for a spare: a fork
     made ahead of anybody's asking, which nobody is shown. ``medium`` is what is in its CD drive; None:
     that of its image, if that is a medium, else it has no drive. Without ``ports`` it has QEMU's own
-    network, with the address ``mac``.
+    network, with the address ``mac``. ``seed`` names what the guest is told at its first boot, "" for
+    nothing; ``hostname`` is the name that it is told then.
     """
 
     id: str
@@ -155,6 +156,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     coming: str = ""
     medium: Medium | None = None
     ports: tuple[Port, ...] = ()
+    seed: str = ""
+    hostname: str = ""
 
     @property
     def is_spare(self) -> bool:
@@ -176,7 +179,8 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     Sizes are bytes, times are seconds since the epoch. ``pid`` is 0 when nothing runs.
     ``problem`` says what is wrong, if something is (a full disk, a crash, a failed start).
     ``origin`` is the id of the snapshot that it was forked from, ``snapshot`` that of the one it stands
-    on ("": none). At ``expires_at`` it is deleted (0: never).
+    on ("": none). At ``expires_at`` it is deleted (0: never). ``hostname`` is the name that it was
+    told at its first boot ("": it was told nothing).
     """
 
     name: str
@@ -207,3 +211,4 @@ class Guest(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str = ""
     expires_at: float = 0.0
     ports: tuple[PortBrief, ...] = ()
+    hostname: str = ""

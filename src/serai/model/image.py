@@ -44,7 +44,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     the files take, ``virtual_size`` what a guest sees as its root disk (0 without one).
     ``snapshot`` is the id of the snapshot that a published image is: then the files are those of the
     image that its guest was made from. ``warm``: that snapshot has memory, and guests of the image run
-    from where it was frozen.
+    from where it was frozen. ``cloud_init`` says whether a guest of it can be told anything at its
+    first boot.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     initrd: ImageFile | None = None
     cmdline: str = ""
     agent: Expect = Expect.UNKNOWN
+    cloud_init: Expect = Expect.UNKNOWN
     firmware: tuple[str, ...] = ("bios",)
     min_memory: int = 0
     source: str = ""

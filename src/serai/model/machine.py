@@ -21,6 +21,7 @@ class Media(StrEnum):
 
     DISK = "disk"
     CDROM = "cdrom"
+    SEED = "seed"  # a disk that can't be written: the kernels of cloud images see no CD drive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,3 +31,17 @@ class VncAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Where a VNC viewer connects: the path of a unix socket that only the owner can open."""
 
     socket: str
+
+
+class SshAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """How ssh gets into a guest: through ``serai ssh-proxy``, as ``user``.
+
+    ``known_hosts`` is the path of a file on the daemon's host in which the guest goes by ``alias``.
+    ``is_known``: its host keys are in there, as its agent told them; else it has no agent that
+    could, and whoever connects first has to believe what the guest says.
+    """
+
+    user: str
+    alias: str
+    known_hosts: str
+    is_known: bool

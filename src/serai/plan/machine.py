@@ -18,6 +18,7 @@ from serai.plan.volume import PORTS, ROOT, boot_places
 
 UEFI_VARS_NAME = "uefi-vars.fd"
 CD = "cd0"
+SEED_NAME = "seed.iso"
 USER_NIC = "net0"
 """The NIC of a guest without ports, at QEMU's own network."""
 
@@ -64,7 +65,7 @@ def plan_machine(
 
     ``volumes`` are the guest's writable volumes, the root first. A kernel image is loaded by QEMU
     itself; an installation medium is a drive after the empty root, so that the machine boots from
-    it only until something is installed.
+    it only until something is installed. The disc for the first boot comes last.
     """
     uefi = record.spec.firmware is Firmware.UEFI
     return Machine(
@@ -77,7 +78,7 @@ def plan_machine(
         memory=record.spec.memory,
         firmware=record.spec.firmware,
         genid=record.genid,
-        drives=_plan_drives(record, image, volumes, image_folder),
+        drives=_plan_drives(record, image, volumes, image_folder, guest_folder),
         nics=plan_nics(record),
         kernel=str(image_folder / image.kernel.name) if image.kernel else "",
         initrd=str(image_folder / image.initrd.name) if image.initrd else "",
@@ -122,6 +123,7 @@ def _plan_drives(
     image: Image,
     volumes: tuple[tuple[LayerFile, ...], ...],
     image_folder: PurePath,
+    guest_folder: PurePath,
 ) -> tuple[Drive, ...]:
     entries = record.volumes[: len(volumes)] or tuple(
         Volume(name=ROOT, head="", size=0) for _ in volumes
@@ -135,6 +137,11 @@ def _plan_drives(
     ]
     if drive is not None:
         drives.append(replace(drive, boot_index=places[drive.name]))
+    if record.seed:
+        disk = LayerFile(path=str(guest_folder / SEED_NAME), format=DiskFormat.RAW, read_only=True)
+        drives.append(
+            Drive(name="seed", media=Media.SEED, chain=(disk,), boot_index=len(places) + 1)
+        )
     return tuple(drives)
 
 

@@ -215,8 +215,12 @@ def fork_record(
     expires_at: float,
     coming: str,
     ports: tuple[Port, ...] = (),
+    hostname: str,
 ) -> GuestRecord:
-    """Return the record of a new guest that is like ``source`` and nobody else's."""
+    """Return the record of a new guest that is like ``source`` and nobody else's.
+
+    At a first boot it is told what its source was told, but for its ``hostname``.
+    """
     return msgspec.structs.replace(
         source,
         id=guest_id,
@@ -235,4 +239,5 @@ def fork_record(
         expires_at=expires_at,
         coming=coming,
         ports=ports,
+        hostname=hostname if source.seed else "",
     )

@@ -55,6 +55,7 @@ def view_guest(
         snapshot=record.snapshot,
         expires_at=record.expires_at,
         ports=ports,
+        hostname=record.hostname,
     )
 
 

@@ -30,6 +30,7 @@ PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
 PORT_FIRST_CDROM = 2
 PLACE_TABLET = 0x12
+PLACE_SEED = 0x1E
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
@@ -65,6 +66,8 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         options += _disk(drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
+    for drive in machine.drives:
+        options += _seed(drive, fds) if drive.media is Media.SEED else []
     for index, nic in enumerate(on_root_bus):
         options += _nic(nic, fds, hex(PLACE_FIRST_NIC + index))
     for nic in machine.nics:
@@ -269,6 +272,17 @@ def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
     device: dict[str, Value] = {**_attached(drive), "driver": "ide-cd", "bus": f"ide.{port}"}
     medium = [Option("blockdev", describe_chain(drive, fds))] if drive.chain else []
     return [*medium, Option("device", device)]
+
+
+def _seed(drive: Drive, fds: Fds) -> list[Option]:
+    """Behind everything else, so that it comes and goes without moving anything."""
+    device: dict[str, Value] = {
+        **_attached(drive),
+        "driver": "virtio-blk-pci",
+        "iothread": "io0",
+        "addr": hex(PLACE_SEED),
+    }
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
 
 
 def _attached(drive: Drive) -> dict[str, Value]:

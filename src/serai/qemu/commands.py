@@ -232,6 +232,29 @@ async def add_vnc_client(monitor: Monitor, fd: int, timeout: float = TIMEOUT) ->
         raise
 
 
+# -- devices that come and go ----------------------------------------------------------------------
+
+
+async def add_user_forward(
+    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
+) -> str:
+    """Forward a port of the host by QEMU's own network; return what QEMU says, "" if all is well."""
+    return await _human(monitor, f"hostfwd_add {netdev} {forward}", timeout)
+
+
+async def remove_user_forward(
+    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
+) -> str:
+    """End such a forward; return what QEMU says."""
+    return await _human(monitor, f"hostfwd_remove {netdev} {forward}", timeout)
+
+
+async def _human(monitor: Monitor, line: str, timeout: float) -> str:
+    """Say a line of the monitor for people: for what QMP has no command of its own."""
+    answer = await _ask(monitor, "human-monitor-command", str, timeout, {"command-line": line})
+    return answer.strip()
+
+
 # -- the state of the machine ----------------------------------------------------------------------
 
 
@@ -413,23 +436,3 @@ async def set_link(monitor: Monitor, name: str, up: bool, timeout: float = TIMEO
 async def forget_fd(monitor: Monitor, name: str, timeout: float = TIMEOUT) -> None:
     """Have QEMU close a descriptor that it was given and did not take up."""
     await _ask(monitor, "closefd", _Nothing, timeout, {"fdname": name})
-
-
-async def add_user_forward(
-    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
-) -> str:
-    """Forward a port of the host by QEMU's own network; return what QEMU says, "" if all is well."""
-    return await _human(monitor, f"hostfwd_add {netdev} {forward}", timeout)
-
-
-async def remove_user_forward(
-    monitor: Monitor, netdev: str, forward: str, timeout: float = TIMEOUT
-) -> str:
-    """End such a forward; return what QEMU says."""
-    return await _human(monitor, f"hostfwd_remove {netdev} {forward}", timeout)
-
-
-async def _human(monitor: Monitor, line: str, timeout: float) -> str:
-    """Say a line of the monitor for people: for what QMP has no command of its own."""
-    answer = await _ask(monitor, "human-monitor-command", str, timeout, {"command-line": line})
-    return answer.strip()

@@ -25,6 +25,15 @@ chroot "$root" systemctl -q disable systemd-networkd-wait-online 2> /dev/null ||
 cat > "$root/etc/cloud/cloud.cfg.d/90-serai.cfg" <<EOF
 datasource_list: [NoCloud, ConfigDrive, None]
 locale: false
+# keys that are given at the launch let root in too, and one host key is made, not three
+disable_root: false
+ssh_genkeytypes: [ed25519]
+# its name is known inside, also with its domain
+manage_etc_hosts: localhost
+# done by grow-root.service at each boot, and by nobody: the boot loader asks debconf nothing
+growpart: {mode: "off"}
+resize_rootfs: false
+grub_dpkg: {enabled: false}
 EOF
 # without a seed there is nothing to configure: then cloud-init does not run at all
 echo 'policy: search,found=all,maybe=none,notfound=disabled' > "$root/etc/cloud/ds-identify.cfg"

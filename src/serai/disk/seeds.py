@@ -1,0 +1,156 @@
+"""What guests are told at their first boot: kept once, given to each as a disc.
+
+    seeds/SHA256           what was asked for, as JSON; only the daemon's user can read it
+    guests/ID/seed.iso     the disc that cloud-init in the guest finds by its label, CIDATA
+
+The first may hold secrets and is named by a record, never shown. Guests that were forked from each
+other share it; the disc is made from it for each guest, anew when what it says has changed. Everything
+here is blocking and quick.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pycdlib
+
+from serai.disk.files import naming_disk_problems, sync_folder, write_durably
+from serai.errors import Code, HostFailure
+from serai.model.firstboot import FirstBoot
+
+LABEL = "CIDATA"
+SECTOR = 2048
+FIRST_DESCRIPTOR = 16
+END_OF_DESCRIPTORS = 255
+ROOT_RECORD = 156
+VOLUME_DATES = slice(813, 881)
+NO_VOLUME_DATE = b"0" * 16 + b"\0"
+A_DATE = bytes((123, 1, 1, 0, 0, 0, 0))
+"""The first second of 2023: a disc says nothing of when it was made."""
+
+
+def name_of(first_boot: FirstBoot) -> str:
+    """Return the name under which it is kept: the same for the same."""
+    return hashlib.sha256(msgspec.json.encode(first_boot)).hexdigest()
+
+
+class SeedFolder:
+    """The folder of what was asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: Counter[str] = Counter()
+
+    def put(self, first_boot: FirstBoot) -> str:
+        """Keep it and return its name; durable when this returns. HostFailure (``disk-full``)."""
+        name = name_of(first_boot)
+        path = self._path / name
+        if path.exists():
+            return name
+        with naming_disk_problems("keeping what the guest is told"):
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(path, msgspec.json.encode(first_boot))
+        return name
+
+    def get(self, name: str) -> FirstBoot:
+        """Return what is kept under ``name``; HostFailure (``file-failed``) if it can't be read."""
+        try:
+            return msgspec.json.decode((self._path / name).read_bytes(), type=FirstBoot)
+        except (OSError, msgspec.DecodeError) as error:
+            raise HostFailure(
+                Code.FILE_FAILED,
+                f"what the guest is told at its first boot can't be read: {error}",
+                details={"seed": name},
+            ) from error
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[None]:
+        """Keep it for the length of the block, though no record names it yet."""
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self._held[name] -= 1
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Delete what is not among ``names`` and not held."""
+        if not self._path.exists():
+            return
+        for path in self._path.iterdir():
+            if path.name not in names and not self._held[path.name]:
+                path.unlink(missing_ok=True)
+
+
+def write_disc(path: Path, documents: Mapping[str, bytes]) -> None:
+    """Make the disc with these files, unless it is there already; HostFailure (``disk-full``)."""
+    content = make_disc(documents)
+    with naming_disk_problems("making the disc for the first boot"):
+        if not path.exists() or path.read_bytes() != content:
+            replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a private file that is whole or not there, whoever has the old one open."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    write_durably(new, content)
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
+def make_disc(documents: Mapping[str, bytes]) -> bytes:
+    """Return an ISO 9660 image with these files, in which the same files give the same bytes."""
+    disc = pycdlib.PyCdlib()
+    disc.new(interchange_level=3, vol_ident=LABEL, joliet=3, rock_ridge="1.09")
+    for index, (name, content) in enumerate(sorted(documents.items())):
+        disc.add_fp(
+            io.BytesIO(content),
+            len(content),
+            f"/FILE{index}.;1",
+            rr_name=name,
+            joliet_path=f"/{name}",
+            file_mode=0o100400,
+        )
+    image = io.BytesIO()
+    disc.write_fp(image)
+    disc.close()
+    return _without_dates(bytearray(image.getvalue()))
+
+
+def _without_dates(image: bytearray) -> bytes:
+    """Put one date into all places where ISO 9660 has one (ECMA-119: 8.4.26 to 8.4.29, 9.1.5)."""
+    sector = FIRST_DESCRIPTOR
+    while (kind := image[sector * SECTOR]) != END_OF_DESCRIPTORS:
+        start = sector * SECTOR
+        if kind in (1, 2):
+            dates = slice(start + VOLUME_DATES.start, start + VOLUME_DATES.stop)
+            image[dates] = NO_VOLUME_DATE * 4
+            _date_record(image, start + ROOT_RECORD)
+            extent = int.from_bytes(image[start + ROOT_RECORD + 2 :][:4], "little")
+            _date_folder(image, extent * SECTOR)
+        sector += 1
+    return bytes(image)
+
+
+def _date_folder(image: bytearray, at: int) -> None:
+    end = at + SECTOR
+    while at < end and image[at]:
+        _date_record(image, at)
+        at += image[at]
+
+
+def _date_record(image: bytearray, at: int) -> None:
+    """Date one record of a folder, and what Rock Ridge says of it (RRIP 1.09, 4.1.6)."""
+    length, name = image[at], image[at + 32]
+    image[at + 18 : at + 25] = A_DATE
+    place = at + 33 + name + (name + 1) % 2
+    while place + 4 <= at + length and image[place + 2]:
+        if image[place : place + 2] == b"TF":
+            dates = (image[place + 2] - 5) // len(A_DATE)
+            image[place + 5 : place + 5 + dates * len(A_DATE)] = A_DATE * dates
+        place += image[place + 2]
