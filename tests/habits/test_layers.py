@@ -44,6 +44,7 @@ DOORS = {
         "serai.doctor_command": "a command of its own beside what it asks",
     },
     "rich": {"serai.cli": "drawing"},
+    "defusedxml": {"serai.plan.foreign_xml": "the one reader of strangers' XML"},
     "pytest": {"serai.pytest_plugin": "no dependency of a running serai"},
 }
 """Outside thing → modules or rooms that may import it, and why."""

@@ -23,10 +23,12 @@ from serai.model.actions import (
     DeleteSnapshot,
     ForkGuest,
     GuestAction,
+    ImportGuest,
     ImportImage,
     LaunchGuest,
     PauseGuest,
     PublishImage,
+    PullImage,
     RenameGuest,
     RestoreSnapshot,
     ResumeGuest,
@@ -34,6 +36,7 @@ from serai.model.actions import (
     StopGuest,
     kind_of,
 )
+from serai.model.catalogue import Catalogue, IndexEntry
 from serai.model.event import Event, EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
 from serai.model.image import Expect, Image, ImageFile, ImageKind
@@ -157,6 +160,13 @@ class FakeEngine:
             raise NotFound(Code.IMAGE_NOT_FOUND, f"there is no image {shorten(name)}")
         return self.all_images[name]
 
+    async def catalogue(self, index: str, sha256: str, key: str) -> Catalogue:
+        self._check("catalogue")
+        entries = (IndexEntry(name="debian", version="12", url="d.qcow2", sha256="ab" * 32),)
+        return Catalogue(
+            source=index, digest="sha256:" + "0" * 64, trust="part of serai", entries=entries
+        )
+
     def image_files(self, name: str) -> Path:
         return self.folder / "images" / name
 
@@ -224,6 +234,14 @@ class FakeEngine:
             return [action.name or action.recipe]
         if isinstance(action, ImportImage):
             return [action.name or "imported"]
+        if isinstance(action, PullImage):
+            name = action.name or action.image.replace(":", "-")
+            self.all_images[name] = self._make_image(name)
+            return [action.image, name]
+        if isinstance(action, ImportGuest):
+            spec = GuestSpec(image="tiny", name=check_guest_name(action.name or "imported"))
+            name = self._create(spec, False, 0.0)
+            return [name, self.all_guests[name].id]
         assert isinstance(action, DeleteImage)
         self.image(action.image)
         return [action.image]

@@ -13,6 +13,7 @@ from typing import Any
 from serai.api.answers import BYTES, HTML, JSON, PNG, SSE, TAR, TEXT
 from serai.api.bodies import (
     BuildBody,
+    CatalogueQuery,
     DeleteQuery,
     EventPage,
     EventsQuery,
@@ -22,12 +23,14 @@ from serai.api.bodies import (
     GuestsQuery,
     ImagePage,
     ImportBody,
+    ImportGuestBody,
     JobPage,
     JobsQuery,
     LaunchBody,
     LogQuery,
     PageQuery,
     PublishBody,
+    PullBody,
     PullQuery,
     PushQuery,
     RenameBody,
@@ -43,6 +46,7 @@ from serai.api.events import list_events
 from serai.api.guests import (
     change_guest,
     delete_guest,
+    import_guest,
     launch_guest,
     list_guests,
     pause_guest,
@@ -59,6 +63,8 @@ from serai.api.images import (
     export_image,
     import_image,
     list_images,
+    pull_image,
+    show_catalogue,
     show_image,
 )
 from serai.api.inside import (
@@ -83,6 +89,7 @@ from serai.api.snapshots import (
 )
 from serai.api.system import show_docs, show_front, show_openapi, show_system
 from serai.errors import Code
+from serai.model.catalogue import Catalogue
 from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
 from serai.model.job import Job
@@ -154,6 +161,9 @@ ROUTES: tuple[Route, ...] = (
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
                      _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+    action("POST", "/v1/imports", import_guest, body=ImportGuestBody,
+           problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_EXISTS, _C.DEFINITION_REFUSED, _C.IMAGE_REFUSED, _C.IMAGE_UNFIT,
+                     _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.FIRMWARE_MISSING, _C.TOOL_MISSING, _C.DISK_FULL)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -199,6 +209,11 @@ ROUTES: tuple[Route, ...] = (
     action("POST", f"{IMAGES}/import", import_image, body=ImportBody,
            problems=(*_OF_SPEC, _C.IMAGE_EXISTS, _C.IMAGE_REFUSED, _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED,
                      _C.TOOL_MISSING, _C.DISK_FULL)),
+    action("POST", f"{IMAGES}/pull", pull_image, body=PullBody,
+           problems=(*_OF_SPEC, _C.IMAGE_NOT_FOUND, _C.IMAGE_EXISTS, _C.INDEX_REFUSED, _C.IMAGE_REFUSED,
+                     _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.TOOL_MISSING, _C.DISK_FULL)),
+    route("GET", "/v1/catalogue", show_catalogue, query=CatalogueQuery, replies=_gives("What it offers.", Catalogue),
+          problems=(_C.INDEX_REFUSED, _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.DISK_FULL)),
     route("GET", IMAGE, show_image, replies=_gives("The image.", Image), problems=(_C.IMAGE_NOT_FOUND,)),
     action("DELETE", IMAGE, delete_image, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_IN_USE)),
     route("GET", f"{IMAGE}/export", export_image, query=ExportQuery, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_CORRUPT),

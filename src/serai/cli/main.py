@@ -27,6 +27,7 @@ class Entry:
 
 COMMANDS: Mapping[str, Entry] = {
     "launch": Entry("serai.cli.create:launch", "Make a guest of an image and start it."),
+    "import": Entry("serai.cli.importing:import_", "Make a guest of an OVA or of a libvirt definition."),
     "list": Entry("serai.cli.guests:list_guests", "List all guests."),
     "show": Entry("serai.cli.guests:show", "Show all that is known of a guest."),
     "start": Entry("serai.cli.verbs:start", "Start guests."),
@@ -46,7 +47,7 @@ COMMANDS: Mapping[str, Entry] = {
     "vnc": Entry("serai.cli.looks:vnc", "Print where a VNC viewer connects."),
     "snapshot": Entry("serai.cli.snapshots:snapshot", "Save guests, look at what is saved, go back to it."),
     "fork": Entry("serai.cli.fork:fork", "Make new guests from a guest or from a snapshot."),
-    "image": Entry("serai.cli.images:image", "Build, import and manage images."),
+    "image": Entry("serai.cli.images:image", "Build, pull, import and manage images."),
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
     "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),
     "daemon": Entry("serai.daemon_command:daemon", "Run, start, stop the daemon."),

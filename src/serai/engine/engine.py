@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from serai.disk.files import check_room as check_disk_room
+from serai.disk.pulling import IndexRequest
 from serai.engine import talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
@@ -20,6 +21,7 @@ from serai.engine.driver import CancelJob, GuestDriver, Script
 from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
+from serai.engine.importing import GuestImporter
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -46,14 +48,17 @@ from serai.model.actions import (
     DeleteImage,
     DeleteSnapshot,
     ForkGuest,
+    ImportGuest,
     ImportImage,
     LaunchGuest,
     PublishImage,
+    PullImage,
     RenameGuest,
     RestoreSnapshot,
     SetGuest,
     StartGuest,
 )
+from serai.model.catalogue import Catalogue
 from serai.model.event import Event, EventKind
 from serai.model.guest import Guest, GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
@@ -64,7 +69,7 @@ from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.machine import check_fit
-from serai.store.changes import PutGuest
+from serai.store.changes import Change, PutGuest
 from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
@@ -94,6 +99,7 @@ class Engine:
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
+        self._importer = GuestImporter(house, lambda: self._images, self._create)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -146,6 +152,10 @@ class Engine:
         """Return a job when it has ended, or as it is after ``timeout`` seconds."""
         return await self._house.jobs.wait(job_id, timeout)
 
+    async def catalogue(self, index: str, sha256: str, key: str) -> Catalogue:
+        """Return what an index of images offers; Invalid (``index-refused``) if it is not believed."""
+        return await self._images.catalogue(IndexRequest(index=index, sha256=sha256, key=key))
+
     async def events(self, *, after: int, limit: int) -> list[Event]:
         """Return stored events with a number above ``after``, the oldest first."""
         return await self._house.journal.store.events(after=after, limit=limit)
@@ -192,6 +202,11 @@ class Engine:
                 return await self._images.build(action, key)
             case ImportImage():
                 return await self._images.import_(action, key)
+            case PullImage():
+                return await self._images.pull(action, key)
+            case ImportGuest():
+                self._check_host()
+                return await self._importer.begin(action, key)
             case DeleteImage():
                 return await self._images.delete(action, key)
             case CreateSnapshot():
@@ -233,8 +248,18 @@ class Engine:
             case _:
                 pass
 
-    async def _create(self, action: LaunchGuest | CreateGuest, key: str) -> Job:
-        house, guest_id = self._house, self._house.new_id()
+    async def _create(
+        self,
+        action: LaunchGuest | CreateGuest,
+        key: str,
+        *,
+        guest_id: str = "",
+        mac: str = "",
+        changes: tuple[Change, ...] = (),
+        events: tuple[Event, ...] = (),
+    ) -> Job:
+        """Define a guest, stored together with ``changes``; an imported one has its ``mac``."""
+        house, guest_id = self._house, guest_id or self._house.new_id()
         name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
         image = self._check_new(spec, starts=isinstance(action, LaunchGuest))
@@ -242,14 +267,19 @@ class Engine:
         number = house.names.claim_number()
         starts = isinstance(action, LaunchGuest)
         ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
-        record = self._record(spec, image, guest_id, number, starts, ttl)
+        record = self._record(spec, image, guest_id, number, starts, ttl, mac)
         driver = self._driver(record, image, GuestState.CREATING)
         created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
         phases = LAUNCH_PHASES if isinstance(action, LaunchGuest) else CREATE_PHASES
         self._creating.add(driver)
         try:
             job = await house.jobs.open(
-                action, name, phases, key=key, changes=(PutGuest(record),), events=(created,)
+                action,
+                name,
+                phases,
+                key=key,
+                changes=(*changes, PutGuest(record)),
+                events=(*events, created),
             )
         except BaseException:
             self._free_names(driver)
@@ -283,6 +313,7 @@ class Engine:
         number: int,
         wanted_on: bool,
         ttl: float,
+        mac: str,
     ) -> GuestRecord:
         random = self._house.new_id()
         return GuestRecord(
@@ -293,7 +324,7 @@ class Engine:
             spec=spec,
             image_digest=image.digest,
             machine_type=self._house.capabilities.machine_type,
-            mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
+            mac=mac or "52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=self._house.new_id(),
             wanted_on=wanted_on,
             expires_at=self._house.journal.now() + ttl if ttl else 0.0,
@@ -305,7 +336,8 @@ class Engine:
         if live is None:
             job = await self._house.jobs.find(job_id)
             raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job.id} has ended: it is {job.state}")
-        if any(each.cancel(job_id) for each in (self._images, self._snapshots, self._forker)):
+        keepers = (self._images, self._snapshots, self._forker, self._importer)
+        if any(each.cancel(job_id) for each in keepers):
             return await self._house.jobs.wait(job_id, 10.0)
         for driver in self._drivers.values():
             if driver.job is live and not isinstance(live.action, WHOLE):
@@ -461,7 +493,7 @@ class Engine:
                 sentences.append(await keeper.take_up(job))
         return sentences
 
-    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | None:
+    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | GuestImporter | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -472,6 +504,8 @@ class Engine:
                 return self._snapshots
             case "fork":
                 return self._forker
+            case "guest":
+                return self._importer
             case _:
                 return None
 
