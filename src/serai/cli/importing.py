@@ -56,7 +56,7 @@ def import_(
         print_json({"guest": guest, "notes": job.message.split("; ")})
         return
     print_line(
-        f"{guest.name} is defined: {guest.cpus} CPUs, {size(guest.memory)} of memory, "
+        f"{guest.name} is defined: {guest.cpus} CPU{'s' if guest.cpus > 1 else ''}, {size(guest.memory)} of memory, "
         f"{guest.firmware}, a disk of {size(guest.disk)}, MAC {guest.mac}"
     )
     for note in job.message.split("; "):

@@ -83,7 +83,7 @@ def write_index(
             f"there is no image in {folder}",
             hint="Put some there: serai image export NAME -o FOLDER/NAME.tar",
         )
-    content = msgspec.json.format(msgspec.json.encode(index)) + b"\n"
+    content = msgspec.json.format(msgspec.json.encode(_said(index))) + b"\n"
     read_index(content)
     (folder / SIGNATURE).unlink(missing_ok=True)
     _write_whole(folder / NAME, content)
@@ -91,6 +91,15 @@ def write_index(
         return index, ""
     _write_whole(folder / SIGNATURE, signer.sign(content))
     return index, fingerprint(signer.public_key())
+
+
+def _said(index: Index) -> dict[str, object]:
+    """Return an index as it is written: what its entries don't say is left out."""
+    entries = [
+        {name: value for name, value in msgspec.to_builtins(each).items() if value}
+        for each in index.entries
+    ]
+    return {"format": index.format, "title": index.title, "entries": entries}
 
 
 def _write_whole(file: Path, content: bytes) -> None:

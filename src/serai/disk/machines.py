@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from serai.disk.files import naming_disk_problems
+from serai.disk.header import look_at
 from serai.disk.images import NewImage
 from serai.disk.importing import (
     Work,
@@ -19,12 +20,15 @@ from serai.disk.importing import (
     shown_source,
     workshop_uid,
 )
-from serai.disk.ova import read_ova, unpack_disk
+from serai.disk.magic import Look
+from serai.disk.ova import Ova, read_ova, unpack_disk
+from serai.disk.reader import Reader
 from serai.disk.work import Progress, run_in_thread
 from serai.model.actions import ImportGuest, ImportImage
 from serai.model.foreign import ForeignMachine
 from serai.model.node import Capabilities
 from serai.plan.foreign import check_machine, root_disk
+from serai.plan.foreign_xml import definition_refused
 from serai.settings import Settings
 
 NO_MANIFEST = "it has no manifest: whether it was changed on the way can't be told"
@@ -87,7 +91,7 @@ async def _import_ova(work: Work, *, root_only: bool) -> ImportedMachine:
     await bring(work, work.action.source, archive.name, work.action.sha256)
     report = work.report("inspect", "looking into the archive")
     limit = work.settings.image_limit
-    ova = await run_in_thread(lambda _: read_ova(archive, limit), report)
+    ova = await run_in_thread(lambda _: _read(archive, limit), report)
     disk = root_disk(ova.machine, root_only=root_only)
     work.room(ova.members[disk.source].size)
     await run_in_thread(
@@ -103,6 +107,17 @@ async def _import_ova(work: Work, *, root_only: bool) -> ImportedMachine:
     )
     notes = ova.machine.notes if ova.digests else (*ova.machine.notes, NO_MANIFEST)
     return ImportedMachine(machine=_with_notes(ova.machine, notes), image=image)
+
+
+def _read(archive: Path, limit: int) -> Ova:
+    with archive.open("rb") as file:
+        look = look_at(Reader(file.fileno()))
+    if look.look is not Look.TAR:
+        raise definition_refused(
+            f"it is {look.name}, neither an OVA nor a libvirt definition",
+            hint="A disk or an exported image is imported by: serai image import",
+        )
+    return read_ova(archive, limit)
 
 
 def _with_notes(machine: ForeignMachine, notes: tuple[str, ...]) -> ForeignMachine:

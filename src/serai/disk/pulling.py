@@ -22,6 +22,7 @@ from serai.disk.importing import check_digest, open_source, plain_name
 from serai.errors import Code, HostFailure, Invalid, SeraiError
 from serai.model.actions import ImportImage, PullImage
 from serai.model.catalogue import Catalogue, IndexEntry
+from serai.model.image import Expect
 from serai.plan.catalogue import (
     MAX_INDEX,
     MAX_SUMS,
@@ -229,7 +230,7 @@ def labelled(new: NewImage, chosen: Chosen) -> NewImage:
         "index": chosen.trust,
         "system": entry.os,
         "user": entry.user,
-        "cloud-init": str(entry.cloud_init),
+        "cloud-init": "" if entry.cloud_init is Expect.UNKNOWN else str(entry.cloud_init),
     }
     return replace(
         new,

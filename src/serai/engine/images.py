@@ -99,7 +99,7 @@ class ImageKeeper:
     def reserve(self, name: str, owner: str) -> None:
         """Let nobody but ``owner`` make an image of that name until it is released; Conflict."""
         if self.has(name):
-            raise _exists(name)
+            raise _exists(name, "Give the guest another name: its image is called like it.")
         self._names_coming[name] = owner
 
     def release(self, owner: str) -> None:
@@ -418,11 +418,12 @@ class ImageKeeper:
         await job.finish(DropImage(action.image))
 
 
-def _exists(name: str) -> Conflict:
+def _exists(
+    name: str,
+    hint: str = "Choose another name with --name, or use --replace where there is one.",
+) -> Conflict:
     return Conflict(
-        Code.IMAGE_EXISTS,
-        f"there is an image {name} already, or it is on its way",
-        hint="Choose another name with --name, or use --replace where there is one.",
+        Code.IMAGE_EXISTS, f"there is an image {name} already, or it is on its way", hint=hint
     )
 
 

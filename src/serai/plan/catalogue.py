@@ -93,14 +93,23 @@ def check_name(name: str) -> None:
 
 def _check_place(entry: IndexEntry) -> None:
     """Refuse a URL that is neither http(s) nor a place below the index."""
-    for url in filter(None, (entry.url, entry.sums_url)):
+    for url in (entry.url, *([entry.sums_url] if entry.sums_url else [])):
         if not url.isprintable() or len(url) > 2048:
             raise index_refused(f"{entry.full_name} is at no URL")
-        if "://" in url and urlsplit(url).scheme in ("http", "https"):
+        if _scheme(url) in ("http", "https"):
             continue
         parts = url.split("/")
         if ":" in url or "\\" in url or "%" in url or {"", ".", ".."} & set(parts):
             raise index_refused(f"{entry.full_name} is at {shorten(url)}, outside of its index")
+
+
+def _scheme(url: str) -> str:
+    """Return the scheme of an absolute URL with a host, "" for any other text."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme if parts.hostname and "://" in url else ""
+    except ValueError:
+        return ""
 
 
 def _check_pins(entry: IndexEntry) -> None:
@@ -216,13 +225,13 @@ def _digest(text: str) -> Digest | None:
 
 def is_private_way(url: str) -> bool:
     """Tell whether nobody between here and there can change what comes: https, or this host."""
-    parts = urlsplit(url)
-    if parts.scheme == "https":
+    if _scheme(url) == "https":
         return True
+    host = (urlsplit(url).hostname or "") if _scheme(url) else ""
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return parts.hostname == "localhost"
+        return host == "localhost"
 
 
 def check_trust(

@@ -18,11 +18,12 @@ from serai.plan.foreign_xml import (
     listed,
     local,
     mac_of,
+    memory_of,
     read_xml,
     text,
     whole_number,
 )
-from serai.units import MIB, SIZE_UNITS, shorten
+from serai.units import SIZE_UNITS, shorten
 
 KINDS = frozenset({"kvm", "qemu"})
 SILENT = frozenset({
@@ -74,7 +75,7 @@ def _check_kind(root: Element) -> None:
 
 
 def _memory(root: Element) -> int:
-    """Return the memory in bytes, in whole MiB."""
+    """Return the memory in bytes."""
     element = child(root, "memory")
     unit = attribute(element, "unit") or "KiB"
     factor = SIZE_UNITS.get(unit.lower().removesuffix("ytes").removesuffix("yte"))
@@ -82,8 +83,7 @@ def _memory(root: Element) -> int:
         raise definition_refused(f"its memory is in {shorten(unit)}")
     if unit.lower() in ("k", "m", "g", "t"):
         factor = SIZE_UNITS[f"{unit.lower()}ib"]
-    size = whole_number(text(element), "memory") * factor
-    return max(1, size // MIB) * MIB
+    return memory_of(text(element), factor)
 
 
 def _firmware(root: Element) -> Firmware:

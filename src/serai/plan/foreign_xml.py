@@ -12,7 +12,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from serai.errors import Code, Invalid
-from serai.units import shorten
+from serai.units import MAX_SIZE, MIB, shorten
 
 MAX_XML = 1 << 20
 MAX_TEXT = 4096
@@ -89,6 +89,14 @@ def whole_number(untrusted: str, what: str) -> int:
     if not digits or not 0 < int(untrusted) <= MAX_NUMBER:
         raise definition_refused(f"its {what} is {shorten(untrusted)}")
     return int(untrusted)
+
+
+def memory_of(count: str, factor: int) -> int:
+    """Return a memory in bytes, in whole MiB, from 1 MiB to 64 TiB."""
+    size = whole_number(count, "memory") * factor
+    if size > MAX_SIZE:
+        raise definition_refused(f"its memory is {shorten(count)} times {factor} bytes")
+    return max(1, size // MIB) * MIB
 
 
 def mac_of(untrusted: str) -> str:

@@ -22,6 +22,7 @@ from serai.plan.foreign_xml import (
     listed,
     local,
     mac_of,
+    memory_of,
     plain,
     read_xml,
     text,
@@ -38,7 +39,7 @@ ITEMS = ("Item", "StorageItem", "EthernetPortItem")
 MAX_ITEMS = 500
 
 _UNITS = {"byte": 1, "bytes": 1, "kilobytes": KIB, "kb": KIB, "megabytes": MIB, "mb": MIB, "gigabytes": GIB, "gb": GIB}  # fmt: skip
-_POWER = re.compile(r"byte(?:s)? ?\* ?(2|10) ?\^ ?([0-9]{1,2})", re.ASCII)
+_POWER = re.compile(r"byte(?:s)? ?\* ?(2|10) ?\^ ?([0-9]|[1-4][0-9])", re.ASCII)
 _MANIFEST = re.compile(r"(SHA1|SHA256|SHA512) ?\(([^()]+)\) ?= ?([0-9A-Fa-f]{40,128})", re.ASCII)
 _LENGTHS = {"sha1": 40, "sha256": 64, "sha512": 128}
 
@@ -66,7 +67,7 @@ def read_ovf(untrusted: bytes) -> Descriptor:
     items = list(_items(root, system))
     machine = ForeignMachine(
         name=text(child(system, "Name")) or attribute(system, "id"),
-        cpus=_quantity(items, CPU, "1", "number of CPUs"),
+        cpus=_cpus(items),
         memory=_memory(items),
         firmware=_firmware(system),
         macs=_macs(items),
@@ -130,23 +131,23 @@ def _of_kind(items: list[Element], *kinds: str) -> list[Element]:
     return [each for each in items if text(child(each, "ResourceType")) in kinds]
 
 
-def _quantity(items: list[Element], kind: str, default: str, what: str) -> int:
-    found = _of_kind(items, kind)
-    return whole_number(text(child(found[0], "VirtualQuantity")) if found else default, what)
+def _cpus(items: list[Element]) -> int:
+    found = _of_kind(items, CPU)
+    return whole_number(text(child(found[0], "VirtualQuantity")), "number of CPUs") if found else 1
 
 
 def _memory(items: list[Element]) -> int:
-    """Return the memory in bytes, in whole MiB."""
-    if not _of_kind(items, MEMORY):
+    """Return the memory in bytes."""
+    found = next(iter(_of_kind(items, MEMORY)), None)
+    if found is None:
         raise definition_refused("it says nothing about its memory")
-    unit = text(child(_of_kind(items, MEMORY)[0], "AllocationUnits"))
-    size = _quantity(items, MEMORY, "", "memory") * _factor(unit or "byte * 2^20")
-    return max(1, size // MIB) * MIB
+    unit = text(child(found, "AllocationUnits"))
+    return memory_of(text(child(found, "VirtualQuantity")), _factor(unit or "byte * 2^20"))
 
 
 def _factor(unit: str) -> int:
     if match := _POWER.fullmatch(unit):
-        return int(match[1]) ** int(match[2]) if int(match[2]) <= 50 else MAX_NUMBER
+        return int(match[1]) ** int(match[2])
     if unit.lower() not in _UNITS:
         raise definition_refused(f"it counts in {shorten(unit)}")
     return _UNITS[unit.lower()]
