@@ -177,6 +177,7 @@ async def _open_engine(
             supervisor.start(engine.upkeep().run(), name="upkeep")
             yield engine
         finally:
+            await engine.close()
             house.closing.set()
             journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
             await journal.flush()
@@ -195,10 +196,10 @@ async def _take_up(engine: Engine, journal: Journal) -> None:
     )
 
 
-def _describe(places: Places, found: Found) -> Callable[[int, int], DaemonStatus]:
+def _describe(places: Places, found: Found) -> Callable[[int, int, int], DaemonStatus]:
     started_at = time.time()
 
-    def describe(guests: int, running: int) -> DaemonStatus:
+    def describe(guests: int, running: int, spares: int) -> DaemonStatus:
         return DaemonStatus(
             pid=os.getpid(),
             version=version("serai"),
@@ -207,6 +208,7 @@ def _describe(places: Places, found: Found) -> Callable[[int, int], DaemonStatus
             socket=str(places.socket),
             guests=guests,
             running=running,
+            spares=spares,
             capabilities=found.capabilities,
             problem=found.problem.message if found.problem else "",
         )

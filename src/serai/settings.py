@@ -140,6 +140,10 @@ def _positive(text: str) -> int:
     return value
 
 
+def _size_or_none(text: str) -> int:
+    return 0 if text.strip() == "0" else parse_size(text)
+
+
 def _period(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
@@ -169,6 +173,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="disk_reserve", parse=parse_size, default=256 * MIB, help="Free space below which nothing new is written, and a guest held by a full disk stays held."),
     Setting(name="body_limit", parse=parse_size, default=1 * MIB, help="Largest request body, file transfers apart."),
     Setting(name="image_limit", parse=parse_size, default=64 * GIB, help="Largest image that is imported, both the file and its virtual size times one."),
+    Setting(name="pool_memory", parse=_size_or_none, default=512 * MIB, help="What forks made ahead may take in all; 0: none are made."),
+    Setting(name="cold_after", parse=_period, default=6 * 3600.0, help="How long a snapshot's memory must not be used until it is compressed."),
     Setting(name="events_kept", parse=_positive, default=10_000, help="How many events the database keeps."),
     Setting(name="jobs_kept", parse=_positive, default=1_000, help="How many finished jobs the database keeps."),
 )  # fmt: skip
@@ -190,6 +196,8 @@ class Settings:
     disk_reserve: int
     body_limit: int
     image_limit: int
+    pool_memory: int
+    cold_after: float
     events_kept: int
     jobs_kept: int
 

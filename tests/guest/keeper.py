@@ -6,7 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import serai
@@ -14,6 +15,15 @@ import serai
 START_LIMIT = 60.0
 STOP_LIMIT = 30.0
 COMMAND_LIMIT = 120.0
+WAIT_LIMIT = 60.0
+
+
+def wait_for(what: str, check: Callable[[], bool], limit: float = WAIT_LIMIT) -> None:
+    """Ask until it is so; what a guest does by itself has no other sign from outside."""
+    end = time.monotonic() + limit
+    while not check():
+        assert time.monotonic() < end, f"{what}: not within {limit:g} s"
+        time.sleep(0.05)
 
 
 class Daemon:

@@ -2,10 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, wait_for
 
 from serai import Guest, SeraiError
 from serai.client import calls
@@ -15,13 +14,6 @@ from serai.model.job import Job, JobState
 
 SMALL = 96 << 20
 AT_REST = {"running", "stopped"}
-
-
-def wait_for(what: str, check: Callable[[], bool], limit: float = 20.0) -> None:
-    end = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
 
 
 def launch(daemon: Daemon, name: str, *, wait: bool = True) -> Job:

@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, wait_for
 from tiny import copy_state
 
 from serai import SeraiError
@@ -32,13 +31,6 @@ def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
     finally:
         keeper.kill_all()
         subprocess.run(["umount", "--lazy", serai_home], check=True)
-
-
-def wait_for(what: str, check: Callable[[], bool], limit: float = 60.0) -> None:
-    end = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
 
 
 def fill(home: Path) -> None:

@@ -5,10 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, wait_for
 
 from serai import Guest, SeraiError
 from serai.client.blocking import Connection
@@ -17,14 +16,6 @@ from serai.errors import Code
 from serai.model.job import Job
 
 LIMIT = 20.0
-
-
-def wait_for(what: str, check: Callable[[], bool], limit: float = LIMIT) -> None:
-    """Ask until it is so; what a guest does by itself has no other sign from outside."""
-    end = time.monotonic() + limit
-    while not check():
-        assert time.monotonic() < end, f"{what}: not within {limit} s"
-        time.sleep(0.05)
 
 
 def wait_for_state(guest: Guest, state: str, limit: float = LIMIT) -> None:

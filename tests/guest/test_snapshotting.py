@@ -4,7 +4,7 @@ import concurrent.futures
 import time
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, wait_for
 
 from serai import Guest, SeraiError
 from serai.errors import Code
@@ -280,3 +280,16 @@ def test_what_can_not_be_done_changes_nothing(daemon: Daemon, guest: Guest) -> N
         assert caught.value.code is code
     assert [each.name for each in guest.snapshots()] == ["one"]
     assert guest.run("true").ok
+
+
+def test_cold_memory_takes_less_room_and_is_taken_up_all_the_same(
+    daemon: Daemon, guest: Guest
+) -> None:
+    told = guest.run("head -c 1M /dev/urandom >/data; md5sum /data").stdout
+    before = guest.snapshot("base").info.own
+    daemon.kill()
+    daemon.environ["SERAI_COLD_AFTER"] = "1s"
+    daemon.start()
+    wait_for("less room", lambda: daemon.inn.snapshot("web1@base").info.own < before / 1.5)
+    fork = daemon.inn.snapshot("web1@base").fork(name="web2")
+    assert fork.run("md5sum /data").stdout == told

@@ -9,13 +9,20 @@ from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec, Volume
 from serai.model.machine import Machine
 from serai.model.node import Capabilities
-from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, SnapshotRecord
+from serai.model.snapshot import (
+    FrozenMemory,
+    FrozenVolume,
+    Layer,
+    SnapshotRecord,
+    SnapshotState,
+)
 from serai.plan.snapshot import (
     MOST_FORKS,
     ROOM_PER_FORK,
     Sizes,
     check_fork_room,
     check_memory_fits,
+    cold_memories,
     fork_names,
     fork_record,
     in_tree_order,
@@ -180,3 +187,17 @@ def test_memory_that_does_not_fit_is_refused_with_the_reason(
     with pytest.raises(Conflict, match=reason) as caught:
         check_memory_fits(MEMORY, "it", msgspec.structs.replace(HOST, **changes))
     assert caught.value.code is Code.SNAPSHOT_UNFIT
+
+
+def test_cold_is_what_nobody_has_used_for_long():
+    def kept(name: str, at: float, base: str, **more: object) -> SnapshotRecord:
+        memory = msgspec.structs.replace(MEMORY, id=f"m-{name}", base=base)
+        return snapshot(name, at=at, memory=memory, state=SnapshotState.READY, **more)
+
+    old, older, young = kept("old", 20, "b1"), kept("older", 10, "b1"), kept("young", 99, "b2")
+    without = snapshot("without", at=1, state=SnapshotState.READY)
+    coming = msgspec.structs.replace(kept("coming", 1, "b3"), state=SnapshotState.CREATING)
+    everything = [old, older, young, without, coming]
+    assert cold_memories(everything, {}, 50) == ["m-older", "b1", "m-old"]
+    assert cold_memories(everything, {old.id: 60}, 50) == ["m-older"], "its base is warm again"
+    assert cold_memories(everything, {}, 10) == []

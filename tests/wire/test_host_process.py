@@ -216,6 +216,17 @@ async def test_a_cancelled_caller_ends_the_whole_group(tmp_path: Path) -> None:
     assert has_ended(pid)
 
 
+async def test_giving_up_at_once_closes_nobody_elses_descriptor() -> None:
+    """Many give up before anything was read while others read: each number has one owner."""
+    for _ in range(10):
+        hasty = [run(["sleep", "60"], timeout=0) for _ in range(8)]
+        steady = [run(["sh", "-c", "echo one; echo two"], timeout=LIMIT) for _ in range(8)]
+        mixed = [each for pair in zip(hasty, steady, strict=True) for each in pair]
+        done = await asyncio.gather(*mixed, return_exceptions=True)
+        assert [each.code for each in done[::2]] == [Code.TIMEOUT] * 8
+        assert [each.stdout for each in done[1::2]] == [b"one\ntwo\n"] * 8
+
+
 async def test_a_tool_that_takes_no_hint_is_killed() -> None:
     began = time.monotonic()
     with pytest.raises(HostFailure):

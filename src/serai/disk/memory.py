@@ -345,6 +345,14 @@ class MemoryFolder:
 
     # -- compressing -------------------------------------------------------------------------------
 
+    def is_compressed(self, memory_id: str) -> bool:
+        """Tell whether there is nothing left that ``compress`` would look at."""
+        return not (self._folder(memory_id) / self._own_file(memory_id)).exists()
+
+    def _own_file(self, memory_id: str) -> str:
+        """Return the name of the file with what a base or a memory keeps by itself, uncompressed."""
+        return RAM_NAME if self._is_base(memory_id) else f"{memory_id}{PAGES_SUFFIX}"
+
     async def compress(self, memory_id: str, report: Report | None = None) -> int:
         """Compress what a base or a memory keeps by itself; return the bytes that became free.
 
@@ -356,7 +364,7 @@ class MemoryFolder:
 
     def _compress(self, memory_id: str, pulse: Pulse) -> int:
         folder = self._folder(memory_id)
-        name = RAM_NAME if self._is_base(memory_id) else f"{memory_id}{PAGES_SUFFIX}"
+        name = self._own_file(memory_id)
         plain, packed = folder / name, folder / f"{name}{SUFFIX}"
         made = folder / f".{name}.new"
         with naming_disk_problems("compressing memory"):

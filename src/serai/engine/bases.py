@@ -80,6 +80,10 @@ class Bases:
             raise
         return self.add(base_id, fd, state_fd)
 
+    def is_open(self, base_id: str) -> bool:
+        """Tell whether it is in use here."""
+        return base_id in self._open
+
     def tidy(self, in_use: Collection[str]) -> None:
         """Close what nobody has used for a minute; forget the streams of what no guest runs on."""
         now = time.monotonic()

@@ -1,7 +1,7 @@
 """The birth of a guest from what was frozen: its disks over the same layers, its memory shared.
 
-``be_born`` runs as the first work of a new guest's own task: heads, a QEMU that waits, the state
-loaded into it, and, before anybody may talk to it, the words that make it somebody of its own.
+``bring_to_life`` runs as the first work of a new guest's own task: heads, a QEMU that waits, the
+state loaded into it, and, before anybody may talk to it, the words that make it somebody of its own.
 """
 
 import asyncio
@@ -9,10 +9,14 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import msgspec
+
 from serai.disk.files import naming_disk_problems, write_durably
 from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Moment
+from serai.engine.freezing import Frozen, Moment
+from serai.engine.house import House
+from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
     confinement_of,
@@ -22,19 +26,66 @@ from serai.engine.running import (
     write_running,
 )
 from serai.errors import SeraiError
-from serai.model.guest import AgentState
+from serai.model.guest import AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
-from serai.model.lifecycle import Happening
+from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.reborn import birth_words
+from serai.plan.snapshot import fork_record, volumes_over
 from serai.qemu.instance import Instance
 
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
+
+
+def new_record(
+    house: House,
+    frozen: Frozen,
+    spec: GuestSpec,
+    *,
+    guest_id: str,
+    origin: str,
+    coming: str,
+    ttl: float = 0.0,
+) -> GuestRecord:
+    """Return the record of a new guest of what was frozen; it has a number from now on."""
+    random, now = house.new_id(), house.journal.now()
+    heads = {each.name: f"{each.name}.qcow2" for each in frozen.volumes}
+    return fork_record(
+        msgspec.structs.replace(frozen.record, spec=spec),
+        guest_id=guest_id,
+        number=house.names.claim_number(),
+        name=spec.name,
+        mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
+        genid=house.new_id(),
+        now=now,
+        volumes=volumes_over(frozen.volumes, heads),
+        origin=origin,
+        expires_at=now + ttl if ttl else 0.0,
+        coming=coming,
+    )
+
+
+async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bool) -> None:
+    """Let a new guest run, in its own task: from the moment, or from its disks where there is none.
+
+    On failure no process of it is left; its folder and record are the caller's.
+    """
+    await make_files(child, frozen.uefi_vars)
+    child.happen(Happening.CREATED)
+    child.enter(GuestState.STARTING)
+    if frozen.moment is None:
+        await start_cold(child)
+        return
+    try:
+        await be_born(child, frozen.moment, old_mac=frozen.record.mac, keep_identity=keep_identity)
+    except BaseException:
+        child.happen(Happening.START_FAILED)
+        raise
 
 
 async def make_files(driver: GuestDriver, uefi_vars: bytes) -> None:

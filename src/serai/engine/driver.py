@@ -255,7 +255,9 @@ class GuestDriver:
         self.enter(after(self.state, happening))
 
     def tell(self, kind: EventKind, **data: str) -> None:
-        """Tell the journal that something happened to this guest."""
+        """Tell the journal that something happened to this guest; of a spare nobody is told."""
+        if self.record.is_spare:
+            return
         journal = self.house.journal
         journal.tell(journal.event(kind, self.name, self.record.id, **data))
 

@@ -86,7 +86,7 @@ class Engine:
     """One per daemon. ``describe`` gives the daemon's own facts for ``status``."""
 
     def __init__(
-        self, house: House, bus: Bus, describe: Callable[[int, int], DaemonStatus]
+        self, house: House, bus: Bus, describe: Callable[[int, int, int], DaemonStatus]
     ) -> None:
         self._house = house
         self._bus = bus
@@ -105,7 +105,7 @@ class Engine:
 
     def guests(self) -> list[Guest]:
         """Return all guests by name."""
-        return sorted((each.view() for each in self._drivers.values()), key=lambda g: g.name)
+        return sorted((each.view() for each in self._shown()), key=lambda g: g.name)
 
     def guest(self, name_or_id: str) -> Guest:
         """Return one guest; NotFound (``guest-not-found``)."""
@@ -133,8 +133,9 @@ class Engine:
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
-        running = sum(each.state in ON_STATES for each in self._drivers.values())
-        return self._describe(len(self._drivers), running)
+        shown = self._shown()
+        running = sum(each.state in ON_STATES for each in shown)
+        return self._describe(len(shown), running, self._forker.pool.count)
 
     def log_path(self, guest: str) -> Path:
         """Return the serial log of a guest, running or not."""
@@ -208,6 +209,7 @@ class Engine:
                 self._check_host()
                 return await self._importer.begin(action, key)
             case DeleteImage():
+                await self._forker.pool.drop_of(self._images.find(action.image).snapshot)
                 return await self._images.delete(action, key)
             case CreateSnapshot():
                 return await self._snapshots.create(self._find(action.guest), action, key)
@@ -392,6 +394,8 @@ class Engine:
     def _find(self, name_or_id: str) -> GuestDriver:
         guest_id = self._house.names.owner(name_or_id) or name_or_id
         driver = self._drivers.get(guest_id)
+        if driver is not None and driver.record.is_spare:
+            driver = None
         if driver is None and guest_id in self._damaged:
             raise HostFailure(
                 Code.DATABASE_FAILED,
@@ -406,6 +410,10 @@ class Engine:
                 hint="See which there are: serai list",
             )
         return driver
+
+    def _shown(self) -> list[GuestDriver]:
+        """Return all guests that belong to somebody."""
+        return [each for each in self._drivers.values() if not each.record.is_spare]
 
     def _driver(self, record: GuestRecord, image: Image, state: GuestState) -> GuestDriver:
         return GuestDriver(record, image, self._house, VM_SCRIPT, state, self._forget)
@@ -466,7 +474,12 @@ class Engine:
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
+        self._forker.pool.start()
         return sentences
+
+    async def close(self) -> None:
+        """Let go of what nobody was promised; guests run on."""
+        await self._forker.pool.close()
 
     async def _reserve_damaged(self) -> list[str]:
         """Keep the names and numbers of guests whose records can't be read from being used again."""

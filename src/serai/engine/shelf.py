@@ -16,7 +16,8 @@ from serai.units import shorten
 class Shelf:
     """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes.
 
-    ``guests`` gives the records of all guests, which stand on layers too; the engine sets it.
+    ``used`` tells when a snapshot was last loaded by this daemon, ``cooled``
+    which memories it has looked at to compress them. ``guests`` gives the records of all guests, which stand on layers too; the engine sets it.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,8 @@ class Shelf:
         self.layers: dict[str, Layer] = {}
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.bases: dict[str, int] = {}
+        self.used: dict[str, float] = {}
+        self.cooled: set[str] = set()
         self._by_guest: dict[str, dict[str, str]] = {}
 
     def fill(self, layers: Iterable[Layer], snapshots: Iterable[SnapshotRecord]) -> None:
@@ -42,6 +45,7 @@ class Shelf:
 
     def drop(self, snapshot: SnapshotRecord) -> None:
         """Forget a snapshot; one that is not there is forgotten already."""
+        self.used.pop(snapshot.id, None)
         if self.snapshots.pop(snapshot.id, None) is not None:
             names = self._by_guest[snapshot.guest_id]
             names.pop(snapshot.name, None)
@@ -81,7 +85,7 @@ class Shelf:
         """Return a guest's snapshots as they are shown, as a tree."""
         everybody = list(self.guests())
         sizes = Sizes(self.layers, everybody, list(self.snapshots.values()), self.bases)
-        forks = Counter(each.origin for each in everybody)
+        forks = Counter(each.origin for each in everybody if not each.is_spare)
         return [
             view_snapshot(
                 each,

@@ -347,6 +347,7 @@ class SnapshotKeeper:
         """
         shelf, memory = self._house.shelf, snapshot.memory
         moment = None
+        shelf.used[snapshot.id] = self._house.journal.now()
         if memory is not None:
             await self._house.bases.find(memory.base)
             pages_fd, state_fd = await self._house.memory.load(memory.id)

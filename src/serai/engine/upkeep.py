@@ -1,5 +1,6 @@
 """What has to be done now and then: logs kept within bounds, old events and jobs let go, guests
-deleted whose time is over, memory bases that nobody uses closed, layers made one.
+deleted whose time is over, memory bases that nobody uses closed, layers made one, cold memory
+compressed.
 
 Each turn returns a sentence for each thing that it did; an idle turn returns none.
 """
@@ -10,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from serai.engine.cooling import cool_one
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.snapshots import SnapshotKeeper
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 2.0
 PRUNE_EVERY = 300.0
 MERGE_EVERY = 10.0
+COOL_EVERY = 4.0
 
 Submit = Callable[[AnyAction], Awaitable[Job]]
 
@@ -58,6 +61,8 @@ class Upkeep:
             self._tidy_bases()
             if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
                 await self._merge()
+            if turns % int(COOL_EVERY / LOOK_EVERY) == 0:
+                await self._cool()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
                 await self._prune()
             turns += 1
@@ -88,6 +93,16 @@ class Upkeep:
             sentence = await self._snapshots.merge_one()
         except SeraiError as error:
             log.warning("two layers were not made one: %s", error.message)
+        else:
+            if sentence:
+                log.info("%s", sentence)
+
+    async def _cool(self) -> None:
+        """Compress what was not used for long, one memory a turn."""
+        try:
+            sentence = await cool_one(self._house)
+        except SeraiError as error:
+            log.warning("cold memory was not compressed: %s", error.message)
         else:
             if sentence:
                 log.info("%s", sentence)

@@ -27,7 +27,7 @@ from serai.errors import Code, HostFailure
 from serai.host.cgroup import Cgroup
 from serai.host.held import Process as Process
 from serai.host.packages import package_of
-from serai.host.pipes import OnLine, TooMuch, open_reader, read_first, read_last
+from serai.host.pipes import OnLine, Pipe, TooMuch, read_first, read_last
 from serai.host.procfs import find_processes as find_processes
 from serai.host.procfs import read_memory as read_memory
 
@@ -203,8 +203,9 @@ async def _converse(
 ) -> tuple[int, bytes, bytes]:
     """Read both outputs until the tool has ended; return its exit code and what it wrote."""
     with ExitStack() as stack:
-        stdout = await open_reader(stack, tool.stdout)
-        stderr = await open_reader(stack, tool.stderr)
+        stdout, stderr = Pipe(tool.stdout), Pipe(tool.stderr)
+        stack.callback(stdout.close)
+        stack.callback(stderr.close)
         async with asyncio.TaskGroup() as group:
             first = group.create_task(read_first(stdout, STDOUT_LIMIT, on_line))
             last = group.create_task(read_last(stderr, STDERR_KEPT, on_line))

@@ -83,6 +83,10 @@ class GuestChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
+POOL = "pool"
+"""Stands for a job in ``GuestRecord.coming``: made ahead, for whoever asks for its like."""
+
+
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
     """A block device of a guest: the writable file ``head`` in the guest's folder, over a layer.
 
@@ -105,7 +109,8 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     its next start opens: it is stored before a running guest writes to a new head. ``snapshot`` is
     the id of the snapshot that the guest stands on, ``origin`` that of the one it was forked from,
     "" where there is none. At ``expires_at`` the guest is deleted (0: never). ``coming`` is the id of
-    the job that is making it as a fork, "" once nobody would undo it.
+    the job that is making it as a fork, "" once nobody would undo it, and ``POOL`` for a spare: a fork
+    made ahead of anybody's asking, which nobody is shown.
     """
 
     id: str
@@ -125,6 +130,11 @@ class GuestRecord(msgspec.Struct, frozen=True, kw_only=True):
     origin: str = ""
     expires_at: float = 0.0
     coming: str = ""
+
+    @property
+    def is_spare(self) -> bool:
+        """True while it belongs to nobody yet."""
+        return self.coming == POOL
 
 
 class AgentState(StrEnum):

@@ -44,7 +44,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``daemon status`` and ``GET /v1/system`` show."""
+    """What ``daemon status`` and ``GET /v1/system`` show; ``spares`` counts forks made ahead and ready."""
 
     pid: int
     version: str
@@ -53,6 +53,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     guests: int
     running: int
+    spares: int = 0
     capabilities: Capabilities
     problem: str = ""
 

@@ -8,7 +8,14 @@ import msgspec
 from serai.errors import Busy, Code, Conflict, Invalid
 from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
 from serai.model.node import Capabilities
-from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, Snapshot, SnapshotRecord
+from serai.model.snapshot import (
+    FrozenMemory,
+    FrozenVolume,
+    Layer,
+    Snapshot,
+    SnapshotRecord,
+    SnapshotState,
+)
 from serai.plan.layers import tops_of, users_of
 from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
 
@@ -120,6 +127,23 @@ def view_snapshot(
         forks=forks,
         problem=record.problem,
     )
+
+
+def cold_memories(
+    snapshots: Iterable[SnapshotRecord], used: Mapping[str, float], before: float
+) -> list[str]:
+    """Return the memories and bases that nobody has made or used since ``before``, the coldest first.
+
+    ``used`` tells by snapshot when it was last loaded. A base is as warm as its warmest memory.
+    """
+    warmth: dict[str, float] = {}
+    for each in snapshots:
+        if each.memory is not None and each.state is SnapshotState.READY:
+            last = max(each.created_at, used.get(each.id, 0.0))
+            for memory in (each.memory.id, each.memory.base):
+                warmth[memory] = max(warmth.get(memory, 0.0), last)
+    cold = [memory for memory, last in warmth.items() if last < before]
+    return sorted(cold, key=lambda memory: (warmth[memory], memory))
 
 
 def check_memory_fits(memory: FrozenMemory, what: str, capabilities: Capabilities) -> None:

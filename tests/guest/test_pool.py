@@ -1,0 +1,123 @@
+"""The pool: forks that were made ahead are handed out, nobody sees them before, and none is left."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from keeper import Daemon, wait_for
+from tiny import copy_state
+
+from serai import Guest, Snapshot
+from serai.model.event import EventKind
+
+LOOK_EVERY = 2.0
+
+
+def spares(daemon: Daemon) -> int:
+    return daemon.inn.status().spares
+
+
+def make_a_habit(daemon: Daemon, snapshot: Snapshot, spare_count: int = 1) -> None:
+    """Fork a snapshot until the pool has seen that it is wanted, and has that many ready."""
+    for _ in range(2):
+        snapshot.fork().delete(force=True)
+    if spare_count > 1:
+        for each in snapshot.fork(spare_count):
+            each.delete(force=True)
+    wait_for(f"{spare_count} spares", lambda: spares(daemon) >= spare_count)
+
+
+@pytest.fixture
+def snapshot(guest: Guest) -> Snapshot:
+    guest.run("touch /ready")
+    return guest.snapshot("base")
+
+
+def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snapshot) -> None:
+    make_a_habit(daemon, snapshot, 3)
+    before = set(daemon.qemu_pids().values())
+    assert [each.name for each in daemon.inn.guests()] == ["web1"]
+    assert daemon.inn.status().guests == 1
+    assert daemon.run("list", "--format", "json").stdout.count(b'"id"') == 1
+    seen = daemon.inn.events()[-1].seq
+
+    forks = snapshot.fork(3, name="try", ttl=3600)
+
+    assert {each.info.pid for each in forks} <= before, "none was started for this"
+    assert [each.name for each in forks] == ["try-1", "try-2", "try-3"]
+    now = time.time()
+    for each in forks:
+        told = each.run(
+            "hostname; cat /sys/class/net/*/address; date +%s; test -e /ready && echo y"
+        )
+        name, *addresses, date, ready = told.stdout.split()
+        assert name == each.name and ready == "y" and each.info.mac in addresses
+        assert abs(float(date) - now) < 5
+        assert now - 10 < each.info.created_at <= now
+        assert each.info.expires_at == pytest.approx(each.info.created_at + 3600)
+        assert each.info.origin == snapshot.id
+    randoms = {each.run("head -c 8 /dev/urandom | base64").stdout for each in forks}
+    assert len(randoms) == len({each.info.mac for each in forks}) == 3
+    about = {event.subject for event in daemon.inn.events(seen)}
+    assert {"try-1", "try-2", "try-3"} <= about
+    assert not [each for each in about if each.startswith(".")], "no event tells of a spare"
+    forked = [each for each in daemon.inn.events(seen) if each.kind is EventKind.GUEST_FORKED]
+    assert {each.subject for each in forked} == {"try-1", "try-2", "try-3"}
+
+
+def test_they_are_nobodys_after_kill_9_and_none_is_left(daemon: Daemon, snapshot: Snapshot) -> None:
+    make_a_habit(daemon, snapshot)
+    assert len(daemon.qemu_pids()) > 1
+    daemon.kill()
+    daemon.start()
+    assert [each.name for each in daemon.inn.guests()] == ["web1"]
+    assert spares(daemon) == 0
+    assert len(daemon.qemu_pids()) == 1
+    again = daemon.inn.snapshot("web1@base")
+    make_a_habit(daemon, again)
+    assert snapshot.refresh().info.forks == 0, "a spare is not counted as a fork"
+    again.delete()
+    wait_for("its spares go with it", lambda: spares(daemon) == 0, 4 * LOOK_EVERY)
+    assert len(daemon.qemu_pids()) == 1
+
+
+def test_one_whose_agent_is_dead_is_replaced(daemon: Daemon, snapshot: Snapshot) -> None:
+    """It was fine when it was made; whoever asks gets a guest all the same."""
+    make_a_habit(daemon, snapshot)
+    mine = {daemon.inn.guest("web1").info.pid}
+    for pid in set(daemon.qemu_pids().values()) - mine:
+        os.kill(pid, signal.SIGSTOP)
+    fork = snapshot.fork(name="web2")
+    assert fork.run("hostname").stdout == "web2\n"
+
+
+def test_a_warm_image_is_launched_out_of_it(daemon: Daemon, guest: Guest) -> None:
+    guest.publish("warm")
+    for _ in range(2):
+        daemon.inn.launch("warm").delete(force=True)
+    wait_for("a spare", lambda: spares(daemon) >= 1)
+    before = set(daemon.qemu_pids().values())
+    launched = daemon.inn.launch("warm", name="web2", labels={"a": "b"}, restart="always")
+    assert launched.info.pid in before
+    assert launched.info.labels == {"a": "b"} and launched.info.restart == "always"
+    assert launched.info.image == "warm"
+    launched.delete(force=True)
+    daemon.inn.delete_image("warm")
+    assert spares(daemon) == 0
+
+
+def test_without_memory_for_it_none_is_made(serai_home: Path, tiny_state: Path) -> None:
+    copy_state(tiny_state, serai_home)
+    keeper = Daemon(serai_home, pool_memory="0")
+    keeper.start()
+    try:
+        guest = keeper.inn.launch("tiny", name="web1", memory="128MiB")
+        snapshot = guest.snapshot("base")
+        for _ in range(3):
+            snapshot.fork().delete(force=True)
+        time.sleep(1.5 * LOOK_EVERY)  # the time in which one would have been begun
+        assert spares(keeper) == 0
+    finally:
+        keeper.kill_all()
