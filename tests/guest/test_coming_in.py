@@ -75,11 +75,11 @@ def make_ova(folder: Path, raw: Path, *, cpus: int = 1, spoil: bytes = b"") -> P
 def served(folder: Path, asked: list[str]) -> Iterator[str]:
     """Serve a folder on this host as any web server would; note what is asked for."""
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            asked.append(self.path)
+    def note(self: http.server.SimpleHTTPRequestHandler, *_: object) -> None:
+        asked.append(self.path)
 
-    handler = partial(Handler, directory=str(folder))
+    kind = type("Handler", (http.server.SimpleHTTPRequestHandler,), {"log_message": note})
+    handler = partial(kind, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
