@@ -7,6 +7,7 @@ nobody, which the next daemon removes; after it there is a guest whose creation 
 import asyncio
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from serai.disk.machines import ImportedMachine, import_machine, import_of
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.jobs import LiveJob, error_of
-from serai.errors import Code, Invalid, error_from_problem
+from serai.errors import Code, Invalid, SeraiError, error_from_problem
 from serai.model.actions import CreateGuest, ImportGuest
 from serai.model.event import Event, EventKind
 from serai.model.image import Image
@@ -153,7 +154,9 @@ class GuestImporter:
             if ended.problem is not None:
                 raise error_from_problem(ended.problem)
         except BaseException:
-            await images.take_back(image)
+            if not self._house.closing.is_set():  # else the next daemon goes on with what is stored
+                with suppress(SeraiError):
+                    await images.take_back(image)
             raise
         return notes
 
