@@ -75,8 +75,12 @@ def test_a_machine_as_virtualbox_writes_it() -> None:
     drive = item(17, HostResource="/disk/d1").replace("Item", "StorageItem")
     memory = item(4, AllocationUnits="MegaBytes", VirtualQuantity=512)
     disks = DISKS.replace(' ovf:capacityAllocationUnits="byte * 2^30"', "")
-    system = '<vbox:Machine><Hardware><Firmware type="EFI"/></Hardware></vbox:Machine>'
-    machine = read_ovf(ovf(CPUS + memory + drive, disks=disks, system=system)).machine
+    adapters = '<Adapter slot="0" enabled="true" MACAddress="080027ABCDEF"/><Adapter slot="1" enabled="false"/>'
+    hardware = f'<Firmware type="EFI"/><Network>{adapters}</Network>'
+    system = f"<vbox:Machine><Hardware>{hardware}</Hardware></vbox:Machine>"
+    items = CPUS + memory + drive + item(10, AutomaticAllocation="true")
+    machine = read_ovf(ovf(items, disks=disks, system=system)).machine
+    assert machine.macs == ("08:00:27:ab:cd:ef",)
     assert (machine.name, machine.memory, machine.firmware) == ("web", 512 * MIB, Firmware.UEFI)
     assert machine.disks[0].size == 8
 

@@ -70,7 +70,7 @@ def read_ovf(untrusted: bytes) -> Descriptor:
         cpus=_cpus(items),
         memory=_memory(items),
         firmware=_firmware(system),
-        macs=_macs(items),
+        macs=_macs(system, items),
         disks=_disks(root, items, {key: href for key, (href, _) in files.items()}),
         notes=tuple(_notes(system, items)),
     )
@@ -164,11 +164,20 @@ def _firmware(system: Element) -> Firmware:
     return Firmware.BIOS
 
 
-def _macs(items: list[Element]) -> tuple[str, ...]:
+def _macs(system: Element, items: list[Element]) -> tuple[str, ...]:
+    """Return the cards' addresses; VirtualBox has them, without colons, in a section of its own."""
     found = _of_kind(items, NIC)
     if len(found) > MAX_NICS:
         raise definition_refused(f"it has more than {MAX_NICS} network cards")
-    return tuple(mac_of(text(child(each, "Address"))) for each in found)
+    theirs = [
+        attribute(each, "MACAddress")
+        for each in system.iter()
+        if local(each.tag) == "Adapter" and attribute(each, "enabled") == "true"
+    ]
+    macs = [mac_of(text(child(each, "Address"))) for each in found]
+    if not any(macs) and len(theirs) == len(macs):
+        macs = [mac_of(":".join(re.findall("..", each))) for each in theirs]
+    return tuple(macs)
 
 
 # -- disks -----------------------------------------------------------------------------------------
