@@ -147,7 +147,8 @@ def _memory(items: list[Element]) -> int:
 
 def _factor(unit: str) -> int:
     if match := _POWER.fullmatch(unit):
-        return int(match[1]) ** int(match[2])
+        factor: int = int(match[1]) ** int(match[2])
+        return factor
     if unit.lower() not in _UNITS:
         raise definition_refused(f"it counts in {shorten(unit)}")
     return _UNITS[unit.lower()]
