@@ -76,8 +76,7 @@ class LiveJob:
     def _change(self, **changes: object) -> None:
         self.job = msgspec.structs.replace(self.job, updated_at=self._journal.now(), **changes)
 
-    def _event(self) -> Event:
-        job = self.job
+    def _event(self, job: Job) -> Event:
         data = {"action": job.kind, "state": str(job.state), "phase": job.phase}
         return self._journal.event(EventKind.JOB_CHANGED, job.subject, job.id, **data)
 
@@ -86,7 +85,7 @@ class LiveJob:
         if self.job.phase == phase and self.job.state is JobState.RUNNING:
             return
         self._change(state=JobState.RUNNING, phase=phase, done=0, total=0, message="")
-        await self._journal.commit(PutJob(self.job), events=(self._event(),))
+        await self._journal.commit(PutJob(self.job), events=(self._event(self.job),))
 
     def progress(self, done: int, total: int, message: str = "", phase: str = "") -> None:
         """Note how far the phase is; shown at once, kept in memory only."""
@@ -104,12 +103,14 @@ class LiveJob:
 
         ``then`` is called after that, before anybody who waits for the job is told.
         """
-        self._change(
+        ended = msgspec.structs.replace(
+            self.job,
+            updated_at=self._journal.now(),
             state=JobState.DONE,
             message=message or self.job.message,
             results=results or self.job.results,
         )
-        await self._end(changes, events, then)
+        await self._end(ended, changes, events, then)
 
     async def fail(
         self,
@@ -121,21 +122,31 @@ class LiveJob:
         """End the job with the problem of ``error``; ``job-cancelled`` makes it CANCELLED."""
         cancelled = error.code is Code.JOB_CANCELLED
         state = JobState.CANCELLED if cancelled else JobState.FAILED
-        self._change(state=state, problem=error.problem())
-        await self._end(changes, events, then)
+        ended = msgspec.structs.replace(
+            self.job, updated_at=self._journal.now(), state=state, problem=error.problem()
+        )
+        await self._end(ended, changes, events, then)
 
     async def _end(
-        self, changes: tuple[Change, ...], events: tuple[Event, ...], then: Callable[[], None]
+        self,
+        ended: Job,
+        changes: tuple[Change, ...],
+        events: tuple[Event, ...],
+        then: Callable[[], None],
     ) -> None:
         """Store the end. A store that fails is reported, but waiters are released in any case.
 
-        What could not be stored is owed: it is written with the next thing that can be, so that no
+        Until it is stored and ``then`` was called, nobody sees it: who looks at the job meanwhile would
+        ask for what it made, and not find it. What could not be stored is owed: it is written with the next thing that can be, so that no
         later daemon takes an ended job for one that is still to be done.
         """
         self.hold()
         try:
-            await self._journal.commit(PutJob(self.job), *changes, events=(*events, self._event()))
+            await self._journal.commit(
+                PutJob(ended), *changes, events=(*events, self._event(ended))
+            )
             then()
+            self.job = ended
         except SeraiError as error:
             self._change(state=JobState.FAILED, problem=error.problem())
             self._journal.owe(PutJob(self.job))
