@@ -114,17 +114,20 @@ def test_an_image_is_pulled_from_a_signed_index_and_runs(daemon: Daemon, tmp_pat
         assert refusal(inn, url, name="pulled").code is Code.INDEX_REFUSED
         keys.mkdir()
         (keys / "k.pub").write_bytes((tmp_path / "k.pub").read_bytes())
+        file = site / "tiny.tar"
+        content = file.read_bytes()
+        file.write_bytes(content + bytes(512))
+        assert refusal(inn, url, name="pulled").code is Code.IMAGE_DIGEST_MISMATCH
+        file.write_bytes(content)
         pulled = said(daemon, "image", "pull", "tiny", "--name", "pulled", "--index", url)
         assert pulled.startswith("pulled is there: kernel")
         again = said(daemon, "image", "pull", "tiny", "--name", "pulled", "--index", url)
         assert "nothing was pulled" in again
         assert inn.pull_image("tiny", name="other", index=url).name == "other"
-        assert asked.count("/tiny.tar") == 1
+        assert asked.count("/tiny.tar") == 2
         error = refusal(inn, url)
         assert error.code is Code.IMAGE_EXISTS, "the image tiny was not pulled from there"
-        file = site / "tiny.tar"
-        file.write_bytes(file.read_bytes() + bytes(512))
-        assert refusal(inn, url, name="more").code is Code.IMAGE_DIGEST_MISMATCH
+        file.write_bytes(content + bytes(512))
         write_index(site, key=tmp_path / "k")
         error = refusal(inn, url, name="pulled")
         assert error.code is Code.IMAGE_EXISTS and "--replace" in error.hint
