@@ -17,12 +17,25 @@ LAZY = {
     "Inn": "serai.client.inn",
     "Guest": "serai.client.inn",
     "Snapshot": "serai.client.inn",
+    "Schedule": "serai.client.inn",
+    "Keep": "serai.model.schedule",
     "Result": "serai.client.words",
     "SeraiError": "serai.errors",
 }
 MODULES = ("aio", "errors")
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]
+__all__ = [
+    "Guest",
+    "Inn",
+    "Keep",
+    "Result",
+    "Schedule",
+    "SeraiError",
+    "Snapshot",
+    "aio",
+    "connect",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> object:

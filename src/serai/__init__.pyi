@@ -2,9 +2,22 @@ from serai import aio as aio
 from serai import errors as errors
 from serai.client.inn import Guest as Guest
 from serai.client.inn import Inn as Inn
+from serai.client.inn import Schedule as Schedule
 from serai.client.inn import Snapshot as Snapshot
 from serai.client.inn import connect as connect
 from serai.client.words import Result as Result
 from serai.errors import SeraiError as SeraiError
+from serai.model.schedule import Keep as Keep
 
-__all__ = ["Guest", "Inn", "Result", "SeraiError", "Snapshot", "aio", "connect", "errors"]
+__all__ = [
+    "Guest",
+    "Inn",
+    "Keep",
+    "Result",
+    "Schedule",
+    "SeraiError",
+    "Snapshot",
+    "aio",
+    "connect",
+    "errors",
+]

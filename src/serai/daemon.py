@@ -32,6 +32,7 @@ from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
 from serai.engine.shelf import Shelf
+from serai.engine.timetable import Timetable
 from serai.errors import Code, Conflict, HostFailure, Problem
 from serai.host.cgroup import Cgroups
 from serai.host.process import keep_descriptors
@@ -164,6 +165,7 @@ async def _open_engine(
             memory=memory,
             bases=bases,
             shelf=Shelf(),
+            timetable=Timetable(),
             cgroups=Cgroups(),
             supervisor=supervisor,
             new_id=_new_id,
@@ -175,6 +177,7 @@ async def _open_engine(
         try:
             await _take_up(engine, journal)
             supervisor.start(engine.upkeep().run(), name="upkeep")
+            supervisor.start(engine.schedule_keeper.run(), name="schedules")
             yield engine
         finally:
             await engine.close()

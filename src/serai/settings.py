@@ -171,6 +171,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="heartbeat", parse=_period, default=5.0, help="How often QEMU is asked whether it is there."),
     Setting(name="monitor_timeout", parse=_period, default=10.0, help="How long a monitor may be silent before its guest is called unresponsive."),
     Setting(name="disk_reserve", parse=parse_size, default=256 * MIB, help="Free space below which nothing new is written, and a guest held by a full disk stays held."),
+    Setting(name="schedule_interval", parse=_period, default=60.0, help="Shortest interval that a schedule of snapshots may have."),
     Setting(name="body_limit", parse=parse_size, default=1 * MIB, help="Largest request body, file transfers apart."),
     Setting(name="image_limit", parse=parse_size, default=64 * GIB, help="Largest image that is imported, both the file and its virtual size times one."),
     Setting(name="pool_memory", parse=_size_or_none, default=512 * MIB, help="What forks made ahead may take in all; 0: none are made."),
@@ -194,6 +195,7 @@ class Settings:
     heartbeat: float
     monitor_timeout: float
     disk_reserve: int
+    schedule_interval: float
     body_limit: int
     image_limit: int
     pool_memory: int

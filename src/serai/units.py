@@ -97,6 +97,60 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 60}m {whole % 60}s"
 
 
+_AT = re.compile(
+    r"(?:(?P<day>[a-z]{3}|[0-9]{1,2}) )?(?:(?P<hour>[0-9]{1,2}):)?(?P<minute>[0-9]{2})", re.ASCII
+)
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_AT_HINTS = {
+    "hourly": "Write the minute, like :15.",
+    "daily": "Write hour and minute, UTC, like 03:30.",
+    "weekly": "Write day, hour and minute, UTC, like 'sun 03:30' (mon unless it is said).",
+    "monthly": "Write day, hour and minute, UTC, like '15 03:30' (the 1st to the 28th).",
+}
+
+
+def parse_at(every: str, text: str) -> float:
+    """Read when in an hour, day, week or month something is: seconds after its beginning (UTC).
+
+    ``:15`` for ``hourly``; ``03:30`` for ``daily``; that or ``sun 03:30`` for ``weekly``; that or
+    ``15 03:30`` for ``monthly``. Raises Invalid (``value-invalid``) for anything else.
+    """
+    match = _AT.fullmatch(text.strip().lower().removeprefix(":")) if len(text) < 40 else None
+    seconds = _at_of(every, match) if match and every in _AT_HINTS else -1
+    if seconds < 0:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            f"{shorten(text)} is no time of something {every}",
+            hint=_AT_HINTS.get(every, "Only hourly, daily, weekly and monthly have one."),
+        )
+    return float(seconds)
+
+
+def _at_of(every: str, match: "re.Match[str]") -> int:
+    """Return the seconds, -1 for a part that is missing, too much, or out of range."""
+    day, hour, minute = match["day"], match["hour"], int(match["minute"])
+    if (hour is None) != (every == "hourly") or minute > 59 or int(hour or 0) > 23:
+        return -1
+    number = 0
+    if day is not None and every == "weekly" and day in _WEEKDAYS:
+        number = _WEEKDAYS.index(day)
+    elif day is not None and every == "monthly" and day.isdecimal() and 1 <= int(day) <= 28:
+        number = int(day) - 1
+    elif day is not None:
+        return -1
+    return number * 86400 + int(hour or 0) * 3600 + minute * 60
+
+
+def format_at(every: str, at: float) -> str:
+    """Print what ``parse_at`` reads; for all but ``hourly`` with the zone."""
+    days, rest = divmod(int(at), 86400)
+    clock = f"{rest // 3600:02}:{rest % 3600 // 60:02}"
+    if every == "hourly":
+        return clock[2:]
+    day = {"weekly": _WEEKDAYS[days % 7], "monthly": str(days + 1)}.get(every, "")
+    return f"{day} {clock} UTC".strip()
+
+
 def check_guest_name(name: str) -> str:
     """Return ``name`` if it can be a guest's name: a host name label (RFC 1123), lower case.
 
@@ -129,6 +183,17 @@ def check_snapshot_name(name: str) -> str:
         raise Invalid(
             Code.NAME_INVALID,
             f"{shorten(name)} cannot be the name of a snapshot",
+            hint="Use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit; not a UUID.",
+        )
+    return name
+
+
+def check_schedule_name(name: str) -> str:
+    """Return ``name`` if it can be a schedule's name: as a snapshot's, which gets its name from it."""
+    if not _IMAGE_NAME.fullmatch(name) or _GUEST_ID.fullmatch(name):
+        raise Invalid(
+            Code.NAME_INVALID,
+            f"{shorten(name)} cannot be the name of a schedule",
             hint="Use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting and ending with a letter or digit; not a UUID.",
         )
     return name

@@ -8,8 +8,13 @@
 After each test all guests are deleted and the daemon is stopped; the test fails if a process, a
 socket or a file is left. When a test fails, logs, events and command lines are saved below
 .work/failures, and the path is printed; with ``--sit`` the daemon waits for a human.
+
+A test that asks for a ``guest`` and for no daemon gets it from our own pytest plugin: a fork of a
+warm image, by a daemon that all such tests share.
 """
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,9 +68,26 @@ def guest_reached(daemon: Daemon) -> Guest:
 
 
 @pytest.fixture
-def guest(guest_reached: Guest) -> Guest:
-    """A guest whose agent answers."""
-    return guest_reached
+def guest(request: pytest.FixtureRequest) -> Guest:
+    """A guest whose agent answers: the daemon's, or the plugin's where the test has none."""
+    if "daemon" in request.fixturenames:
+        reached: Guest = request.getfixturevalue("guest_reached")
+        return reached
+    forked: Guest = request.getfixturevalue("guests")(memory="128MiB")
+    return forked
+
+
+@pytest.fixture(scope="session")
+def serai_daemon_home(tiny_state: Path) -> Iterator[str]:
+    """Where the plugin's daemon has its home; nothing may be left of it when all tests are done."""
+    home = Path(tempfile.mkdtemp(prefix="serai-"))
+    copy_state(tiny_state, home)
+    yield str(home)
+    left = Daemon(home).leftovers()
+    Daemon(home).kill_all()
+    shutil.rmtree(home)
+    known = [path for path in left if "/layers/" in path or "/memory/" in path]
+    assert left == known, f"left behind: {left}"  # but for the warm image
 
 
 @pytest.hookimpl(wrapper=True)

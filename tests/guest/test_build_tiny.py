@@ -42,6 +42,8 @@ def test_its_tools_are_there(guest: Guest) -> None:
     for tool in ("sh", "tar", "base64", "awk", "find", "ip", "udhcpc", "mke2fs", "vi"):
         assert guest.run(f"command -v {tool}").ok, tool
     assert guest.run("echo cGFja2Vk | base64 -d").stdout == "packed"
+    assert guest.run("reseed").code == 1
+    assert guest.run("reseed seed").ok
 
 
 @pytest.mark.timeout(240)

@@ -74,7 +74,6 @@ async def test_neither_side_sees_what_the_other_writes(family: Family) -> None:
         "one",
         "two",
     ]
-    assert len({await says(each, "cat /proc/sys/kernel/random/uuid") for each in (one, two)}) == 2
 
 
 async def test_a_fork_of_a_fork_of_a_fork(family: Family) -> None:

@@ -15,10 +15,12 @@ from serai.api.problems import CODE_STATUS
 from serai.api.routes import ROUTES, SOCKETS
 from serai.errors import Code
 from serai.model.actions import ACTIONS
+from serai.model.check import Fault, FindingKind
 from serai.model.event import EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, RestartPolicy
 from serai.model.job import JobState
 from serai.model.lifecycle import GuestState
+from serai.model.schedule import Every, Rule
 from serai.model.snapshot import SnapshotState
 from serai.settings import SETTINGS
 
@@ -32,6 +34,10 @@ WORDS: tuple[type[StrEnum], ...] = (
     Accel,
     RestartPolicy,
     SnapshotState,
+    Fault,
+    FindingKind,
+    Every,
+    Rule,
 )
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import msgspec
 from fake_shelf import FakeShelf
+from fake_timetable import FakeTimetable, OfSchedule
 
 from serai.errors import Bug, Code, Conflict, Invalid, NotFound, Problem
 from serai.model.actions import (
     AnyAction,
     BuildImage,
     ChangeSnapshot,
+    CheckStorage,
     CreateGuest,
     CreateSnapshot,
     DeleteGuest,
@@ -37,12 +39,14 @@ from serai.model.actions import (
     kind_of,
 )
 from serai.model.catalogue import Catalogue, IndexEntry
+from serai.model.check import CheckReport
 from serai.model.event import Event, EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
 from serai.model.image import Expect, Image, ImageFile, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, GuestState
 from serai.model.node import Capabilities, DaemonStatus
+from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.snapshot import fork_names
@@ -94,6 +98,8 @@ class FakeEngine:
         self.all_images: dict[str, Image] = {"tiny": self._make_image("tiny")}
         self.all_jobs: dict[str, Job] = {}
         self.shelf = FakeShelf()
+        self.report = CheckReport(layers=37, memories=4, images=1, snapshots=12)
+        self.timetable = FakeTimetable(NOW)
         self.all_events: list[Event] = []
         self.actions: list[AnyAction] = []
         self.files: dict[tuple[str, str], bytes] = {}
@@ -152,6 +158,20 @@ class FakeEngine:
         self._check("snapshot")
         return self.shelf.find(self.guest(guest), name_or_id)
 
+    def schedules(self, guest: str = "") -> list[Schedule]:
+        self._check("schedules")
+        if guest:
+            return self.timetable.of(self.guest(guest))
+        return [each for one in self.all_guests.values() for each in self.timetable.of(one)]
+
+    def schedule(self, guest: str, name_or_id: str) -> Schedule:
+        self._check("schedule")
+        return self.timetable.find(self.guest(guest), name_or_id)
+
+    def judge_schedule(self, guest: str, name_or_id: str, keep: Keep | None) -> list[Judgement]:
+        found = self.schedule(guest, name_or_id)
+        return self.timetable.judge(self.snapshots(guest), keep or found.keep)
+
     def images(self) -> list[Image]:
         return list(self.all_images.values())
 
@@ -199,6 +219,7 @@ class FakeEngine:
             action=msgspec.json.encode(action).decode(),
             key=key,
             results=tuple(results),
+            report=self.report if isinstance(action, CheckStorage) else None,
         )
         self.all_jobs[job.id] = job
         await self.tell(EventKind.JOB_CHANGED, subject)
@@ -222,6 +243,9 @@ class FakeEngine:
         if isinstance(action, OF_SNAPSHOT):
             guest = self.guest(action.guest)
             return [guest.name, *self.shelf.apply(guest, action)]
+        if isinstance(action, OfSchedule):
+            guest = self.guest(action.guest)
+            return [guest.name, *self.timetable.apply(guest, action)]
         if isinstance(action, ForkGuest):
             return self._fork(self.guest(action.guest), action)
         if isinstance(action, PublishImage):
@@ -232,6 +256,8 @@ class FakeEngine:
             if action.recipe not in ("tiny", "debian"):
                 raise Invalid(Code.VALUE_INVALID, f"{shorten(action.recipe)} is no recipe")
             return [action.name or action.recipe]
+        if isinstance(action, CheckStorage):
+            return ["storage"]
         if isinstance(action, ImportImage):
             return [action.name or "imported"]
         if isinstance(action, PullImage):

@@ -6,6 +6,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
+from serai.model.schedule import Every, Keep, ScheduleRecord, When
 from serai.model.snapshot import FrozenVolume, Layer, SnapshotRecord
 
 
@@ -48,6 +49,21 @@ def a_snapshot(number: int, name: str = "", guest: int = 1, **changes: object) -
         **changes,
     }
     return SnapshotRecord(**fields)  # type: ignore[arg-type]
+
+
+def a_schedule(number: int, name: str = "", guest: int = 1, **changes: object) -> ScheduleRecord:
+    """Return a schedule of the guest with the number ``guest``."""
+    fields: dict[str, object] = {
+        "id": an_id(f"schedule {number}"),
+        "name": name or f"s{number}",
+        "guest_id": a_guest(guest).id,
+        "created_at": 1.0,
+        "since": 1.0,
+        "when": When(every=Every.DAILY, at=12600.0),
+        "keep": Keep(daily=7),
+        **changes,
+    }
+    return ScheduleRecord(**fields)  # type: ignore[arg-type]
 
 
 def a_layer(number: int, parent: int = 0) -> Layer:

@@ -326,9 +326,10 @@ async def test_events_in_pages(inn: Inn) -> None:
 def test_every_action_has_a_route() -> None:
     """What serai can do, REST can ask for."""
     made = {"launch", "create", "start", "stop", "restart", "pause", "resume", "delete", "rename"}
-    made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork"}
+    made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork", "check"}
     made |= {"image-pull", "guest-import"}
     made |= {f"snapshot-{verb}" for verb in ("create", "restore", "delete", "change")}
+    made |= {f"schedule-{verb}" for verb in ("create", "set", "run", "delete")}
     assert made == {action.__struct_config__.tag for action in ACTIONS}
 
 

@@ -206,7 +206,7 @@ async def test_problems_of_snapshots_are_documented(
 @pytest.mark.parametrize(
     ("body", "target", "renamed", "left_out"),
     [
-        (SnapshotBody, CreateSnapshot, {}, {"guest", "schedule"}),
+        (SnapshotBody, CreateSnapshot, {}, {"guest", "schedule", "schedule_id"}),
         (SnapshotChange, ChangeSnapshot, {}, {"guest", "snapshot"}),
         (ForkBody, ForkGuest, {"wait": "wait_agent"}, {"guest"}),
         (PublishBody, PublishImage, {}, {"guest"}),

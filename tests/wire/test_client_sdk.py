@@ -12,8 +12,8 @@ from fake_engine import PNG
 
 import serai
 import serai.aio
-from serai.client.asynchronous import AsyncGuest, AsyncInn
-from serai.client.inn import Guest, Inn
+from serai.client.asynchronous import AsyncGuest, AsyncInn, AsyncSchedule
+from serai.client.inn import Guest, Inn, Schedule
 from serai.errors import Code, Conflict, HostFailure, Invalid, NotFound
 from serai.model.event import EventKind
 from serai.model.job import Job
@@ -69,7 +69,9 @@ def _public(kind: type) -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize(("blocking", "awaited"), [(Inn, AsyncInn), (Guest, AsyncGuest)])
+@pytest.mark.parametrize(
+    ("blocking", "awaited"), [(Inn, AsyncInn), (Guest, AsyncGuest), (Schedule, AsyncSchedule)]
+)
 def test_the_twins_are_alike(blocking: type, awaited: type) -> None:
     assert _public(blocking) == _public(awaited)
 

@@ -1,4 +1,4 @@
-"""`serai check`: each kind of defect is found, only what nobody may want is deleted."""
+"""`serai check`: each kind of finding is found, only what nobody may want is deleted."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,26 @@ from store_samples import a_guest, a_snapshot
 from test_disk_layers import write_layer
 
 from serai.disk.check import (
-    Defect,
-    Fault,
     Folders,
-    Kind,
     Known,
     broken_snapshots,
-    find_damage,
+    delete,
     find_dangling,
-    find_strays,
-    mend,
+    find_orphans,
+    find_stray_heads,
+    look_at_heads,
+    look_at_image,
+    look_at_layer,
+    look_at_memory,
+    memories_of,
+    name_users,
 )
+from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.qcow2 import create_head
+from serai.errors import Code, HostFailure
+from serai.model.check import Fault, Finding, FindingKind
 from serai.model.guest import Accel, Firmware, Volume
 from serai.model.machine import Machine
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer
@@ -41,6 +47,7 @@ def folders(tmp_path: Path) -> Folders:
         guests=tmp_path / "guests",
         layers=LayerFolder(tmp_path / "layers"),
         memory=MemoryFolder(tmp_path / "memory"),
+        images=ImageFolder(tmp_path / "images"),
     )
 
 
@@ -70,36 +77,50 @@ async def sound(folders: Folders) -> Known:
     return Known(guests=[guest], snapshots=snapshots, layers=layers)
 
 
-async def find(known: Known, folders: Folders, **options: object) -> list[Defect]:
-    idle = {guest.id for guest in known.guests}
-    found = find_dangling(known) + find_strays(known, folders, idle=idle)
-    return found + await find_damage(known, folders)
+async def find(known: Known, folders: Folders) -> list[Finding]:
+    """Find what is wrong with anything but the image, with no guest that has a process."""
+    found = find_dangling(known) + find_strays(known, folders)
+    found += [f for each in known.layers.values() if (f := await look_at_layer(each, folders))]
+    memories = {each for snapshot in known.snapshots for each in memories_of(snapshot)}
+    found += [f for each in sorted(memories) if (f := await look_at_memory(each, folders))]
+    return found + [f for guest in known.guests for f in look_at_heads(guest, folders)]
 
 
-def short(defects: list[Defect]) -> list[tuple[Fault, Kind, str, bool]]:
-    return [(each.fault, each.kind, each.id, each.mendable) for each in defects]
+def find_strays(known: Known, folders: Folders) -> list[Finding]:
+    strays = [f for guest in known.guests for f in find_stray_heads(guest, folders)]
+    return find_orphans(known, folders) + strays
+
+
+def mend(found: list[Finding], folders: Folders) -> int:
+    """Delete what may go, what is over a base first; return how much that was."""
+    bases = folders.memory.bases()
+    mendable = [each for each in found if each.mendable]
+    for each in sorted(mendable, key=lambda each: each.id in bases):
+        delete(each, folders)
+    return len(mendable)
+
+
+def short(findings: list[Finding]) -> list[tuple[Fault, FindingKind, str, bool]]:
+    return [(each.fault, each.kind, each.id, each.mendable) for each in findings]
 
 
 async def test_nothing_is_found_where_nothing_is_wrong(folders: Folders):
     known = await sound(folders)
     assert await find(known, folders) == []
-    told: list[tuple[int, int]] = []
-    await find_damage(known, folders, report=lambda done, total: told.append((done, total)))
-    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
 @pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize(
     ("path", "kind", "name", "broken"),
     [
-        ("layers/one.qcow2", Kind.LAYER, "one", {0, 1}),
-        ("layers/two.qcow2", Kind.LAYER, "two", {1}),
-        ("memory/base/ram", Kind.MEMORY, "base", {0, 1}),
-        ("memory/memory/memory.pages", Kind.MEMORY, "memory", {1}),
+        ("layers/one.qcow2", FindingKind.LAYER, "one", {0, 1}),
+        ("layers/two.qcow2", FindingKind.LAYER, "two", {1}),
+        ("memory/base/ram", FindingKind.MEMORY, "base", {0, 1}),
+        ("memory/memory/memory.pages", FindingKind.MEMORY, "memory", {1}),
     ],
 )
 async def test_damage_is_found_and_breaks_what_stands_on_it(
-    folders: Folders, gone: bool, path: str, kind: Kind, name: str, broken: set[int]
+    folders: Folders, gone: bool, path: str, kind: FindingKind, name: str, broken: set[int]
 ):
     known = await sound(folders)
     file = folders.guests.parent / path
@@ -110,18 +131,23 @@ async def test_damage_is_found_and_breaks_what_stands_on_it(
         content = bytearray(file.read_bytes())
         content[300] ^= 4
         file.write_bytes(content)
-    (defect,) = await find(known, folders)
-    assert (defect.kind, defect.id, defect.mendable) == (kind, name, False)
-    assert (defect.fault is Fault.MISSING) is (gone and kind is Kind.LAYER)
-    assert name in defect.message
-    assert broken_snapshots(known, [defect]) == {known.snapshots[n].id: defect for n in broken}
-    assert mend([defect], folders) == []
+    (finding,) = await find(known, folders)
+    assert (finding.kind, finding.id, finding.mendable) == (kind, name, False)
+    assert (finding.fault is Fault.MISSING) is (gone and kind is FindingKind.LAYER)
+    assert name in finding.message
+    assert broken_snapshots(known, [finding]) == {known.snapshots[n].id: finding for n in broken}
+    assert mend([finding], folders) == 0
+    [named] = name_users(known, [finding])
+    assert named.snapshots == tuple(f"g1@s{n}" for n in sorted(broken))
+    assert named.guests == (("g1",) if kind is FindingKind.LAYER else ())
 
 
 async def test_a_folder_of_memory_that_is_gone(folders: Folders):
     known = await sound(folders)
     (folders.memory.path / "memory").rename(folders.guests.parent / "away")
-    assert short(await find(known, folders)) == [(Fault.MISSING, Kind.MEMORY, "memory", False)]
+    assert short(await find(known, folders)) == [
+        (Fault.MISSING, FindingKind.MEMORY, "memory", False)
+    ]
 
 
 async def test_records_that_name_what_is_not_known(folders: Folders):
@@ -130,12 +156,14 @@ async def test_records_that_name_what_is_not_known(folders: Folders):
     less = Known(guests=known.guests, snapshots=known.snapshots, layers={"two": two})
     found = find_dangling(less)
     assert short(found) == [
-        (Fault.DANGLING, Kind.SNAPSHOT, known.snapshots[0].id, False),
-        (Fault.DANGLING, Kind.LAYER, "two", False),
+        (Fault.DANGLING, FindingKind.SNAPSHOT, known.snapshots[0].id, False),
+        (Fault.DANGLING, FindingKind.LAYER, "two", False),
     ]
     assert set(broken_snapshots(less, found)) == {each.id for each in known.snapshots}
     none = Known(guests=known.guests, snapshots=[], layers={})
-    assert short(find_dangling(none)) == [(Fault.DANGLING, Kind.GUEST, known.guests[0].id, False)]
+    assert short(find_dangling(none)) == [
+        (Fault.DANGLING, FindingKind.GUEST, known.guests[0].id, False)
+    ]
     round_ = Known(
         guests=[],
         snapshots=[],
@@ -155,20 +183,20 @@ async def test_what_no_record_names_is_deleted(folders: Folders):
     await folders.memory.store("another", "other", None, STATE)
     found = await find(known, folders)
     assert sorted(short(found)) == [
-        (Fault.ORPHAN, Kind.LAYER, "stranger", True),
-        (Fault.ORPHAN, Kind.MEMORY, "another", True),
-        (Fault.ORPHAN, Kind.MEMORY, "other", True),
+        (Fault.ORPHAN, FindingKind.LAYER, "stranger", True),
+        (Fault.ORPHAN, FindingKind.MEMORY, "another", True),
+        (Fault.ORPHAN, FindingKind.MEMORY, "other", True),
     ]
-    assert len(mend(found, folders)) == 3
+    assert mend(found, folders) == 3
     assert await find(known, folders) == []
 
 
 async def test_nothing_is_deleted_while_records_can_not_be_read(folders: Folders):
     known = await sound(folders)
-    less = Known(guests=known.guests, snapshots=[], layers={}, complete=False)
-    found = find_strays(less, folders, idle=())
+    less = Known(guests=known.guests, snapshots=[], layers={}, is_whole=False)
+    found = find_strays(less, folders)
     assert {each.id for each in found} == {"one", "two", "base", "memory"}
-    assert mend(found, folders) == []
+    assert mend(found, folders) == 0
     assert await find(known, folders) == []
 
 
@@ -180,12 +208,11 @@ async def test_stray_disks_go_only_when_they_hold_nothing(folders: Folders):
     os.link(folders.layers.path("two"), folder / "root.qcow2")
     write_layer(folder / "root-4.qcow2", {0: 1})
     (folder / "root-5.qcow2").write_bytes(b"what is this")
-    found = find_strays(known, folders, idle={guest.id})
+    found = find_strays(known, folders)
     assert {each.name: each.mendable for each in found} == {
         "root-3.qcow2": True, "root.qcow2": True, "root-4.qcow2": False, "root-5.qcow2": False,
     }  # fmt: skip
-    assert find_strays(known, folders, idle=()) == []
-    assert len(mend(found, folders)) == 2
+    assert mend(found, folders) == 2
     assert sorted(path.name for path in folder.iterdir()) == [
         "root-2.qcow2", "root-4.qcow2", "root-5.qcow2",
     ]  # fmt: skip
@@ -200,4 +227,64 @@ async def test_a_guest_whose_disk_is_not_sound(folders: Folders, content: bytes 
     if content is not None:
         head.write_bytes(content)
     fault = Fault.MISSING if content is None else Fault.DAMAGED
-    assert short(await find(known, folders)) == [(fault, Kind.GUEST, guest.id, False)]
+    assert short(await find(known, folders)) == [(fault, FindingKind.GUEST, guest.id, False)]
+
+
+async def test_a_layer_whose_record_is_lost_is_not_deleted_while_another_stands_on_it(
+    folders: Folders,
+):
+    known = await sound(folders)
+    lost = Known(
+        guests=known.guests, snapshots=known.snapshots, layers={"two": known.layers["two"]}
+    )
+    [orphan] = find_orphans(lost, folders)
+    assert (orphan.id, orphan.mendable) == ("one", False)
+    assert "others stand on it" in orphan.message
+
+
+async def test_what_somebody_is_at_work_on_is_not_judged(folders: Folders):
+    known = await sound(folders)
+    write_layer(folders.layers.path("coming"), {0: 1})
+    await folders.memory.store_base("arriving", a_ram({}), SIZE, STATE)
+    later = Known(
+        guests=known.guests,
+        snapshots=known.snapshots,
+        layers={"two": known.layers["two"]},
+        under_way={"one", "coming", "arriving"},
+    )
+    assert find_dangling(later) == []
+    assert find_orphans(later, folders) == []
+
+
+async def test_damage_is_found_in_what_was_read_before_and_seems_unchanged(folders: Folders):
+    """Bits rot without a change of any time: a check reads all of it again."""
+    known = await sound(folders)
+    layer, path = known.layers["one"], folders.layers.path("one")
+    await folders.layers.verify(layer)
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 1
+    path.write_bytes(content)
+    facts = path.stat()
+    stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    folders.layers._verified[layer.id] = stamp
+    await folders.layers.verify(layer)
+    found = await look_at_layer(layer, folders)
+    assert found is not None and found.fault is Fault.DAMAGED
+
+
+async def test_an_image_that_is_gone_is_found(folders: Folders):
+    digest = "sha256:" + "0" * 64
+    found = await look_at_image(digest, folders)
+    assert found is not None
+    assert (found.fault, found.kind, found.id) == (Fault.MISSING, FindingKind.IMAGE, digest)
+
+
+async def test_a_host_that_is_short_of_memory_is_no_damage(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+):
+    async def verify(_: str) -> None:
+        raise HostFailure(Code.MEMORY_SHORT, "there is not enough memory")
+
+    monkeypatch.setattr(folders.memory, "verify", verify)
+    with pytest.raises(HostFailure):
+        await look_at_memory("base", folders)

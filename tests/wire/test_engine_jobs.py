@@ -65,6 +65,23 @@ async def test_a_phase_is_stored_before_it_begins(jobs: Jobs, store: Store) -> N
     assert (stored.state, stored.phase) == (JobState.RUNNING, "stop")
 
 
+async def test_a_job_is_shown_as_ended_only_when_that_is_stored(
+    jobs: Jobs, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks meanwhile sees it on its way: what is shown as done must be there."""
+    live = await jobs.open(ACTION, "web1", ("start",))
+    commit, seen = journal.commit, list[JobState]()
+
+    async def look_and_commit(*changes: Change, **more: object) -> None:
+        seen.append((await jobs.find(live.id)).state)
+        await commit(*changes, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(journal, "commit", look_and_commit)
+    await live.finish(then=lambda: seen.append(live.job.state))
+    assert seen == [JobState.QUEUED, JobState.QUEUED]
+    assert live.job.state is JobState.DONE
+
+
 async def test_waiters_are_told_after_the_end_is_stored(jobs: Jobs, store: Store) -> None:
     live = await jobs.open(ACTION, "web1", ("start",))
     waiting = asyncio.ensure_future(jobs.wait(live.id, 5))

@@ -17,6 +17,15 @@ from serai.model.foreign import ForeignMachine
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.schedule import (
+    MOST_KEPT,
+    NAME_AS,
+    Judgement,
+    Keep,
+    Schedule,
+    ScheduleChange,
+    When,
+)
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest
 from serai.units import MIB
@@ -97,6 +106,19 @@ class EventsQuery(Query, frozen=True):
         | None
     ) = None
     limit: Limit = 1000
+
+
+Kept = Annotated[int, Meta(ge=0, le=MOST_KEPT)]
+
+
+class JudgeQuery(Query, frozen=True):
+    """For trying rules out: with one of them given, these instead of the schedule's own."""
+
+    last: Annotated[Kept, Meta(description="Keep so many of the last ones.")] | None = None
+    hourly: Annotated[Kept, Meta(description="Keep the newest of so many hours.")] | None = None
+    daily: Annotated[Kept, Meta(description="Keep the newest of so many days.")] | None = None
+    weekly: Annotated[Kept, Meta(description="Keep the newest of so many weeks.")] | None = None
+    monthly: Annotated[Kept, Meta(description="Keep the newest of so many months.")] | None = None
 
 
 class PullQuery(Query, frozen=True):
@@ -202,6 +224,22 @@ class SnapshotChange(Body, frozen=True):
     note: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class ScheduleBody(Body, frozen=True):
+    """A schedule to be. Without a name it gets one.
+
+    `when` and `keep` say when snapshots are made and which stay. With ``memory`` that of a guest
+    which runs is in them. ``quiesce`` has the agent hold the file systems for the moment. They are
+    called ``name_as``, in which ``{schedule}``, ``{date}`` and ``{time}`` are filled in.
+    """
+
+    when: When
+    name: str = ""
+    keep: Keep = Keep()
+    memory: bool = True
+    quiesce: bool = False
+    name_as: str = NAME_AS
+
+
 class RestoreBody(Body, frozen=True):
     """How to restore: with ``force`` also where work that is in no snapshot is lost."""
 
@@ -236,6 +274,12 @@ class PublishBody(Body, frozen=True):
     snapshot: str = ""
     memory: bool = True
     replace: bool = False
+
+
+class CheckBody(Body, frozen=True):
+    """How to check: with ``repair`` files that nobody has are deleted."""
+
+    repair: bool = False
 
 
 class BuildBody(Body, frozen=True):
@@ -322,6 +366,16 @@ class SnapshotPage(Page[Snapshot], frozen=True):
     """A page of snapshots."""
 
 
+class SchedulePage(Page[Schedule], frozen=True):
+    """A page of schedules."""
+
+
+class Judgements(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rules of a schedule say of each of its snapshots, the newest first."""
+
+    items: list[Judgement]
+
+
 class ImagePage(Page[Image], frozen=True):
     """A page of images."""
 
@@ -341,10 +395,18 @@ EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
     RenameBody: {"name": "web2"},
     SnapshotBody: {"name": "ready", "note": "before the update"},
     SnapshotChange: {"name": "steady"},
+    ScheduleBody: {
+        "name": "nightly",
+        "when": {"every": "daily", "at": 12600},
+        "keep": {"daily": 7, "weekly": 4},
+        "memory": False,
+    },
+    ScheduleChange: {"keep": {"last": 10}},
     RestoreBody: {"force": True},
     ForkBody: {"name": "test", "count": 10, "ttl": 3600},
     PublishBody: {"image": "web-ready", "snapshot": "ready"},
     ExecRequest: {"argv": ["uname", "-a"], "timeout": 10},
+    CheckBody: {"repair": True},
     BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},
     ImportBody: {"source": "https://example.org/disk.qcow2", "name": "mine"},
     PullBody: {"image": "debian:12"},

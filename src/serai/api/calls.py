@@ -171,7 +171,7 @@ def tag_of(path: str) -> str:
     parts = path.removeprefix("/v1/").split("/")
     if not path.startswith("/v1/") or "." in path:
         return "description"
-    return parts[2] if parts[2:3] == ["snapshots"] else parts[0]
+    return parts[2] if parts[2:3] in (["snapshots"], ["schedules"]) else parts[0]
 
 
 def socket_route(

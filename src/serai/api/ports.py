@@ -16,6 +16,7 @@ from serai.model.guest import Guest
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
@@ -34,6 +35,15 @@ class EngineLike(Protocol):
 
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``), also for a foreign one."""
+
+    def schedules(self, guest: str = "") -> list[Schedule]:
+        """Return a guest's schedules by name, or everybody's, by guest and name; NotFound."""
+
+    def schedule(self, guest: str, name_or_id: str) -> Schedule:
+        """Return one schedule of a guest; NotFound (``schedule-not-found``), also for a foreign one."""
+
+    def judge_schedule(self, guest: str, name_or_id: str, keep: Keep | None) -> list[Judgement]:
+        """Return which snapshots of a schedule would stay now, by its own rules or by ``keep``."""
 
     def images(self) -> list[Image]:
         """Return all images, in any order."""

@@ -14,6 +14,7 @@ from serai.api.answers import BYTES, HTML, JSON, PNG, SSE, TAR, TEXT
 from serai.api.bodies import (
     BuildBody,
     CatalogueQuery,
+    CheckBody,
     DeleteQuery,
     EventPage,
     EventsQuery,
@@ -26,6 +27,8 @@ from serai.api.bodies import (
     ImportGuestBody,
     JobPage,
     JobsQuery,
+    Judgements,
+    JudgeQuery,
     LaunchBody,
     LogQuery,
     PageQuery,
@@ -35,6 +38,8 @@ from serai.api.bodies import (
     PushQuery,
     RenameBody,
     RestoreBody,
+    ScheduleBody,
+    SchedulePage,
     SnapshotBody,
     SnapshotChange,
     SnapshotPage,
@@ -42,6 +47,7 @@ from serai.api.bodies import (
     WaitQuery,
 )
 from serai.api.calls import Reply, Route, SocketRoute, route, socket_route
+from serai.api.checking import check_storage
 from serai.api.events import list_events
 from serai.api.guests import (
     change_guest,
@@ -77,6 +83,16 @@ from serai.api.inside import (
     take_screenshot,
 )
 from serai.api.jobs import action, cancel_job, list_jobs, show_job
+from serai.api.schedules import (
+    create_schedule,
+    delete_schedule,
+    judge_schedule,
+    list_all_schedules,
+    list_schedules,
+    run_schedule,
+    set_schedule,
+    show_schedule,
+)
 from serai.api.snapshots import (
     change_snapshot,
     create_snapshot,
@@ -94,11 +110,13 @@ from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Schedule, ScheduleChange
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
 GUESTS, GUEST = "/v1/guests", "/v1/guests/{guest}"
 SNAPSHOTS, SNAPSHOT = f"{GUEST}/snapshots", f"{GUEST}/snapshots/{{snapshot}}"
+SCHEDULES, SCHEDULE = f"{GUEST}/schedules", f"{GUEST}/schedules/{{schedule}}"
 IMAGES, IMAGE = "/v1/images", "/v1/images/{image}"
 JOBS, JOB = "/v1/jobs", "/v1/jobs/{job}"
 
@@ -110,6 +128,7 @@ _OF_MONITOR = (*_OF_STATE, _C.QMP_FAILED, _C.QMP_LOST)
 _OF_START = (*_OF_STATE, _C.GUEST_START_FAILED, _C.SNAPSHOT_CORRUPT, _C.MEMORY_SHORT, _C.DISK_FULL)
 _OF_SPEC = (_C.NAME_INVALID, _C.SIZE_INVALID, _C.VALUE_INVALID)
 _NO_SNAPSHOT = (_C.GUEST_NOT_FOUND, _C.SNAPSHOT_NOT_FOUND)
+_NO_SCHEDULE = (_C.GUEST_NOT_FOUND, _C.SCHEDULE_NOT_FOUND)
 _OF_SNAPSHOT = (_C.SNAPSHOT_NOT_FOUND, _C.SNAPSHOT_STATE, _C.SNAPSHOT_CORRUPT, _C.SNAPSHOT_UNFIT)
 
 COMMON_PROBLEMS: tuple[Code, ...] = (
@@ -129,6 +148,7 @@ COMMON_PROBLEMS: tuple[Code, ...] = (
 PATH_PARAMETERS: Mapping[str, str] = {
     "guest": "The name or id of a guest.",
     "snapshot": "The name or id of a snapshot of that guest.",
+    "schedule": "The name or id of a schedule of that guest.",
     "image": "The name of an image.",
     "job": "The id of a job.",
 }
@@ -160,7 +180,7 @@ ROUTES: tuple[Route, ...] = (
     action("POST", GUESTS, launch_guest, body=LaunchBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_NOT_FOUND, _C.IMAGE_UNFIT, _C.GUEST_START_FAILED,
                      _C.AGENT_TIMEOUT, _C.MEMORY_SHORT, _C.DISK_FULL, _C.FIRMWARE_MISSING, _C.TOOL_MISSING,
-                     _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
+                     _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT)),
     action("POST", "/v1/imports", import_guest, body=ImportGuestBody,
            problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_EXISTS, _C.DEFINITION_REFUSED, _C.IMAGE_REFUSED, _C.IMAGE_UNFIT,
                      _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.FIRMWARE_MISSING, _C.TOOL_MISSING, _C.DISK_FULL)),
@@ -193,6 +213,22 @@ ROUTES: tuple[Route, ...] = (
     action("POST", f"{SNAPSHOT}/restore", restore_snapshot, body=RestoreBody,
            problems=(*_OF_START, *_OF_SNAPSHOT, _C.UNSAVED_WORK)),
 
+    route("GET", "/v1/schedules", list_all_schedules, query=PageQuery,
+          replies=_gives("A page of schedules.", SchedulePage)),
+    route("GET", SCHEDULES, list_schedules, query=PageQuery, replies=_gives("A page of schedules.", SchedulePage),
+          problems=_NO_GUEST),
+    action("POST", SCHEDULES, create_schedule, body=ScheduleBody,
+           problems=(*_OF_STATE, _C.NAME_INVALID, _C.VALUE_INVALID, _C.SCHEDULE_EXISTS)),
+    route("GET", SCHEDULE, show_schedule, replies=_gives("The schedule.", Schedule), problems=_NO_SCHEDULE),
+    action("PATCH", SCHEDULE, set_schedule, body=ScheduleChange,
+           problems=(*_NO_SCHEDULE, _C.GUEST_STATE, _C.NAME_INVALID, _C.VALUE_INVALID)),
+    action("DELETE", SCHEDULE, delete_schedule, problems=_NO_SCHEDULE),
+    action("POST", f"{SCHEDULE}/run", run_schedule,
+           problems=(*_NO_SCHEDULE, *_OF_AGENT, *_OF_MONITOR, _C.NAME_INVALID, _C.SNAPSHOT_EXISTS, _C.MEMORY_SHORT,
+                     _C.DISK_FULL)),
+    route("GET", f"{SCHEDULE}/preview", judge_schedule, query=JudgeQuery, problems=_NO_SCHEDULE,
+          replies=_gives("What would stay, and why.", Judgements)),
+
     route("POST", f"{GUEST}/exec", run_command, body=ExecRequest, problems=(*_OF_AGENT, _C.EXEC_FAILED),
           replies=_gives("What became of it.", ExecResult)),
     route("GET", f"{GUEST}/files", pull_file, query=PullQuery, problems=(*_OF_AGENT, _C.FILE_FAILED),
@@ -218,6 +254,8 @@ ROUTES: tuple[Route, ...] = (
     action("DELETE", IMAGE, delete_image, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_IN_USE)),
     route("GET", f"{IMAGE}/export", export_image, query=ExportQuery, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_CORRUPT),
           replies=(*_gives("All of it.", None, TAR, "Content-Length"), *_gives("One file.", None, BYTES, "Content-Length"))),
+
+    action("POST", "/v1/check", check_storage, body=CheckBody, problems=(_C.DATABASE_FAILED, _C.FILE_FAILED)),
 
     route("GET", JOBS, list_jobs, query=JobsQuery, replies=_gives("A page of jobs.", JobPage)),
     route("GET", JOB, show_job, query=WaitQuery, replies=_gives("The job.", Job), problems=(_C.JOB_NOT_FOUND,)),

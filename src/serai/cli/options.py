@@ -8,7 +8,7 @@ from click.shell_completion import CompletionItem
 
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
-from serai.client.calls import list_images, list_snapshots
+from serai.client.calls import list_images, list_schedules, list_snapshots
 from serai.errors import SeraiError
 from serai.settings import current_places
 from serai.units import parse_duration, parse_size, split_source
@@ -78,6 +78,17 @@ def complete_snapshot(
         return complete_source(ctx, param, begun)
     names = [name for name in _snapshot_names(guest) if name not in given]
     return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
+def complete_schedule(
+    ctx: click.Context, param: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """Complete the name of a schedule, once its guest is given."""
+    try:
+        found = connection().ask(list_schedules(ctx.params.get("guest") or "-")).items
+    except SeraiError:
+        return []
+    return [CompletionItem(each.name) for each in found if each.name.startswith(begun)]
 
 
 def _snapshot_names(guest: str) -> list[str]:

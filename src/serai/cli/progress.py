@@ -20,12 +20,14 @@ LEFT = {
     "fork": "there are no forks of {}",
     "snapshot-create": "there is no snapshot of {}",
     "image-publish": "there is no image of {}",
+    "check": "not all of the {} was checked",
 }
 """What is said of a cancelled job, by its kind, where its subject is not what it makes."""
 TOO_LATE = {
     "fork": "the forks of {} are there; see: serai list",
     "snapshot-create": "the snapshot is there; see: serai snapshot list {}",
     "image-publish": "the image of {} is there; see: serai image list",
+    "check": "all of the {} was checked",
 }
 
 

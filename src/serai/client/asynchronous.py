@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
+from msgspec.structs import asdict
+
 from serai.client import calls, copying
 from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import OnProgress
@@ -20,22 +22,28 @@ from serai.client.words import (
     ForkOptions,
     Held,
     Result,
+    ScheduleOptions,
     Size,
     change_of,
     fork_words,
     request_of,
     result_of,
+    schedule_change_of,
     seconds_of,
     spec_of,
     tell_of_cleaning,
+    when_of,
 )
 from serai.errors import SeraiError
 from serai.model.catalogue import Catalogue
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Judgement, Keep
+from serai.model.schedule import Schedule as ScheduleView
 from serai.model.snapshot import Snapshot as SnapshotView
 from serai.settings import current_places
 from serai.units import split_source
@@ -152,6 +160,20 @@ class AsyncGuest:
         """Put it back to a snapshot; with ``force`` also if work that is in none is lost."""
         name = snapshot if isinstance(snapshot, str) else snapshot.id
         return await self._do(calls.restore_snapshot(self.id, name, force=force))
+
+    async def schedule(
+        self, every: Duration, at: str = "", *, name: str = "", **how: Unpack[ScheduleOptions]
+    ) -> "AsyncSchedule":
+        """Have snapshots of it made by themselves; see ``serai.client.inn.Guest.schedule``."""
+        call = calls.create_schedule(self.id, when_of(every, at), name=name, **how)
+        [made] = (await self._connection.finish(call)).results
+        info = await self._connection.ask(calls.show_schedule(self.id, made))
+        return AsyncSchedule(self._connection, info)
+
+    async def schedules(self) -> "list[AsyncSchedule]":
+        """Return its schedules by name."""
+        page = await self._connection.ask(calls.list_schedules(self.id))
+        return [AsyncSchedule(self._connection, info) for info in page.items]
 
     @overload
     async def fork(self, **how: Unpack[ForkOptions]) -> "AsyncGuest": ...
@@ -359,6 +381,64 @@ class AsyncSnapshot:
         return await self._connection.ask(calls.show_image(image))
 
 
+class AsyncSchedule:
+    """One schedule of a guest; see ``serai.client.inn.Schedule``."""
+
+    def __init__(self, connection: AsyncConnection, info: ScheduleView) -> None:
+        self._connection = connection
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"<AsyncSchedule {self.info.guest} {self.info.name}>"
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in its guest."""
+        return self.info.name
+
+    async def refresh(self) -> Self:
+        """Ask how it is."""
+        self.info = await self._connection.ask(calls.show_schedule(self.info.guest_id, self.id))
+        return self
+
+    async def set(self, every: Duration = "", at: str = "", **how: Unpack[ScheduleOptions]) -> Self:
+        """Change it; what is not given stays as it is."""
+        return await self._change(every=every, at=at, **how)
+
+    async def pause(self) -> Self:
+        """Hold it."""
+        return await self._change(paused=True)
+
+    async def resume(self) -> Self:
+        """Let it go on; what it missed is not caught up."""
+        return await self._change(paused=False)
+
+    async def _change(self, **change: Any) -> Self:
+        call = calls.set_schedule(self.info.guest_id, self.id, schedule_change_of(**change))
+        await self._connection.finish(call)
+        return await self.refresh()
+
+    async def run(self) -> str:
+        """Do now what it does when it is due; return what was done, in a sentence."""
+        job = await self._connection.finish(calls.run_schedule(self.info.guest_id, self.id))
+        return job.message
+
+    async def preview(self, keep: Keep | None = None) -> list[Judgement]:
+        """Return which of its snapshots would stay, by its rules or by ``keep``; deletes nothing."""
+        counts = {} if keep is None else asdict(keep)
+        call = calls.judge_schedule(self.info.guest_id, self.id, **counts)
+        return (await self._connection.ask(call)).items
+
+    async def delete(self) -> None:
+        """Delete it; the snapshots that it made stay."""
+        await self._connection.finish(calls.delete_schedule(self.info.guest_id, self.id))
+
+
 class AsyncInn:
     """A daemon, as the async SDK sees it; see ``serai.client.inn.Inn``."""
 
@@ -400,6 +480,17 @@ class AsyncInn:
         guest, name = split_source(source)
         info = await self.connection.ask(calls.show_snapshot(guest, name))
         return AsyncSnapshot(self.connection, info)
+
+    async def schedules(self) -> list[AsyncSchedule]:
+        """Return the schedules of all guests, by guest and name."""
+        found: list[AsyncSchedule] = []
+        cursor = ""
+        while True:
+            page = await self.connection.ask(calls.list_schedules(cursor=cursor))
+            found += [AsyncSchedule(self.connection, info) for info in page.items]
+            cursor = page.next
+            if not cursor:
+                return found
 
     async def launch(
         self,
@@ -486,6 +577,13 @@ class AsyncInn:
         with copying.written_whole(Path(target)) as written:
             async for chunk in self.connection.stream(calls.export_image(name, file)):
                 written.write(chunk)
+
+    async def check(
+        self, *, repair: bool = False, on_progress: OnProgress | None = None
+    ) -> CheckReport:
+        """Read everything that is stored and return what is wrong; see the twin."""
+        call = calls.check_storage(repair=repair)
+        return calls.report_of(await self.connection.finish(call, on_progress))
 
     async def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""

@@ -23,12 +23,21 @@ from serai.errors import (
     error_from_problem,
 )
 from serai.model.catalogue import Catalogue
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.foreign import ForeignMachine
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.node import DaemonStatus
+from serai.model.schedule import (
+    NAME_AS,
+    Judgement,
+    Keep,
+    Schedule,
+    ScheduleChange,
+    When,
+)
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 
@@ -222,6 +231,10 @@ def _snapshot(guest: str, name: str) -> str:
     return f"{_guest(guest)}/snapshots/{_segment(name)}"
 
 
+def _schedule(guest: str, name: str) -> str:
+    return f"{_guest(guest)}/schedules/{_segment(name)}"
+
+
 def _image(name: str) -> str:
     return f"/v1/images/{_segment(name)}"
 
@@ -248,6 +261,18 @@ def waiting(call: Call[Job], seconds: float) -> Call[Job]:
 def show_system() -> Call[DaemonStatus]:
     """How the daemon is."""
     return _get("/v1/system", DaemonStatus)
+
+
+def check_storage(*, repair: bool = False) -> Call[Job]:
+    """Read everything that is stored."""
+    return _post("/v1/check", Job, {"repair": repair})
+
+
+def report_of(job: Job) -> CheckReport:
+    """Return what a check that is done has found."""
+    if job.report is None:
+        raise Bug(Code.BUG, f"the job {job.id} has no report")
+    return job.report
 
 
 def list_jobs(state: str = "", limit: int = 100) -> Call[Page[Job]]:
@@ -430,6 +455,57 @@ def delete_snapshot(guest: str, name: str) -> Call[Job]:
 def restore_snapshot(guest: str, name: str, *, force: bool = False) -> Call[Job]:
     """Put a guest back to a snapshot."""
     return _post(f"{_snapshot(guest, name)}/restore", Job, {"force": force})
+
+
+def list_schedules(guest: str = "", cursor: str = "") -> Call[Page[Schedule]]:
+    """The schedules of a guest, or of all, by guest and name."""
+    path = f"{_guest(guest)}/schedules" if guest else "/v1/schedules"
+    return _page(path, Page[Schedule], cursor)
+
+
+def show_schedule(guest: str, name: str) -> Call[Schedule]:
+    """One schedule of a guest."""
+    return _get(_schedule(guest, name), Schedule)
+
+
+def judge_schedule(guest: str, name: str, **counts: int | None) -> Call[Page[Judgement]]:
+    """What its rules, or those of ``counts`` if one is given, say of each of its snapshots."""
+    given = {rule: str(count) for rule, count in counts.items() if count is not None}
+    return _get(f"{_schedule(guest, name)}/preview", Page[Judgement], **given)
+
+
+def create_schedule(
+    guest: str,
+    when: When,
+    *,
+    name: str = "",
+    keep: Keep = Keep(),  # noqa: B008 - it is frozen
+    memory: bool = True,
+    quiesce: bool = False,
+    name_as: str = NAME_AS,
+) -> Call[Job]:
+    """Have snapshots made by themselves."""
+    body = {
+        "when": when, "name": name, "keep": keep,
+        "memory": memory, "quiesce": quiesce, "name_as": name_as,
+    }  # fmt: skip
+    return _post(f"{_guest(guest)}/schedules", Job, body)
+
+
+def set_schedule(guest: str, name: str, change: ScheduleChange) -> Call[Job]:
+    """Change a schedule."""
+    body = msgspec.json.encode(change)
+    return Call(method="PATCH", path=_schedule(guest, name), kind=Job, body=body)
+
+
+def run_schedule(guest: str, name: str) -> Call[Job]:
+    """Do now what it does when it is due."""
+    return _post(f"{_schedule(guest, name)}/run", Job)
+
+
+def delete_schedule(guest: str, name: str) -> Call[Job]:
+    """Delete a schedule; its snapshots stay."""
+    return Call(method="DELETE", path=_schedule(guest, name), kind=Job)
 
 
 def fork_guest(

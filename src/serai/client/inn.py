@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
+from msgspec.structs import asdict
+
 from serai.client import calls, copying
 from serai.client.blocking import Connection, OnProgress
 from serai.client.definitions import import_call
@@ -17,22 +19,28 @@ from serai.client.words import (
     ForkOptions,
     Held,
     Result,
+    ScheduleOptions,
     Size,
     change_of,
     fork_words,
     read_events,
     request_of,
     result_of,
+    schedule_change_of,
     seconds_of,
     spec_of,
     tell_of_cleaning,
+    when_of,
 )
 from serai.model.catalogue import Catalogue
+from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.guest import Guest as GuestView
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Judgement, Keep
+from serai.model.schedule import Schedule as ScheduleView
 from serai.model.snapshot import Snapshot as SnapshotView
 from serai.settings import current_places
 from serai.units import split_source
@@ -157,6 +165,23 @@ class Guest:
         """Put it back to a snapshot; with ``force`` also if work that is in none is lost."""
         name = snapshot if isinstance(snapshot, str) else snapshot.id
         return self._do(calls.restore_snapshot(self.id, name, force=force))
+
+    def schedule(
+        self, every: Duration, at: str = "", *, name: str = "", **how: Unpack[ScheduleOptions]
+    ) -> "Schedule":
+        """Have snapshots of it made by themselves, and deleted again as ``keep`` says.
+
+        ``every`` is ``hourly``, ``daily``, ``weekly`` or ``monthly``, ``at`` a time in that, UTC
+        (":15", "03:30", "sun 03:30", "15 03:30"); or an interval ("15m" or seconds).
+        """
+        call = calls.create_schedule(self.id, when_of(every, at), name=name, **how)
+        [made] = self._connection.finish(call).results
+        return Schedule(self._connection, self._connection.ask(calls.show_schedule(self.id, made)))
+
+    def schedules(self) -> "list[Schedule]":
+        """Return its schedules by name."""
+        page = self._connection.ask(calls.list_schedules(self.id))
+        return [Schedule(self._connection, info) for info in page.items]
 
     @overload
     def fork(self, **how: Unpack[ForkOptions]) -> "Guest": ...
@@ -322,6 +347,63 @@ class Snapshot:
         return self._connection.ask(calls.show_image(image))
 
 
+class Schedule:
+    """One schedule of a guest. ``info`` is how it was when it was last asked."""
+
+    def __init__(self, connection: Connection, info: ScheduleView) -> None:
+        self._connection = connection
+        self.info = info
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.info.guest} {self.info.name}>"
+
+    @property
+    def id(self) -> str:
+        """Its id, which never changes."""
+        return self.info.id
+
+    @property
+    def name(self) -> str:
+        """Its name, unique in its guest."""
+        return self.info.name
+
+    def refresh(self) -> Self:
+        """Ask how it is."""
+        self.info = self._connection.ask(calls.show_schedule(self.info.guest_id, self.id))
+        return self
+
+    def set(self, every: Duration = "", at: str = "", **how: Unpack[ScheduleOptions]) -> Self:
+        """Change it; what is not given stays as it is."""
+        return self._change(every=every, at=at, **how)
+
+    def pause(self) -> Self:
+        """Hold it."""
+        return self._change(paused=True)
+
+    def resume(self) -> Self:
+        """Let it go on; what it missed is not caught up."""
+        return self._change(paused=False)
+
+    def _change(self, **change: Any) -> Self:
+        call = calls.set_schedule(self.info.guest_id, self.id, schedule_change_of(**change))
+        self._connection.finish(call)
+        return self.refresh()
+
+    def run(self) -> str:
+        """Do now what it does when it is due; return what was done, in a sentence."""
+        return self._connection.finish(calls.run_schedule(self.info.guest_id, self.id)).message
+
+    def preview(self, keep: Keep | None = None) -> list[Judgement]:
+        """Return which of its snapshots would stay, by its rules or by ``keep``; deletes nothing."""
+        counts = {} if keep is None else asdict(keep)
+        call = calls.judge_schedule(self.info.guest_id, self.id, **counts)
+        return self._connection.ask(call).items
+
+    def delete(self) -> None:
+        """Delete it; the snapshots that it made stay."""
+        self._connection.finish(calls.delete_schedule(self.info.guest_id, self.id))
+
+
 class Inn:
     """A daemon, as the SDK sees it. Make it with ``serai.connect()``."""
 
@@ -362,6 +444,17 @@ class Inn:
         """Return a snapshot by ``GUEST@SNAPSHOT``; NotFound."""
         guest, name = split_source(source)
         return Snapshot(self.connection, self.connection.ask(calls.show_snapshot(guest, name)))
+
+    def schedules(self) -> list[Schedule]:
+        """Return the schedules of all guests, by guest and name."""
+        found: list[Schedule] = []
+        cursor = ""
+        while True:
+            page = self.connection.ask(calls.list_schedules(cursor=cursor))
+            found += [Schedule(self.connection, info) for info in page.items]
+            cursor = page.next
+            if not cursor:
+                return found
 
     def launch(
         self,
@@ -451,6 +544,14 @@ class Inn:
         with copying.written_whole(Path(target)) as written:
             for chunk in self.connection.stream(calls.export_image(name, file)):
                 written.write(chunk)
+
+    def check(self, *, repair: bool = False, on_progress: OnProgress | None = None) -> CheckReport:
+        """Read everything that is stored and return what is wrong, if anything is.
+
+        With ``repair`` files that nobody has are deleted. Snapshots that can't be used become broken.
+        """
+        call = calls.check_storage(repair=repair)
+        return calls.report_of(self.connection.finish(call, on_progress))
 
     def jobs(self, state: str = "") -> list[Job]:
         """Return the newest jobs."""

@@ -10,8 +10,9 @@ import msgspec
 from serai.errors import Code, Invalid, SeraiError
 from serai.model.event import Event
 from serai.model.guest import Firmware, GuestChange, GuestSpec, RestartPolicy
+from serai.model.schedule import Every, Keep, ScheduleChange, When
 from serai.model.talk import ExecRequest, ExecResult
-from serai.units import parse_duration, parse_size, shorten
+from serai.units import parse_at, parse_duration, parse_size, shorten
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -109,6 +110,58 @@ def change_of(
         restart=unset if restart is None else choice_of(RestartPolicy, restart),
         labels=unset if labels is None else dict(labels),
     )
+
+
+PERIODS = tuple(str(each) for each in Every if each is not Every.INTERVAL)
+
+
+def when_of(every: Duration, at: str = "") -> When:
+    """Return when: ``hourly``, ``daily``, ``weekly``, ``monthly`` ``at`` a time in it (UTC), or "15m".
+
+    Raises Invalid (``value-invalid``) for what is none of them.
+    """
+    if isinstance(every, str) and every in PERIODS:
+        return When(every=Every(every), at=parse_at(every, at) if at else 0.0)
+    if at:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            f"an interval has no time of day, and {shorten(at)} was given",
+            hint="Leave it away, or say hourly, daily, weekly or monthly.",
+        )
+    return When(every=Every.INTERVAL, interval=seconds_of(every))
+
+
+def schedule_change_of(
+    *,
+    every: Duration = "",
+    at: str = "",
+    keep: Keep | None = None,
+    memory: bool | None = None,
+    quiesce: bool | None = None,
+    name_as: str | None = None,
+    paused: bool | None = None,
+) -> ScheduleChange:
+    """Return a change of what is given; the rest stays. ``every`` and ``at`` go together."""
+    unset = msgspec.UNSET
+    if at and not every:
+        raise Invalid(Code.VALUE_INVALID, "a time needs to be said of what", hint="Give every too.")
+    return ScheduleChange(
+        when=when_of(every, at) if every else unset,
+        keep=unset if keep is None else keep,
+        memory=unset if memory is None else memory,
+        quiesce=unset if quiesce is None else quiesce,
+        name_as=unset if name_as is None else name_as,
+        paused=unset if paused is None else paused,
+    )
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """What may be said of a schedule beside when: see ``Guest.schedule``."""
+
+    keep: Keep
+    memory: bool
+    quiesce: bool
+    name_as: str
 
 
 def request_of(

@@ -15,6 +15,7 @@ from pathlib import Path
 from serai.disk.cpio import Entry, a_device, a_file, a_folder, a_link, pack
 from serai.disk.images import NewImage
 from serai.disk.packages import depends_on, download, ensure_lists, unpack, versions
+from serai.disk.reseed import PROGRAM as RESEED
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure
 from serai.host.process import run
@@ -146,6 +147,7 @@ def _entries(tree: Path, libraries: Sequence[str]) -> list[Entry]:
         a_file("etc/modules.then", " ".join(then).encode()),
     ]
     entries += [_module(tree, name) for name in (*first, *then)]
+    entries += [a_file("sbin/reseed", RESEED, 0o755)]
     entries += [_program(tree, name) for name in (AGENT, LOADER, *libraries)]
     return entries + _busybox(tree)
 

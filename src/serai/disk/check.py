@@ -1,66 +1,45 @@
 """What `serai check` looks at: do the records and the files agree, and are the files what was stored?
 
-``find_dangling`` compares records with each other (pure), ``find_strays`` files with records,
-``find_damage`` reads the files. Each returns ``Defect``; what can be mended without losing anything
-that somebody may still want is marked so, and ``mend`` does it.
+``find_dangling`` compares records with each other (pure), ``find_orphans`` and ``find_stray_heads`` files
+with records, ``look_at_…`` read one thing each. What can be mended without losing anything that somebody
+may still want is marked so, and ``delete`` does it. When which of them may be called is the caller's
+to know (``engine.checking``): records and files need not agree while somebody is at work on them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
+import msgspec
+
+from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
 from serai.disk.qcow2 import head_length, read_head
 from serai.disk.volumes import drop_head, stray_heads
-from serai.errors import HostFailure, SeraiError
+from serai.errors import Code, HostFailure, SeraiError
+from serai.model.check import Fault, Finding, FindingKind
 from serai.model.guest import GuestRecord, Volume
 from serai.model.snapshot import Layer, SnapshotRecord
+from serai.plan.layers import tops_of
 
-Report = Callable[[int, int], None]
+NAMED = 10
+"""How many guests and snapshots a finding names."""
 
-
-class Fault(StrEnum):
-    """What is wrong."""
-
-    DANGLING = "dangling"  # a record names something that no record is of
-    MISSING = "missing"  # a record names a file that is not there
-    DAMAGED = "damaged"  # a file is not what was stored
-    ORPHAN = "orphan"  # a file that no record names
-
-
-class Kind(StrEnum):
-    """What it is wrong with."""
-
-    GUEST = "guest"
-    SNAPSHOT = "snapshot"
-    LAYER = "layer"
-    MEMORY = "memory"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defect:
-    """One thing that is wrong. ``where`` names it, ``id`` is the id of the guest, snapshot, layer or
-    memory; ``name`` that of a file, if it is about one. ``mendable``: without losing anything."""
-
-    fault: Fault
-    kind: Kind
-    id: str
-    message: str
-    name: str = ""
-    mendable: bool = False
+Thing = tuple[FindingKind, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """All records. ``complete`` is False when some of them can't be read: then nothing that seems to
-    belong to nobody may be deleted."""
+    """All records. ``is_whole`` is False when some of them can't be read: then nothing that seems to
+    belong to nobody may be deleted. What somebody is at work on (``under_way``) is not judged."""
 
     guests: Sequence[GuestRecord]
     snapshots: Sequence[SnapshotRecord]
     layers: Mapping[str, Layer]
-    complete: bool = True
+    is_whole: bool = True
+    under_way: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,30 +49,34 @@ class Folders:
     guests: Path
     layers: LayerFolder
     memory: MemoryFolder
+    images: ImageFolder
 
 
-def find_dangling(known: Known) -> list[Defect]:
+# -- records ---------------------------------------------------------------------------------------
+
+
+def find_dangling(known: Known) -> list[Finding]:
     """Return what records name that no record is of. Pure."""
-    found: list[Defect] = []
+    found: list[Finding] = []
     for guest in known.guests:
         for volume in guest.volumes:
-            found += _dangling(known, Kind.GUEST, guest.id, volume.layer)
+            found += _dangling(known, FindingKind.GUEST, guest.id, volume.layer)
     for snapshot in known.snapshots:
         for frozen in snapshot.volumes:
-            found += _dangling(known, Kind.SNAPSHOT, snapshot.id, frozen.layer)
+            found += _dangling(known, FindingKind.SNAPSHOT, snapshot.id, frozen.layer)
     for layer in known.layers.values():
-        found += _dangling(known, Kind.LAYER, layer.id, layer.parent)
+        found += _dangling(known, FindingKind.LAYER, layer.id, layer.parent)
     return found + _circles(known.layers)
 
 
-def _dangling(known: Known, kind: Kind, where: str, layer: str) -> list[Defect]:
-    if not layer or layer in known.layers:
+def _dangling(known: Known, kind: FindingKind, where: str, layer: str) -> list[Finding]:
+    if not layer or layer in known.layers or layer in known.under_way:
         return []
     message = f"the {kind} {where} stands on the layer {layer}, which is not known"
-    return [Defect(fault=Fault.DANGLING, kind=kind, id=where, message=message)]
+    return [Finding(fault=Fault.DANGLING, kind=kind, id=where, message=message)]
 
 
-def _circles(layers: Mapping[str, Layer]) -> list[Defect]:
+def _circles(layers: Mapping[str, Layer]) -> list[Finding]:
     """Return the layers that stand on themselves."""
     found = []
     done: set[str] = set()
@@ -105,51 +88,139 @@ def _circles(layers: Mapping[str, Layer]) -> list[Defect]:
             layer = layers[layer].parent
         if layer in way:
             message = f"the layer {layer} stands on itself"
-            found.append(Defect(fault=Fault.DANGLING, kind=Kind.LAYER, id=layer, message=message))
+            found.append(
+                Finding(fault=Fault.DANGLING, kind=FindingKind.LAYER, id=layer, message=message)
+            )
         done |= set(way)
     return found
 
 
-def find_strays(known: Known, folders: Folders, *, idle: Collection[str]) -> list[Defect]:
-    """Return files that no record names. Blocking, quick.
+def memories_of(snapshot: SnapshotRecord) -> tuple[str, ...]:
+    """Return the ids of a snapshot's memory and of its base; one that is being made has its own id."""
+    return (snapshot.memory.id, snapshot.memory.base) if snapshot.memory else (snapshot.id,)
 
-    ``idle`` are the ids of the guests that have no process: only their disks are looked at.
-    """
-    found = [
-        _orphan(known, Kind.LAYER, each, folders.layers.size(each))
-        for each in folders.layers.orphans(known.layers)
+
+def needs_of(known: Known, snapshot: SnapshotRecord) -> list[Thing]:
+    """Return all that a snapshot stands on, itself first. Pure."""
+    needed = [(FindingKind.SNAPSHOT, snapshot.id), (FindingKind.IMAGE, snapshot.guest.image_digest)]
+    needed += [(FindingKind.MEMORY, each) for each in memories_of(snapshot)]
+    for volume in snapshot.volumes:
+        needed += _down(known.layers, volume.layer)
+    return needed
+
+
+def _guest_needs(known: Known, guest: GuestRecord) -> list[Thing]:
+    needed = [(FindingKind.GUEST, guest.id), (FindingKind.IMAGE, guest.image_digest)]
+    for volume in guest.volumes:
+        needed += _down(known.layers, volume.layer)
+    return needed
+
+
+def _down(layers: Mapping[str, Layer], top: str) -> list[Thing]:
+    way: dict[str, None] = {}
+    while top in layers and top not in way:
+        way[top] = None
+        top = layers[top].parent
+    images = {layers[each].image_digest for each in way} - {""}
+    return [(FindingKind.LAYER, each) for each in way] + [
+        (FindingKind.IMAGE, each) for each in sorted(images)
     ]
-    memories = {each for snapshot in known.snapshots for each in _memory_ids(snapshot)}
-    found += [
-        _orphan(known, Kind.MEMORY, each, folders.memory.sizes(each).own)
-        for each in folders.memory.orphans(memories)
+
+
+def broken_snapshots(known: Known, findings: Iterable[Finding]) -> dict[str, Finding]:
+    """Return the snapshots that can't be used, and why: what they stand on is not sound. Pure."""
+    bad: dict[Thing, Finding] = {}
+    for finding in findings:
+        if finding.is_unsound:
+            bad.setdefault((finding.kind, finding.id), finding)
+    broken: dict[str, Finding] = {}
+    for snapshot in known.snapshots:
+        reasons = [bad[each] for each in needs_of(known, snapshot) if each in bad]
+        if reasons:
+            broken[snapshot.id] = reasons[0]
+    return broken
+
+
+def name_users(known: Known, findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings with the names of the guests and snapshots that stand on each. Pure."""
+    names = {guest.id: guest.spec.name for guest in known.guests}
+    guests, snapshots = defaultdict[Thing, list[str]](list), defaultdict[Thing, list[str]](list)
+    for guest in [each for each in known.guests if not each.is_spare]:
+        for thing in dict.fromkeys(_guest_needs(known, guest)):
+            guests[thing].append(guest.spec.name)
+    for snapshot in known.snapshots:
+        for thing in dict.fromkeys(needs_of(known, snapshot)):
+            snapshots[thing].append(_name_of(snapshot, names))
+    return [
+        msgspec.structs.replace(
+            each,
+            guests=tuple(sorted(guests[each.kind, each.id])[:NAMED]),
+            snapshots=tuple(sorted(snapshots[each.kind, each.id])[:NAMED]),
+        )
+        for each in findings
     ]
-    for guest in known.guests:
-        folder = folders.guests / guest.id
-        if guest.id in idle and guest.volumes and folder.is_dir():
-            found += [_stray(guest, path) for path in stray_heads(folder, guest.volumes)]
+
+
+def _name_of(snapshot: SnapshotRecord, names: Mapping[str, str]) -> str:
+    if snapshot.guest_id.startswith("image:"):
+        return snapshot.guest_id
+    return f"{names.get(snapshot.guest_id, snapshot.guest_id)}@{snapshot.name}"
+
+
+# -- files of nobody -------------------------------------------------------------------------------
+
+
+def find_orphans(known: Known, folders: Folders) -> list[Finding]:
+    """Return layers and memories that have files and no record. Blocking, quick."""
+    found = []
+    named = _named_layers(known)
+    for each in folders.layers.orphans({*known.layers, *known.under_way}):
+        size = folders.layers.size(each)
+        found.append(_orphan(known, FindingKind.LAYER, each, size, is_named=each in named))
+    memories = {each for snapshot in known.snapshots for each in memories_of(snapshot)}
+    for each in folders.memory.orphans({*memories, *known.under_way}):
+        size = folders.memory.sizes(each).own
+        found.append(_orphan(known, FindingKind.MEMORY, each, size, is_named=False))
     return found
 
 
-def _memory_ids(snapshot: SnapshotRecord) -> tuple[str, ...]:
-    return (snapshot.memory.id, snapshot.memory.base) if snapshot.memory else ()
+def _named_layers(known: Known) -> set[str]:
+    """Return the layers that any record stands on: one whose own record is lost is still wanted."""
+    return {
+        *tops_of(known.guests, known.snapshots),
+        *(each.parent for each in known.layers.values()),
+    }
 
 
-def _orphan(known: Known, kind: Kind, where: str, size: int) -> Defect:
-    return Defect(
+def _orphan(known: Known, kind: FindingKind, where: str, size: int, *, is_named: bool) -> Finding:
+    message = f"no record is of the {kind} {where} ({size} bytes)"
+    if is_named:
+        message += ", but others stand on it: it is not to be deleted"
+    return Finding(
         fault=Fault.ORPHAN,
         kind=kind,
         id=where,
-        message=f"no record names the {kind} {where} ({size} bytes)",
-        mendable=known.complete,
+        message=message,
+        mendable=known.is_whole and not is_named,
     )
 
 
-def _stray(guest: GuestRecord, head: Path) -> Defect:
+def find_stray_heads(guest: GuestRecord, folders: Folders) -> list[Finding]:
+    """Return the disks in the folder of a guest, which has no process, that are none of its volumes.
+
+    Blocking, quick.
+    """
+    folder = folders.guests / guest.id
+    if not guest.volumes or not folder.is_dir():
+        return []
+    return [_stray(guest, path) for path in stray_heads(folder, guest.volumes)]
+
+
+def _stray(guest: GuestRecord, head: Path) -> Finding:
     """A disk may go when it is empty, or has another name as a layer; else it may be somebody's."""
-    return Defect(
+    return Finding(
         fault=Fault.ORPHAN,
-        kind=Kind.GUEST,
+        kind=FindingKind.GUEST,
         id=guest.id,
         name=head.name,
         message=f"the disk {head.name} of {guest.spec.name} belongs to none of its volumes",
@@ -166,106 +237,84 @@ def _holds_nothing(head: Path) -> bool:
     return empty or facts.st_nlink > 1
 
 
-async def find_damage(
-    known: Known, folders: Folders, *, report: Report | None = None
-) -> list[Defect]:
-    """Read all that snapshots and guests stand on; return what is missing or not what was stored.
+def delete(finding: Finding, folders: Folders) -> None:
+    """Delete an orphan that is mendable (done already: fine). Blocking.
 
-    Takes as long as reading it takes; ``report`` counts the layers and memories that were read.
+    Raises Conflict (``snapshot-state``) for a base that a memory is over, and HostFailure where the disk
+    does not let us.
     """
-    found: list[Defect] = []
-    memories = sorted({each for one in known.snapshots for each in _memory_ids(one)})
-    total = len(known.layers) + len(memories)
-    for done, layer in enumerate(known.layers.values()):
-        _tell(report, done, total)
-        try:
-            await folders.layers.verify(layer)
-        except HostFailure as error:
-            gone = not folders.layers.path(layer.id).exists()
-            found.append(_damaged(Kind.LAYER, layer.id, error, gone=gone))
-    there = folders.memory.memories() | set(folders.memory.bases())
-    for done, memory in enumerate(memories, len(known.layers)):
-        _tell(report, done, total)
-        try:
-            await folders.memory.verify(memory)
-        except HostFailure as error:
-            found.append(_damaged(Kind.MEMORY, memory, error, gone=memory not in there))
-    for guest in known.guests:
-        found += _missing_heads(guest, folders.guests / guest.id)
-    return found
+    match finding.kind:
+        case FindingKind.LAYER:
+            folders.layers.delete(finding.id)
+        case FindingKind.MEMORY:
+            folders.memory.delete(finding.id)
+        case FindingKind.GUEST:
+            volume = Volume(name="stray", head=finding.name, size=0)
+            drop_head(folders.guests / finding.id, volume)
+        case FindingKind.SNAPSHOT | FindingKind.IMAGE:
+            pass
 
 
-def _tell(report: Report | None, done: int, total: int) -> None:
-    if report is not None:
-        report(done, total)
+# -- files that are needed -------------------------------------------------------------------------
 
 
-def _damaged(kind: Kind, where: str, error: HostFailure, *, gone: bool) -> Defect:
-    fault = Fault.MISSING if gone else Fault.DAMAGED
-    return Defect(fault=fault, kind=kind, id=where, message=error.message)
+def damage_of(kind: FindingKind, where: str, error: HostFailure, *, is_gone: bool) -> Finding:
+    """Return the finding that ``error`` tells of; what is none of a file's is raised again."""
+    if error.code not in (Code.SNAPSHOT_CORRUPT, Code.IMAGE_CORRUPT):
+        raise error
+    fault = Fault.MISSING if is_gone else Fault.DAMAGED
+    return Finding(fault=fault, kind=kind, id=where, message=error.message)
 
 
-def _missing_heads(guest: GuestRecord, folder: Path) -> Iterable[Defect]:
+async def look_at_layer(layer: Layer, folders: Folders) -> Finding | None:
+    """Read a layer; return what is wrong with it, if anything is."""
+    try:
+        await folders.layers.verify(layer, again=True)
+    except HostFailure as error:
+        is_gone = not folders.layers.path(layer.id).exists()
+        return damage_of(FindingKind.LAYER, layer.id, error, is_gone=is_gone)
+    return None
+
+
+async def look_at_memory(memory_id: str, folders: Folders) -> Finding | None:
+    """Read a memory or a base; return what is wrong with it, if anything is."""
+    try:
+        await folders.memory.verify(memory_id)
+    except HostFailure as error:
+        there = {*folders.memory.memories(), *folders.memory.bases()}
+        return damage_of(FindingKind.MEMORY, memory_id, error, is_gone=memory_id not in there)
+    return None
+
+
+async def look_at_image(digest: str, folders: Folders) -> Finding | None:
+    """Read all files of an image; return what is wrong with it, if anything is."""
+    try:
+        image = folders.images.read(digest)
+        if image is None:
+            message = f"the image {digest} is gone"
+            return Finding(fault=Fault.MISSING, kind=FindingKind.IMAGE, id=digest, message=message)
+        await folders.images.verify(image)
+    except HostFailure as error:
+        return damage_of(FindingKind.IMAGE, digest, error, is_gone=False)
+    return None
+
+
+def look_at_heads(guest: GuestRecord, folders: Folders) -> list[Finding]:
+    """Return which disks of a guest are missing or can't be ones. Blocking, quick."""
+    found = []
     for volume in guest.volumes:
-        head = folder / volume.head
+        head = folders.guests / guest.id / volume.head
         try:
             read_head(head)
         except (SeraiError, OSError) as error:
             reason = error.message if isinstance(error, SeraiError) else error.strerror
-            yield Defect(
-                fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
-                kind=Kind.GUEST,
-                id=guest.id,
-                name=volume.head,
-                message=f"the disk {volume.head} of {guest.spec.name} can't be used: {reason}",
+            found.append(
+                Finding(
+                    fault=Fault.DAMAGED if head.exists() else Fault.MISSING,
+                    kind=FindingKind.GUEST,
+                    id=guest.id,
+                    name=volume.head,
+                    message=f"the disk {volume.head} of {guest.spec.name} can't be used: {reason}",
+                )
             )
-
-
-def broken_snapshots(known: Known, defects: Iterable[Defect]) -> dict[str, Defect]:
-    """Return the snapshots that can't be used, and why: what they stand on is not sound. Pure."""
-    bad: dict[tuple[Kind, str], Defect] = {}
-    for defect in defects:
-        if defect.fault in (Fault.DANGLING, Fault.MISSING, Fault.DAMAGED):
-            bad.setdefault((defect.kind, defect.id), defect)
-    broken: dict[str, Defect] = {}
-    for snapshot in known.snapshots:
-        needed = [(Kind.SNAPSHOT, snapshot.id)]
-        needed += [(Kind.MEMORY, each) for each in _memory_ids(snapshot)]
-        for volume in snapshot.volumes:
-            needed += [(Kind.LAYER, each) for each in _down(known.layers, volume.layer)]
-        reasons = [bad[each] for each in needed if each in bad]
-        if reasons:
-            broken[snapshot.id] = reasons[0]
-    return broken
-
-
-def _down(layers: Mapping[str, Layer], top: str) -> list[str]:
-    way: dict[str, None] = {}
-    while top in layers and top not in way:
-        way[top] = None
-        top = layers[top].parent
-    return list(way)
-
-
-def mend(defects: Iterable[Defect], folders: Folders) -> list[Defect]:
-    """Delete what is mendable; return what was. Call it when nothing is being frozen or stored.
-
-    Raises HostFailure where the disk does not let us.
-    """
-    mended = []
-    # what is over a base goes before it
-    for defect in sorted(defects, key=lambda each: each.id in folders.memory.bases()):
-        if not defect.mendable or defect.fault is not Fault.ORPHAN:
-            continue
-        match defect.kind:
-            case Kind.LAYER:
-                folders.layers.delete(defect.id)
-            case Kind.MEMORY:
-                folders.memory.delete(defect.id)
-            case Kind.GUEST:
-                volume = Volume(name="stray", head=defect.name, size=0)
-                drop_head(folders.guests / defect.id, volume)
-            case Kind.SNAPSHOT:
-                continue
-        mended.append(defect)
-    return mended
+    return found

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from serai.disk.digests import tree_digest
 from serai.disk.files import naming_disk_problems, sync_file, sync_folder, write_durably
-from serai.disk.merging import write_merged
-from serai.disk.qcow2 import read_head
+from serai.disk.merging import check_layer, write_merged
+from serai.disk.qcow2 import is_empty, read_head
 from serai.disk.work import Progress, Pulse, no_progress, run_in_thread
 from serai.errors import Bug, Code, HostFailure, Invalid
 from serai.model.image import DiskFormat
@@ -44,7 +44,7 @@ def layer_node(kind: str, name: str) -> str:
 class LayerFolder:
     """The folder of all layers. ``path`` is made when it is missing, for us alone (0700).
 
-    All but ``merge``, ``hash`` and ``verify`` is blocking and quick.
+    All but ``merge``, ``hash``, ``inspect`` and ``verify`` is blocking and quick.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,6 +114,11 @@ class LayerFolder:
         except FileNotFoundError:
             return 0
 
+    def is_empty(self, layer_id: str) -> bool:
+        """Tell whether nothing was ever written to a layer: what is read through it is its parent's."""
+        with naming_disk_problems("reading a disk"):
+            return is_empty(self.path(layer_id))
+
     def stored(self) -> set[str]:
         """Return the ids of all layers that have a file."""
         return {
@@ -149,15 +154,32 @@ class LayerFolder:
         except OSError as error:
             raise _corrupt(layer_id, _why(error)) from error
 
-    async def verify(self, layer: Layer, *, progress: Progress = no_progress) -> None:
+    def is_settled(self, layer_id: str) -> bool:
+        """Tell whether nobody writes to a layer: it is no guest's head any more."""
+        try:
+            return self.path(layer_id).stat().st_nlink == 1
+        except FileNotFoundError:
+            return False
+
+    async def inspect(self, layer_id: str) -> None:
+        """Look at all tables of a layer, as at a stranger's; HostFailure (``snapshot-corrupt``)."""
+        path = self.path(layer_id)
+        try:
+            await run_in_thread(lambda pulse: check_layer(path, pulse))
+        except (Invalid, OSError) as error:
+            raise _corrupt(layer_id, _why(error)) from error
+
+    async def verify(
+        self, layer: Layer, *, progress: Progress = no_progress, again: bool = False
+    ) -> None:
         """Check that a layer's file is what was stored, once in a daemon's life and file.
 
-        Without a digest in ``layer`` only its header is checked. Raises HostFailure
-        (``snapshot-corrupt``) that names the layer.
+        With ``again`` it is read whether or not it was before. Without a digest in ``layer`` only its
+        header is checked. Raises HostFailure (``snapshot-corrupt``) that names the layer.
         """
         self.file(layer)
         stamp = _stamp(self.path(layer.id))
-        if not layer.digest or self._verified.get(layer.id) == stamp:
+        if not layer.digest or (self._verified.get(layer.id) == stamp and not again):
             return
         found = await self.hash(layer.id, progress=progress)
         if found not in (layer.digest, _read_digest(self.path(layer.id))):

@@ -86,6 +86,12 @@ def write_merged(path: Path, child: Path, parent: Path, pulse: Pulse) -> None:
             os.close(descriptor)
 
 
+def check_layer(path: Path, pulse: Pulse) -> None:
+    """Look at every table of a layer; Invalid (``image-refused``) for what is unsound."""
+    with _opened(path) as descriptor:
+        _source(descriptor, pulse)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -146,6 +146,17 @@ def read_head(path: Path) -> Qcow2Header:
         os.close(descriptor)
 
 
+def is_empty(path: Path) -> bool:
+    """Tell whether nothing was ever written to a head or layer that nothing has open for writing.
+
+    Raises as ``read_head`` does.
+    """
+    header = read_head(path)
+    with path.open("rb") as file:
+        file.seek(header.l1_offset)
+        return not any(file.read(header.l1_entries * 8))
+
+
 def grow_head(path: Path, virtual_size: int) -> None:
     """Make the disk of a head that nothing has open larger; durable when it returns.
 

@@ -24,7 +24,7 @@ import msgspec
 
 from serai.disk.files import naming_disk_problems, sync_folder, write_durably
 from serai.disk.layers import LayerFolder, layer_node
-from serai.disk.qcow2 import create_head, grow_head, read_head
+from serai.disk.qcow2 import create_head, grow_head, is_empty, read_head
 from serai.errors import Bug, Code, Conflict, HostFailure, Invalid
 from serai.model.guest import Volume
 from serai.model.image import DiskFormat, Image, ImageKind
@@ -116,12 +116,8 @@ def new_head(folder: Path, volume: Volume, unique: str, layer: str = "") -> Volu
 
 def is_empty_head(folder: Path, volume: Volume) -> bool:
     """Tell whether nothing was ever written to a head that nothing has open."""
-    head = folder / _checked(volume.head)
     with naming_disk_problems("reading a disk"):
-        header = read_head(head)
-        with head.open("rb") as file:
-            file.seek(header.l1_offset)
-            return not any(file.read(header.l1_entries * 8))
+        return is_empty(folder / _checked(volume.head))
 
 
 def drop_head(folder: Path, volume: Volume) -> None:

@@ -7,6 +7,7 @@ state loaded into it, and, before anybody may talk to it, the words that make it
 import asyncio
 import dataclasses
 import logging
+import secrets
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
-from serai.plan.reborn import birth_words
+from serai.plan.reborn import back_words, birth_words
 from serai.plan.snapshot import fork_record, volumes_over
 from serai.qemu.instance import Instance
 
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
+SEED_BYTES = 32
 
 
 def new_record(
@@ -163,8 +165,8 @@ async def be_born(
     await instance.go_on()
     if moment.quiesced:
         await thaw(driver, instance)
-    if answering and not keep_identity:
-        await _tell_who_it_is(driver, instance, old_mac)
+    if answering:
+        await _tell_who_it_is(driver, instance, old_mac, keep_identity=keep_identity)
     driver.happen(Happening.UP)
 
 
@@ -176,16 +178,26 @@ async def thaw(driver: GuestDriver, instance: Instance) -> None:
         log.warning("the file systems of %s stay frozen: %s", driver.name, error.message)
 
 
-async def _tell_who_it_is(driver: GuestDriver, instance: Instance, old_mac: str) -> None:
-    """Give the guest inside its own name, ids and clock; without an agent it has to do without."""
-    record = driver.record
-    argv, env = birth_words(
-        name=record.spec.name,
-        machine_id=record.id,
-        old_mac=old_mac,
-        mac=record.mac,
-        now=driver.house.journal.now(),
-    )
+async def _tell_who_it_is(
+    driver: GuestDriver, instance: Instance, old_mac: str, *, keep_identity: bool
+) -> None:
+    """Give the guest inside its own seed, clock, name and ids; without an agent it does without.
+
+    One that keeps its identity gets the first two only.
+    """
+    record, now = driver.record, driver.house.journal.now()
+    seed = secrets.token_hex(SEED_BYTES)
+    if keep_identity:
+        argv, env = back_words(seed=seed, now=now)
+    else:
+        argv, env = birth_words(
+            name=record.spec.name,
+            machine_id=record.id,
+            old_mac=old_mac,
+            mac=record.mac,
+            seed=seed,
+            now=now,
+        )
     request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
     try:
         await instance.agent.execute(request)

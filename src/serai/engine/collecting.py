@@ -8,18 +8,22 @@ import asyncio
 from collections.abc import Collection
 
 from serai.engine.house import House
-from serai.model.snapshot import SnapshotRecord
+from serai.errors import Conflict
+from serai.model.snapshot import FrozenMemory, SnapshotRecord
 from serai.plan.layers import tops_of, unneeded
-from serai.store.changes import Change, DropLayer, DropSnapshot
+from serai.store.changes import Change, DropLayer, DropSchedule, DropSnapshot
 
 
 def drop_all_of(house: House, owner: str) -> tuple[Change, ...]:
-    """Return the changes that forget all snapshots of a guest, or image, that goes."""
-    return tuple(DropSnapshot(each.id) for each in house.shelf.of(owner))
+    """Return the changes that forget all snapshots, and schedules, of a guest or image that goes."""
+    snapshots = (DropSnapshot(each.id) for each in house.shelf.of(owner))
+    return (*snapshots, *(DropSchedule(each.id) for each in house.timetable.of(owner)))
 
 
 async def forget_all_of(house: House, owner: str) -> None:
     """Delete what the snapshots of an owner had, once the store has forgotten them."""
+    for schedule in house.timetable.of(owner):
+        house.timetable.drop(schedule)
     snapshots = house.shelf.of(owner)
     for snapshot in snapshots:
         house.shelf.drop(snapshot)
@@ -33,25 +37,51 @@ async def delete_files(house: House, snapshots: Collection[SnapshotRecord]) -> N
     What others of their family use stays; layers are ``collect``'s.
     """
     memories = [each.memory for each in snapshots if each.memory]
+    ids = {each.id for each in snapshots} | {each.id for each in memories}
+    with house.shelf.under_way.on(*ids, *(each.base for each in memories)):
+        await _delete_files(house, snapshots, memories)
+
+
+async def _delete_files(
+    house: House, snapshots: Collection[SnapshotRecord], memories: Collection[FrozenMemory]
+) -> None:
     kept = [each.memory for each in house.shelf.snapshots.values() if each.memory]
     for snapshot in snapshots:
         path = house.places.firmware / f"{snapshot.id}.fd"
         await asyncio.to_thread(path.unlink, missing_ok=True)
     for memory in {each.id for each in memories} - {each.id for each in kept}:
         await asyncio.to_thread(house.memory.delete, memory)
-    for base in {each.base for each in memories} - {each.base for each in kept}:
-        house.shelf.bases.pop(base, None)
+    bases = {each.base for each in memories} - {each.base for each in kept}
+    if bases:
+        async with house.shelf.storing:
+            for base in bases:
+                await drop_base(house, base)
+
+
+async def drop_base(house: House, base: str) -> bool:
+    """Delete a base, with ``shelf.storing`` held; False when a memory is over it, on its way too."""
+    try:
         await asyncio.to_thread(house.memory.delete_base, base)
+    except Conflict:
+        return False
+    house.shelf.bases.pop(base, None)
+    return True
 
 
 async def collect(house: House) -> list[str]:
-    """Delete the layers that nothing stands on; return a sentence for each."""
+    """Delete the layers that nothing stands on; return a sentence for each.
+
+    None while there are records that can't be read: they may stand on any.
+    """
     shelf = house.shelf
+    if not shelf.is_whole:
+        return []
     gone = unneeded(shelf.layers, tops_of(shelf.guests(), shelf.snapshots.values()))
     if not gone:
         return []
     await house.journal.commit(*map(DropLayer, sorted(gone)))
-    for layer in gone:
-        shelf.layers.pop(layer, None)
-        await asyncio.to_thread(house.layers.delete, layer)
+    with shelf.under_way.on(*gone):
+        for layer in gone:
+            shelf.layers.pop(layer, None)
+            await asyncio.to_thread(house.layers.delete, layer)
     return [f"the layer {layer} was not needed any more" for layer in sorted(gone)]

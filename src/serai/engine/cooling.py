@@ -24,7 +24,8 @@ async def cool_one(house: House) -> str:
         house.shelf.cooled.add(memory)  # tried once by each daemon, also where it was not worth it
         if await asyncio.to_thread(house.memory.is_compressed, memory):
             continue
-        freed = await house.memory.compress(memory)
+        with house.shelf.under_way.on(*house.shelf.memory_ids()):  # they share files
+            freed = await house.memory.compress(memory)
         await _note_sizes(house, memory)
         return f"the cold memory {memory} was compressed; {format_size(freed)} became free"
     return ""
@@ -41,5 +42,5 @@ async def _note_sizes(house: House, memory: str) -> None:
             changed = msgspec.structs.replace(
                 snapshot, memory=msgspec.structs.replace(snapshot.memory, stored=own)
             )
-            await house.journal.commit(PutSnapshot(changed))
+            await house.journal.commit(PutSnapshot(changed, if_there=True))
             house.shelf.put(changed)

@@ -163,6 +163,11 @@ class GuestDriver:
         """The job under way, if any."""
         return self._work.job if self._work else None
 
+    @property
+    def is_busy(self) -> bool:
+        """True while something is done to the guest."""
+        return self._work is not None
+
     def view(self) -> Guest:
         """Return the guest as it is shown; made anew only after a change."""
         if self._view is None:

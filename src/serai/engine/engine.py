@@ -14,14 +14,16 @@ import msgspec
 
 from serai.disk.files import check_room as check_disk_room
 from serai.disk.pulling import IndexRequest
-from serai.engine import talk
+from serai.engine import checking, talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
+from serai.engine.checking import Checker
 from serai.engine.driver import CancelJob, GuestDriver, Script
 from serai.engine.forks import Forker, remove_unfinished
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.importing import GuestImporter
+from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.procedures import (
     CREATE_PHASES,
     LAUNCH_PHASES,
@@ -33,6 +35,7 @@ from serai.engine.procedures import (
 )
 from serai.engine.publishing import Publisher
 from serai.engine.running import react
+from serai.engine.schedules import ScheduleKeeper
 from serai.engine.snapshots import SnapshotKeeper, owner_of_image
 from serai.engine.upkeep import Upkeep
 from serai.errors import Code, Conflict, HostFailure, NotFound, error_from_problem
@@ -42,10 +45,13 @@ from serai.model.actions import (
     AnyAction,
     BuildImage,
     ChangeSnapshot,
+    CheckStorage,
     CreateGuest,
+    CreateSchedule,
     CreateSnapshot,
     DeleteGuest,
     DeleteImage,
+    DeleteSchedule,
     DeleteSnapshot,
     ForkGuest,
     ImportGuest,
@@ -55,7 +61,9 @@ from serai.model.actions import (
     PullImage,
     RenameGuest,
     RestoreSnapshot,
+    RunSchedule,
     SetGuest,
+    SetSchedule,
     StartGuest,
 )
 from serai.model.catalogue import Catalogue
@@ -65,6 +73,7 @@ from serai.model.image import Image, ImageKind
 from serai.model.job import Job, JobState
 from serai.model.lifecycle import ON_STATES, Deny, GuestState, Verb, admit
 from serai.model.node import DaemonStatus
+from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, VncAddress
 from serai.plan.admission import check_launch, check_room, refusal
@@ -96,10 +105,15 @@ class Engine:
         self._damaged: set[str] = set()
         self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._snapshots = SnapshotKeeper(house, self._by_name)
+        self._layers = LayerKeeper(house)
+        self.schedule_keeper = ScheduleKeeper(
+            house, self._drivers.get, self._snapshots, self.submit
+        )
         self._images = self._image_keeper(())
         house.shelf.guests = self._records
         self._forker = Forker(house, self._snapshots, self._adopt)
         self._importer = GuestImporter(house, lambda: self._images, self._create)
+        self._checker = Checker(house, self._layers, self._drivers.values(), self._digests_named)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -130,6 +144,21 @@ class Engine:
     def snapshot(self, guest: str, name_or_id: str) -> Snapshot:
         """Return one snapshot of a guest; NotFound (``snapshot-not-found``)."""
         return self._snapshots.one(self._find(guest).record, name_or_id)
+
+    def schedules(self, guest: str = "") -> list[Schedule]:
+        """Return a guest's schedules by name, or everybody's, by guest and name."""
+        if guest:
+            return self.schedule_keeper.all(self._find(guest))
+        found = [self.schedule_keeper.all(driver) for driver in self._drivers.values()]
+        return sorted((each for of in found for each in of), key=lambda s: (s.guest, s.name))
+
+    def schedule(self, guest: str, name_or_id: str) -> Schedule:
+        """Return one schedule of a guest; NotFound (``schedule-not-found``)."""
+        return self.schedule_keeper.one(self._find(guest), name_or_id)
+
+    def judge_schedule(self, guest: str, name_or_id: str, keep: Keep | None) -> list[Judgement]:
+        """Return which snapshots of a schedule would stay now, by its own rules or by ``keep``."""
+        return self.schedule_keeper.judge(self._find(guest), name_or_id, keep)
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is."""
@@ -219,12 +248,18 @@ class Engine:
                 return await self._snapshots.change(self._find(action.guest), action, key)
             case DeleteSnapshot():
                 return await self._snapshots.delete(self._find(action.guest), action, key)
+            case CreateSchedule() | SetSchedule() | RunSchedule() | DeleteSchedule():
+                return await self.schedule_keeper.take(self._find(action.guest), action, key)
             case ForkGuest():
                 self._check_host()
                 return await self._forker.fork(self._find(action.guest), action, key)
             case PublishImage():
                 publisher = Publisher(self._house, self._snapshots, self._images)
                 return await publisher.publish(self._find(action.guest), action, key)
+            case CheckStorage():
+                return await self._snapshots.begin(
+                    action, checking.SUBJECT, checking.PHASES, self._checker.work(action), key
+                )
             case _:
                 driver = self._find(action.guest)
                 self._check_before(driver, action)
@@ -450,9 +485,12 @@ class Engine:
         used |= {each.guest.image_digest for each in house.shelf.snapshots.values()}
         return used | {each.image_digest for each in house.shelf.layers.values()}
 
+    def _digests_named(self) -> set[str]:
+        return (self._digests_in_use() | {each.digest for each in self._images.all()}) - {""}
+
     def upkeep(self) -> Upkeep:
         """Return what keeps things small and in time."""
-        return Upkeep(self._house, self._drivers.values(), self._snapshots, self.submit)
+        return Upkeep(self._house, self._drivers.values(), self._layers, self.submit)
 
     # -- the daemon's start --------------------------------------------------------------------------
 
@@ -471,6 +509,7 @@ class Engine:
         sentences += await self._take_up_guests(unfinished)
         sentences += await remove_unfinished(list(self._drivers.values()))
         sentences += await self._take_up_keepers(unfinished)
+        sentences += await self.schedule_keeper.take_up_all(set(self._drivers) | self._damaged)
         published = [owner_of_image(each.name) for each in self._images.all() if each.snapshot]
         sentences += await self._snapshots.tidy(published)
         await asyncio.to_thread(self._images.tidy)
@@ -485,6 +524,7 @@ class Engine:
         """Keep the names and numbers of guests whose records can't be read from being used again."""
         damaged = await self._house.journal.store.damaged()
         self._damaged = {row.key for row in damaged if row.table == "guests"}
+        self._house.shelf.is_whole = not any(row.table in checking.KINDS for row in damaged)
         for row in damaged:
             if row.name:
                 self._house.names.claim(row.name, row.key)
@@ -506,15 +546,19 @@ class Engine:
                 sentences.append(await keeper.take_up(job))
         return sentences
 
-    def _keeper_of(self, job: Job) -> ImageKeeper | SnapshotKeeper | Forker | GuestImporter | None:
+    def _keeper_of(
+        self, job: Job
+    ) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | Forker | GuestImporter | None:
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
                 return self._images
             case "image":
                 return self._snapshots
-            case "snapshot":
+            case "snapshot" | "check":
                 return self._snapshots
+            case "schedule":
+                return self.schedule_keeper
             case "fork":
                 return self._forker
             case "guest":

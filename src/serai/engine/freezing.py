@@ -105,8 +105,16 @@ async def freeze(
     A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
+    ids = [driver.house.new_id() for _ in driver.record.volumes]
+    with driver.house.shelf.under_way.on(*ids):
+        return await _freeze(driver, ids, memory=memory, quiesce=quiesce, also=also)
+
+
+async def _freeze(
+    driver: GuestDriver, ids: list[str], *, memory: bool, quiesce: bool, also: Also
+) -> Frozen:
     record = driver.record
-    heads = await _make_heads(driver)
+    heads = await _make_heads(driver, ids)
     frozen = tuple(
         FrozenVolume(name=old.name, layer=layer.id, size=old.size)
         for old, layer in zip(record.volumes, heads.layers, strict=True)
@@ -153,12 +161,11 @@ class _Switched:
     done: bool = False
 
 
-async def _make_heads(driver: GuestDriver) -> _Heads:
-    """Make the new heads, and layers of the old ones; the files only."""
+async def _make_heads(driver: GuestDriver, ids: list[str]) -> _Heads:
+    """Make the new heads, and layers called ``ids`` of the old ones; the files only."""
     house, folder = driver.house, driver.house.places.guests / driver.record.id
     volumes, layers = [], []
-    for old in driver.record.volumes:
-        layer_id = house.new_id()
+    for old, layer_id in zip(driver.record.volumes, ids, strict=True):
         await asyncio.to_thread(house.layers.freeze_head, folder / old.head, layer_id)
         head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
         volumes.append(msgspec.structs.replace(head, layer=layer_id))

@@ -12,6 +12,7 @@ from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
 from serai.engine.shelf import Shelf
+from serai.engine.timetable import Timetable
 from serai.errors import Problem
 from serai.host.cgroup import Cgroups
 from serai.host.supervise import Supervisor
@@ -40,6 +41,7 @@ class House:
     memory: MemoryFolder
     bases: Bases
     shelf: Shelf
+    timetable: Timetable
     cgroups: Cgroups
     supervisor: Supervisor
     new_id: Callable[[], str]

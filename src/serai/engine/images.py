@@ -406,6 +406,8 @@ class ImageKeeper:
             folder.sweep()
         except OSError as error:
             log.warning("%s was not tidied: %s", folder.path, error.strerror)
+        if not self._house.shelf.is_whole:
+            return  # what can't be read may name any of them
         kept = [*self._images.values()]
         for orphan in folder.orphans(kept):
             if orphan.name.replace("sha256-", "sha256:") not in self._in_use():

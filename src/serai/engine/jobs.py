@@ -15,6 +15,7 @@ import msgspec
 from serai.engine.journal import Journal
 from serai.errors import Bug, Busy, Code, Conflict, HostFailure, Interrupted, NotFound, SeraiError
 from serai.model.actions import Action, AnyAction, kind_of
+from serai.model.check import CheckReport
 from serai.model.event import Event, EventKind
 from serai.model.job import Job, JobState
 from serai.store.changes import Change, PutJob
@@ -74,7 +75,10 @@ class LiveJob:
     # -- changing it -------------------------------------------------------------------------------
 
     def _change(self, **changes: object) -> None:
-        self.job = msgspec.structs.replace(self.job, updated_at=self._journal.now(), **changes)
+        self.job = self._changed(**changes)
+
+    def _changed(self, **changes: object) -> Job:
+        return msgspec.structs.replace(self.job, updated_at=self._journal.now(), **changes)
 
     def _event(self, job: Job) -> Event:
         data = {"action": job.kind, "state": str(job.state), "phase": job.phase}
@@ -97,18 +101,18 @@ class LiveJob:
         events: tuple[Event, ...] = (),
         message: str = "",
         results: tuple[str, ...] = (),
+        report: CheckReport | None = None,
         then: Callable[[], None] = _nothing,
     ) -> None:
         """End the job well: its end and ``changes`` become durable together.
 
         ``then`` is called after that, before anybody who waits for the job is told.
         """
-        ended = msgspec.structs.replace(
-            self.job,
-            updated_at=self._journal.now(),
+        ended = self._changed(
             state=JobState.DONE,
             message=message or self.job.message,
             results=results or self.job.results,
+            report=report,
         )
         await self._end(ended, changes, events, then)
 
@@ -122,9 +126,7 @@ class LiveJob:
         """End the job with the problem of ``error``; ``job-cancelled`` makes it CANCELLED."""
         cancelled = error.code is Code.JOB_CANCELLED
         state = JobState.CANCELLED if cancelled else JobState.FAILED
-        ended = msgspec.structs.replace(
-            self.job, updated_at=self._journal.now(), state=state, problem=error.problem()
-        )
+        ended = self._changed(state=state, problem=error.problem())
         await self._end(ended, changes, events, then)
 
     async def _end(
@@ -136,8 +138,9 @@ class LiveJob:
     ) -> None:
         """Store the end. A store that fails is reported, but waiters are released in any case.
 
-        Until it is stored and ``then`` was called, nobody sees it: who looks at the job meanwhile would
-        ask for what it made, and not find it. What could not be stored is owed: it is written with the next thing that can be, so that no
+        The job is shown as ended only once that is durable: whoever looks must not see it before.
+
+        What could not be stored is owed: it is written with the next thing that can be, so that no
         later daemon takes an ended job for one that is still to be done.
         """
         self.hold()
@@ -146,12 +149,12 @@ class LiveJob:
                 PutJob(ended), *changes, events=(*events, self._event(ended))
             )
             then()
-            self.job = ended
         except SeraiError as error:
-            self._change(state=JobState.FAILED, problem=error.problem())
-            self._journal.owe(PutJob(self.job))
+            ended = self._changed(state=JobState.FAILED, problem=error.problem())
+            self._journal.owe(PutJob(ended))
             raise
         finally:
+            self.job = ended
             self.ended.set()
             self._forget(self.id)
 

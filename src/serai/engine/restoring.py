@@ -7,11 +7,12 @@ are verified, the new heads made, and a second QEMU holds the snapshot's memory 
 import asyncio
 import contextlib
 import logging
+import secrets
 
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import make_files, take_up, thaw
+from serai.engine.births import SEED_BYTES, make_files, take_up, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob
@@ -25,7 +26,7 @@ from serai.model.lifecycle import ON_STATES, GuestState, Happening
 from serai.model.snapshot import SnapshotRecord
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
-from serai.plan.reborn import clock_words
+from serai.plan.reborn import back_words
 from serai.plan.snapshot import volumes_over
 from serai.qemu.instance import Instance
 from serai.store.changes import PutGuest
@@ -150,12 +151,12 @@ async def _go_on(
     if quiesced:
         await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:
-        await _set_clock(driver, upcoming)
+        await _tell_it_is_back(driver, upcoming)
 
 
-async def _set_clock(driver: GuestDriver, instance: Instance) -> None:
-    """Tell the guest what time it is; without an agent it keeps the snapshot's."""
-    argv, env = clock_words(driver.house.journal.now())
+async def _tell_it_is_back(driver: GuestDriver, instance: Instance) -> None:
+    """Give the guest the time and another seed; without an agent it keeps the snapshot's."""
+    argv, env = back_words(seed=secrets.token_hex(SEED_BYTES), now=driver.house.journal.now())
     try:
         await instance.agent.execute(ExecRequest(argv=argv, env=dict(env), timeout=CLOCK_TIMEOUT))
     except SeraiError as error:

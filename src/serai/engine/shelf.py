@@ -3,9 +3,11 @@
 Read by everybody; changed only together with a commit, by ``SnapshotKeeper`` and by ``freezing``.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from serai.engine.under_way import UnderWay
 from serai.errors import Code, Conflict, NotFound
 from serai.model.guest import GuestRecord
 from serai.model.snapshot import Layer, Snapshot, SnapshotRecord
@@ -16,8 +18,11 @@ from serai.units import shorten
 class Shelf:
     """All snapshots and layers. ``bases`` are the stored memory bases with their sizes in bytes.
 
-    ``used`` tells when a snapshot was last loaded by this daemon, ``cooled``
-    which memories it has looked at to compress them. ``guests`` gives the records of all guests, which stand on layers too; the engine sets it.
+    ``used`` tells when a snapshot was last loaded by this daemon, ``cooled`` which memories it has
+    looked at to compress them. ``guests`` gives the records of all guests, which stand on layers
+    too; the engine sets it. ``is_whole`` is False when the store has records that can't be read:
+    then nothing that seems to belong to nobody may go. ``storing`` is held while a memory or a base
+    is stored or a base deleted.
     """
 
     def __init__(self) -> None:
@@ -27,6 +32,9 @@ class Shelf:
         self.bases: dict[str, int] = {}
         self.used: dict[str, float] = {}
         self.cooled: set[str] = set()
+        self.is_whole = True
+        self.under_way = UnderWay()
+        self.storing = asyncio.Lock()
         self._by_guest: dict[str, dict[str, str]] = {}
 
     def fill(self, layers: Iterable[Layer], snapshots: Iterable[SnapshotRecord]) -> None:
@@ -59,6 +67,11 @@ class Shelf:
     def names(self, guest_id: str) -> set[str]:
         """Return the names that a guest's snapshots have."""
         return set(self._by_guest.get(guest_id, {}))
+
+    def memory_ids(self) -> set[str]:
+        """Return the ids of all memories and bases that snapshots have."""
+        memories = [each.memory for each in self.snapshots.values() if each.memory]
+        return {each.id for each in memories} | {each.base for each in memories}
 
     def find(self, guest: GuestRecord, name_or_id: str) -> SnapshotRecord:
         """Return a snapshot of ``guest``; NotFound (``snapshot-not-found``), also for a foreign one."""

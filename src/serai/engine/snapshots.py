@@ -36,9 +36,8 @@ from serai.model.job import Job
 from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
 from serai.plan.admission import refusal
-from serai.plan.layers import mergeable, tops_of
 from serai.plan.snapshot import check_memory_fits, pick_name
-from serai.store.changes import Change, DropLayer, DropSnapshot, PutLayer, PutSnapshot
+from serai.store.changes import Change, DropSnapshot, PutSnapshot
 from serai.units import check_snapshot_name
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,6 @@ RESTORE_PHASES = ("prepare", "swap", "start")
 DELETE_PHASES = ("delete",)
 CHANGE_PHASES = ("change",)
 WAITING_LIMIT = 1024
-STORES_AT_ONCE = 2
 
 Work = Callable[[LiveJob], Coroutine[Any, Any, None]]
 
@@ -65,7 +63,6 @@ class SnapshotKeeper:
         self._find = find
         self._under_way: dict[str, LiveJob] = {}
         self._names_coming: set[tuple[str, str]] = set()
-        self._storing = asyncio.Semaphore(STORES_AT_ONCE)
 
     # -- showing -----------------------------------------------------------------------------------
 
@@ -81,14 +78,7 @@ class SnapshotKeeper:
     def check_usable(self, driver: GuestDriver, name_or_id: str) -> SnapshotRecord:
         """Return a snapshot that can be used now; else say why not, before anything starts."""
         snapshot = self._house.shelf.find(driver.record, name_or_id)
-        if snapshot.state is not SnapshotState.READY:
-            raise Conflict(
-                Code.SNAPSHOT_STATE,
-                f"the snapshot {snapshot.name} of {driver.name} is {snapshot.state}",
-                hint="Wait until it is ready: serai job list"
-                if snapshot.state is SnapshotState.CREATING
-                else "See what is wrong with it: serai check",
-            )
+        _check_ready(snapshot, f"the snapshot {snapshot.name} of {driver.name}")
         if snapshot.memory is not None:
             what = f"the snapshot {snapshot.name} of {driver.name}"
             check_memory_fits(snapshot.memory, what, self._house.capabilities)
@@ -186,6 +176,7 @@ class SnapshotKeeper:
             raise HostFailure(
                 Code.SNAPSHOT_CORRUPT, f"the snapshot of the image {image.name} is gone"
             )
+        _check_ready(snapshot, f"the snapshot of the image {image.name}")
         if snapshot.memory is not None:
             what = f"the image {image.name}"
             check_memory_fits(snapshot.memory, what, self._house.capabilities)
@@ -254,6 +245,7 @@ class SnapshotKeeper:
             created_at=self._house.journal.now(),
             note=action.note,
             schedule=action.schedule,
+            schedule_id=action.schedule_id,
             quiesced=action.quiesce,
         )
         try:
@@ -294,8 +286,10 @@ class SnapshotKeeper:
     ) -> FrozenMemory | None:
         if moment is None:
             return None
-        async with self._storing:
-            return await self._store_memory(job, snapshot_id, moment)
+        shelf = self._house.shelf
+        async with shelf.storing:
+            with shelf.under_way.on(snapshot_id, moment.base):
+                return await self._store_memory(job, snapshot_id, moment)
 
     def _store_firmware(self, snapshot_id: str, frozen: Frozen) -> None:
         if frozen.uefi_vars:
@@ -331,8 +325,9 @@ class SnapshotKeeper:
             return
         self._house.shelf.drop(snapshot)
         try:
-            await self._house.journal.commit(DropSnapshot(snapshot_id))
-            await asyncio.to_thread(self._house.memory.delete, snapshot_id)
+            with self._house.shelf.under_way.on(snapshot_id):
+                await self._house.journal.commit(DropSnapshot(snapshot_id))
+                await asyncio.to_thread(self._house.memory.delete, snapshot_id)
             await delete_files(self._house, [snapshot])
             await collect(self._house)
         except SeraiError as error:
@@ -389,31 +384,6 @@ class SnapshotKeeper:
         folder = self._house.places.guests / driver.record.id
         return all(is_empty_head(folder, volume) for volume in driver.record.volumes)
 
-    # -- collecting --------------------------------------------------------------------------------
-
-    async def merge_one(self) -> str:
-        """Make one layer of two where that is possible; return a sentence, or "" if there is none."""
-        shelf = self._house.shelf
-        pairs = mergeable(
-            shelf.layers, tops_of(self._house.shelf.guests(), shelf.snapshots.values())
-        )
-        if not pairs:
-            return ""
-        child, parent = (shelf.layers[each] for each in pairs[0])
-        await self._house.layers.merge(child.id, parent.id)
-        merged = msgspec.structs.replace(
-            child,
-            parent=parent.parent,
-            image_digest=parent.image_digest,
-            size=self._house.layers.size(child.id),
-            digest="",
-        )
-        await self._house.journal.commit(PutLayer(merged), DropLayer(parent.id))
-        shelf.layers[child.id] = merged
-        del shelf.layers[parent.id]
-        await asyncio.to_thread(self._house.layers.delete, parent.id)
-        return f"the layers {child.id} and {parent.id} are one now"
-
     def _forget(self, snapshot: SnapshotRecord) -> tuple[Change, ...]:
         """Return the changes that take a snapshot out: its children move up to its parent."""
         shelf = self._house.shelf
@@ -440,23 +410,26 @@ class SnapshotKeeper:
         return f"{job.subject}: {job.kind} was undone"
 
     async def tidy(self, published: Iterable[str]) -> list[str]:
-        """Drop snapshots that did not become ready or lost their guest, and files of nobody."""
+        """Drop snapshots that did not become ready or lost their guest, and files of nobody.
+
+        Where records can't be read, files and snapshots that seem to be nobody's stay.
+        """
         shelf = self._house.shelf
         known = {guest.id for guest in self._house.shelf.guests()} | set(published)
         for snapshot in list(shelf.snapshots.values()):
-            if snapshot.guest_id not in known:
+            if snapshot.guest_id not in known and shelf.is_whole:
                 await self.forget_owner(snapshot.guest_id)
         for snapshot in list(shelf.snapshots.values()):
             if snapshot.state is SnapshotState.CREATING:
                 await self._drop_unfinished(snapshot.id)
         sentences = await collect(self._house)
-        await asyncio.to_thread(self._house.layers.sweep, set(shelf.layers))
-        memories = [each.memory for each in shelf.snapshots.values() if each.memory]
-        ids, bases = {each.id for each in memories}, {each.base for each in memories}
-        await asyncio.to_thread(self._house.memory.sweep, ids, bases)
+        layers = set(shelf.layers) if shelf.is_whole else None
+        memories = shelf.memory_ids() if shelf.is_whole else None
+        await asyncio.to_thread(self._house.layers.sweep, layers)
+        await asyncio.to_thread(self._house.memory.sweep, memories)
         shelf.bases = await asyncio.to_thread(self._house.memory.bases)
         for path in self._house.places.firmware.glob("*.fd"):
-            if path.stem not in shelf.snapshots:
+            if path.stem not in shelf.snapshots and shelf.is_whole:
                 path.unlink()
         return sentences
 
@@ -469,6 +442,23 @@ class SnapshotKeeper:
 def owner_of_image(name: str) -> str:
     """Return what stands for a guest's id in the snapshot of a published image."""
     return f"image:{name}"
+
+
+def _check_ready(snapshot: SnapshotRecord, what: str) -> None:
+    """Raise Conflict (``snapshot-state``) with the reason when a snapshot can't be used."""
+    if snapshot.state is SnapshotState.CREATING:
+        raise Conflict(
+            Code.SNAPSHOT_STATE,
+            f"{what} is {snapshot.state}",
+            hint="Wait until it is ready: serai job list",
+        )
+    if snapshot.state is SnapshotState.BROKEN:
+        why = f": {snapshot.problem.message}" if snapshot.problem else ""
+        raise Conflict(
+            Code.SNAPSHOT_STATE,
+            f"{what} is {snapshot.state}{why}",
+            hint="See whether it still is, and what else: serai check",
+        )
 
 
 def check_admitted(driver: GuestDriver, verb: Verb) -> None:

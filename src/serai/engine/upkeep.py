@@ -1,6 +1,6 @@
 """What has to be done now and then: logs kept within bounds, old events and jobs let go, guests
-deleted whose time is over, memory bases that nobody uses closed, layers made one, cold memory
-compressed.
+deleted whose time is over, memory bases that nobody uses closed, layers made one or sealed, cold
+memory compressed.
 
 Each turn returns a sentence for each thing that it did; an idle turn returns none.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from serai.engine.cooling import cool_one
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
-from serai.engine.snapshots import SnapshotKeeper
+from serai.engine.layer_keeper import LayerKeeper
 from serai.errors import SeraiError
 from serai.host.logs import trim_log
 from serai.model.actions import AnyAction, DeleteGuest
@@ -40,16 +40,28 @@ class Upkeep:
         self,
         house: House,
         drivers: Iterable[GuestDriver],
-        snapshots: SnapshotKeeper,
+        layers: LayerKeeper,
         submit: Submit,
     ) -> None:
         self._house = house
         self._drivers = drivers
-        self._snapshots = snapshots
+        self._layers = layers
         self._submit = submit
 
     async def run(self) -> None:
         """Look after things until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_layers())
+            await self._keep_house()
+
+    async def _keep_layers(self) -> None:
+        """Merge and seal layers, which may take long and keeps nothing else waiting."""
+        await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
+        while True:
+            await self._keep_a_layer()
+            await asyncio.sleep(MERGE_EVERY)
+
+    async def _keep_house(self) -> None:
         turns = 0
         while True:
             await asyncio.sleep(LOOK_EVERY)  # a period, not a wait for something
@@ -59,8 +71,6 @@ class Upkeep:
             await self._settle()
             await self._expire()
             self._tidy_bases()
-            if turns % int(MERGE_EVERY / LOOK_EVERY) == 0:
-                await self._merge()
             if turns % int(COOL_EVERY / LOOK_EVERY) == 0:
                 await self._cool()
             if turns % int(PRUNE_EVERY / LOOK_EVERY) == 0:
@@ -87,12 +97,12 @@ class Upkeep:
         running = [each.instance.machine for each in self._drivers if each.instance is not None]
         self._house.bases.tidy({machine.ram for machine in running if machine.ram_private})
 
-    async def _merge(self) -> None:
-        """Make two layers one, a pair a turn, so that no chain grows for ever."""
+    async def _keep_a_layer(self) -> None:
+        """Make two layers one, a pair a turn, so that no chain grows for ever; or seal one."""
         try:
-            sentence = await self._snapshots.merge_one()
+            sentence = await self._layers.turn()
         except SeraiError as error:
-            log.warning("two layers were not made one: %s", error.message)
+            log.warning("a layer could not be looked after: %s", error.message)
         else:
             if sentence:
                 log.info("%s", sentence)

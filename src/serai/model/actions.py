@@ -10,6 +10,7 @@ import msgspec
 
 from serai.model.foreign import ForeignMachine
 from serai.model.guest import GuestChange, GuestSpec
+from serai.model.schedule import NAME_AS, Keep, ScheduleChange, When
 
 
 class Action(
@@ -167,6 +168,7 @@ class CreateSnapshot(GuestAction, frozen=True, tag="snapshot-create"):
 
     A running guest goes on. ``quiesce`` has the agent freeze the file systems for the moment; that
     fails where no agent answers. Phases: prepare, freeze, store. Without a name it gets one.
+    ``schedule`` and ``schedule_id`` are the schedule's that asks for it, if one does.
     """
 
     name: str = ""
@@ -174,6 +176,7 @@ class CreateSnapshot(GuestAction, frozen=True, tag="snapshot-create"):
     quiesce: bool = False
     note: str = ""
     schedule: str = ""
+    schedule_id: str = ""
 
 
 class RestoreSnapshot(GuestAction, frozen=True, tag="snapshot-restore"):
@@ -199,6 +202,40 @@ class ChangeSnapshot(GuestAction, frozen=True, tag="snapshot-change"):
     snapshot: str
     name: str | msgspec.UnsetType = msgspec.UNSET
     note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CreateSchedule(GuestAction, frozen=True, tag="schedule-create"):
+    """Have snapshots of a guest made by themselves, and deleted again as ``keep`` says.
+
+    ``memory`` and ``quiesce`` are as for CreateSnapshot, ``name_as`` is what they are called. Without
+    a name the schedule gets one.
+    """
+
+    when: When
+    name: str = ""
+    keep: Keep = Keep()
+    memory: bool = True
+    quiesce: bool = False
+    name_as: str = NAME_AS
+
+
+class SetSchedule(GuestAction, frozen=True, tag="schedule-set"):
+    """Change a schedule, pause it, or let it go on; what it missed meanwhile is not caught up."""
+
+    schedule: str
+    change: ScheduleChange
+
+
+class RunSchedule(GuestAction, frozen=True, tag="schedule-run"):
+    """Do now what the schedule does when it is due, also if it is paused. Phases: snapshot, delete."""
+
+    schedule: str
+
+
+class DeleteSchedule(GuestAction, frozen=True, tag="schedule-delete"):
+    """Delete a schedule; the snapshots that it made stay, and nobody deletes them any more."""
+
+    schedule: str
 
 
 class ForkGuest(GuestAction, frozen=True, tag="fork"):
@@ -231,6 +268,16 @@ class PublishImage(GuestAction, frozen=True, tag="image-publish"):
     replace: bool = False
 
 
+class CheckStorage(Action, frozen=True, tag="check"):
+    """Compare all records with the files, and read all layers, memories and images.
+
+    Snapshots that stand on what is not sound become broken; broken ones that are sound again, ready.
+    With ``repair`` files that nobody has are deleted; nothing else is. Phases: read, mend.
+    """
+
+    repair: bool = False
+
+
 ACTIONS: tuple[type[Action], ...] = (
     LaunchGuest,
     CreateGuest,
@@ -251,8 +298,13 @@ ACTIONS: tuple[type[Action], ...] = (
     RestoreSnapshot,
     DeleteSnapshot,
     ChangeSnapshot,
+    CreateSchedule,
+    SetSchedule,
+    RunSchedule,
+    DeleteSchedule,
     ForkGuest,
     PublishImage,
+    CheckStorage,
 )
 
 AnyAction = (
@@ -275,8 +327,13 @@ AnyAction = (
     | RestoreSnapshot
     | DeleteSnapshot
     | ChangeSnapshot
+    | CreateSchedule
+    | SetSchedule
+    | RunSchedule
+    | DeleteSchedule
     | ForkGuest
     | PublishImage
+    | CheckStorage
 )
 
 

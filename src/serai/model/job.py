@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from serai.errors import Problem
+from serai.model.check import CheckReport
 
 
 class JobState(StrEnum):
@@ -26,6 +27,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ``phases`` names all steps in order and ``phase`` the one under way (written before it begins).
     ``done`` of ``total`` counts bytes or steps within the phase; total 0 means that it can't be told.
     ``results`` are the ids of what it made (forks, a snapshot), in order, once it is done.
+    ``report`` is what a check found, once it is done; no other job has one.
     ``action`` is the action's JSON, from which an interrupted job goes on after a restart.
     """
 
@@ -44,6 +46,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     action: str = ""
     key: str = ""
     results: tuple[str, ...] = ()
+    report: CheckReport | None = None
 
     @property
     def is_final(self) -> bool:

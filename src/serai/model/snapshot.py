@@ -84,7 +84,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the database keeps. ``guest`` is the guest's whole record at that moment.
 
     ``parent`` is the snapshot that the guest stood on when this one was made ("": none), so that
-    the snapshots of a guest are a tree. ``schedule`` names the schedule that made it.
+    the snapshots of a guest are a tree. ``schedule`` names the schedule that made it, and
+    ``schedule_id`` is its id: only that schedule may delete it.
     """
 
     id: str
@@ -96,6 +97,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     parent: str = ""
     note: str = ""
     schedule: str = ""
+    schedule_id: str = ""
     quiesced: bool = False
     volumes: tuple[FrozenVolume, ...] = ()
     memory: FrozenMemory | None = None

@@ -13,22 +13,26 @@ import sqlalchemy as sa
 from serai.errors import Bug, Code, Conflict, SeraiError
 from serai.model.event import Event
 from serai.model.job import FINAL_STATES
+from serai.model.schedule import ScheduleRecord
+from serai.model.snapshot import SnapshotRecord
 from serai.store.changes import (
     AddEvent,
     Change,
     DropGuest,
     DropImage,
     DropLayer,
+    DropSchedule,
     DropSnapshot,
     Prune,
     PutGuest,
     PutImage,
     PutJob,
     PutLayer,
+    PutSchedule,
     PutSnapshot,
 )
 from serai.store.records import encode
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
+from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SCHEDULES, SNAPSHOTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,13 @@ def prepare(change: Change) -> Step:
                 "guest_id": snapshot.guest_id,
                 "name": snapshot.name,
                 "body": encode(snapshot),
+            }
+        case PutSchedule(record=schedule):
+            row = {
+                "id": schedule.id,
+                "guest_id": schedule.guest_id,
+                "name": schedule.name,
+                "body": encode(schedule),
             }
         case PutLayer(layer=layer):
             row = {"id": layer.id, "body": encode(layer)}
@@ -96,10 +107,18 @@ def _apply(connection: sa.Connection, step: Step) -> Event | None:
             connection.execute(IMAGES.insert(), step.row)
         case DropImage(name=name):
             connection.execute(_DROP_IMAGE, {"key": name})
+        case PutSnapshot(if_there=True):
+            _change(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case PutSnapshot():
             _put(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
         case DropSnapshot(snapshot_id=snapshot_id):
             connection.execute(_DROP_SNAPSHOT, {"key": snapshot_id})
+        case PutLayer(if_there=True):
+            _change(connection, LAYERS, LAYERS.c.id, step.row)
+        case PutSchedule():
+            _put(connection, SCHEDULES, SCHEDULES.c.id, step.row)
+        case DropSchedule(schedule_id=schedule_id):
+            connection.execute(_DROP_SCHEDULE, {"key": schedule_id})
         case PutLayer():
             _put(connection, LAYERS, LAYERS.c.id, step.row)
         case DropLayer(layer_id=layer_id):
@@ -118,9 +137,16 @@ def _put(
     connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
 ) -> None:
     """Update the row with this key, or insert it: two statements that every database has."""
-    update = table.update().where(key == sa.bindparam("key_"))
-    if connection.execute(update, {**row, "key_": row[key.name]}).rowcount == 0:
+    if not _change(connection, table, key, row):
         connection.execute(table.insert(), row)
+
+
+def _change(
+    connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
+) -> bool:
+    """Update the row with this key; False when there is none."""
+    update = table.update().where(key == sa.bindparam("key_"))
+    return connection.execute(update, {**row, "key_": row[key.name]}).rowcount > 0
 
 
 def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
@@ -132,6 +158,7 @@ def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
 _DROP_GUEST = GUESTS.delete().where(GUESTS.c.id == sa.bindparam("key"))
 _DROP_IMAGE = IMAGES.delete().where(IMAGES.c.name == sa.bindparam("key"))
 _DROP_SNAPSHOT = SNAPSHOTS.delete().where(SNAPSHOTS.c.id == sa.bindparam("key"))
+_DROP_SCHEDULE = SCHEDULES.delete().where(SCHEDULES.c.id == sa.bindparam("key"))
 _DROP_LAYER = LAYERS.delete().where(LAYERS.c.id == sa.bindparam("key"))
 
 
@@ -180,17 +207,18 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
             ).first():
                 return _exists("image", image.name, Code.IMAGE_EXISTS)
         case PutSnapshot(record=snapshot):
-            if connection.execute(
-                sa.select(SNAPSHOTS.c.id).where(
-                    SNAPSHOTS.c.guest_id == snapshot.guest_id,
-                    SNAPSHOTS.c.name == snapshot.name,
-                    SNAPSHOTS.c.id != snapshot.id,
-                )
-            ).first():
+            if _has_other(connection, SNAPSHOTS, snapshot):
                 return Conflict(
                     Code.SNAPSHOT_EXISTS,
                     f"the guest has a snapshot {snapshot.name} already",
                     hint="Choose another name; see which there are: serai snapshot list",
+                )
+        case PutSchedule(record=schedule):
+            if _has_other(connection, SCHEDULES, schedule):
+                return Conflict(
+                    Code.SCHEDULE_EXISTS,
+                    f"the guest has a schedule {schedule.name} already",
+                    hint="Choose another name; see which there are: serai schedule list",
                 )
         case PutJob(job=job) if job.key:
             others = sa.select(JOBS.c.id).where(JOBS.c.id != job.id, JOBS.c.key == job.key)
@@ -201,6 +229,18 @@ def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
                     hint="Make a new key for each new request.",
                 )
     return None
+
+
+def _has_other(
+    connection: sa.Connection, table: sa.Table, record: SnapshotRecord | ScheduleRecord
+) -> bool:
+    """Tell whether the guest of ``record`` has another row with its name."""
+    others = sa.select(table.c.id).where(
+        table.c.guest_id == record.guest_id,
+        table.c.name == record.name,
+        table.c.id != record.id,
+    )
+    return connection.execute(others).first() is not None
 
 
 def _exists(what: str, name: str, code: Code) -> Conflict:

@@ -7,6 +7,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 
 
@@ -41,9 +42,13 @@ class DropImage:
 
 @dataclass(frozen=True, slots=True)
 class PutSnapshot:
-    """Store a snapshot, new or changed; its name is unique in its guest (``snapshot-exists``)."""
+    """Store a snapshot, new or changed; its name is unique in its guest (``snapshot-exists``).
+
+    ``if_there``: only a change; one that was dropped meanwhile does not come back.
+    """
 
     record: SnapshotRecord
+    if_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,25 @@ class DropSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class PutSchedule:
+    """Store a schedule, new or changed; its name is unique in its guest (``schedule-exists``)."""
+
+    record: ScheduleRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropSchedule:
+    """Forget a schedule; one that is not there is forgotten already."""
+
+    schedule_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutLayer:
-    """Store a layer, new or changed."""
+    """Store a layer, new or changed; ``if_there`` as of a snapshot."""
 
     layer: Layer
+    if_there: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +116,8 @@ Change = (
     | DropImage
     | PutSnapshot
     | DropSnapshot
+    | PutSchedule
+    | DropSchedule
     | PutLayer
     | DropLayer
     | PutJob

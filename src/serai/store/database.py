@@ -28,6 +28,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store import queries
 from serai.store.apply import prepare
@@ -101,12 +102,16 @@ class Store:
         """Return all snapshots of all guests, the oldest first."""
         return await self._reader.read(queries.read_snapshots)
 
+    async def schedules(self) -> list[ScheduleRecord]:
+        """Return all schedules of all guests, by id."""
+        return await self._reader.read(queries.read_schedules)
+
     async def layers(self) -> list[Layer]:
         """Return all layers, by id."""
         return await self._reader.read(queries.read_layers)
 
     async def damaged(self) -> list[Damaged]:
-        """Return the guests, images, snapshots, layers and jobs that are there but can't be read."""
+        """Return what is there and can't be read: all but events."""
         return await self._reader.read(queries.read_damaged)
 
     async def unfinished_jobs(self) -> list[Job]:

@@ -1,6 +1,6 @@
 """Reading: one query and its decoding each, over a connection that somebody else opened.
 
-What is damaged is left out of guests, images, snapshots, layers and unfinished jobs
+What is damaged is left out of guests, images, snapshots, schedules, layers and unfinished jobs
 (``read_damaged`` tells), and shown as such among jobs and events.
 """
 
@@ -16,6 +16,7 @@ from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.store.records import (
     EVENT_BODY,
@@ -23,13 +24,14 @@ from serai.store.records import (
     IMAGE_BODY,
     JOB_BODY,
     LAYER_BODY,
+    SCHEDULE_BODY,
     SNAPSHOT_BODY,
     Damaged,
     decode,
     stand_in_event,
     stand_in_job,
 )
-from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SNAPSHOTS
+from serai.store.schema import EVENTS, GUESTS, IMAGES, JOBS, LAYERS, SCHEDULES, SNAPSHOTS
 
 T = TypeVar("T")
 
@@ -56,6 +58,12 @@ def read_snapshots(connection: sa.Connection) -> list[SnapshotRecord]:
     return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id))
 
 
+def read_schedules(connection: sa.Connection) -> list[ScheduleRecord]:
+    """Return all schedules of all guests that can be read, by id."""
+    found = _decode_all(connection, SCHEDULES, SCHEDULES.c.id, SCHEDULES.c.id, SCHEDULE_BODY)
+    return [schedule for schedule in found if isinstance(schedule, ScheduleRecord)]
+
+
 def read_layers(connection: sa.Connection) -> list[Layer]:
     """Return all layers that can be read, by id."""
     found = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
@@ -63,26 +71,29 @@ def read_layers(connection: sa.Connection) -> list[Layer]:
 
 
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return every guest, image, snapshot, layer and job that can't be read."""
+    """Return every guest, image, snapshot, schedule, layer and job that can't be read."""
     guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
     images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
     snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
+    schedules = _decode_all(connection, SCHEDULES, SCHEDULES.c.id, SCHEDULES.c.id, SCHEDULE_BODY)
     layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
     jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    damaged = [each for found in (guests, images, snapshots, layers, jobs) for each in found]
+    kinds = (guests, images, snapshots, schedules, layers, jobs)
+    damaged = [each for found in kinds for each in found]
     return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
 
 
 def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
-    """Add what the columns of a guest's or a snapshot's row still hold."""
+    """Add what the columns of a guest's, a snapshot's or a schedule's row still hold."""
     if damaged.table == GUESTS.name:
         query = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id == damaged.key)
         guest = connection.execute(query).one()
         return replace(damaged, name=guest.name, number=guest.number)
-    if damaged.table == SNAPSHOTS.name:
-        columns = sa.select(SNAPSHOTS.c.name, SNAPSHOTS.c.guest_id)
-        snapshot = connection.execute(columns.where(SNAPSHOTS.c.id == damaged.key)).one()
-        return replace(damaged, name=snapshot.name, guest_id=snapshot.guest_id)
+    for table in (SNAPSHOTS, SCHEDULES):
+        if damaged.table == table.name:
+            columns = sa.select(table.c.name, table.c.guest_id)
+            row = connection.execute(columns.where(table.c.id == damaged.key)).one()
+            return replace(damaged, name=row.name, guest_id=row.guest_id)
     return damaged
 
 

@@ -16,6 +16,7 @@ from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job, JobState
+from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ T = TypeVar("T")
 GUEST_BODY = msgspec.json.Decoder(GuestRecord)
 IMAGE_BODY = msgspec.json.Decoder(Image)
 SNAPSHOT_BODY = msgspec.json.Decoder(SnapshotRecord)
+SCHEDULE_BODY = msgspec.json.Decoder(ScheduleRecord)
 LAYER_BODY = msgspec.json.Decoder(Layer)
 JOB_BODY = msgspec.json.Decoder(Job)
 EVENT_BODY = msgspec.json.Decoder(Event)
@@ -36,7 +38,8 @@ REPAIR_HINT = "Restore the database from a copy, or delete this entry."
 class Damaged:
     """A row that can't be read.
 
-    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's.
+    ``name`` and ``number`` are what a guest's row still holds, ``name`` and ``guest_id`` a snapshot's
+    or a schedule's.
     """
 
     table: str

@@ -11,7 +11,7 @@ here with what the migrations make.
 
 import sqlalchemy as sa
 
-VERSION = "0002"
+VERSION = "0003"
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -51,6 +51,17 @@ SNAPSHOTS = sa.Table(
     sa.UniqueConstraint("guest_id", "name"),
 )
 """A name is unique among the snapshots of one guest."""
+
+SCHEDULES = sa.Table(
+    "schedules",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("guest_id", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.UniqueConstraint("guest_id", "name"),
+)
+"""A name is unique among the schedules of one guest."""
 
 LAYERS = sa.Table(
     "layers",
