@@ -56,6 +56,8 @@ class Code(StrEnum):
     IMAGE_CORRUPT = "image-corrupt"
     IMAGE_DIGEST_MISMATCH = "image-digest-mismatch"
     IMAGE_UNFIT = "image-unfit"
+    INDEX_REFUSED = "index-refused"
+    DEFINITION_REFUSED = "definition-refused"
     DOWNLOAD_FAILED = "download-failed"
     BUILD_FAILED = "build-failed"
     # guests

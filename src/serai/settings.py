@@ -86,6 +86,11 @@ class Places:
         return self.state / "seeds"
 
     @property
+    def keys(self) -> Path:
+        """Public keys (``*.pub``, PEM) whose signatures on an index of images are trusted."""
+        return self.state / "keys"
+
+    @property
     def guests_run(self) -> Path:
         """One folder a guest, named by id: sockets."""
         return self.run / "guests"

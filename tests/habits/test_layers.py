@@ -45,6 +45,7 @@ DOORS = {
     },
     "pyroute2": {"serai.net": "the only room that speaks netlink"},
     "rich": {"serai.cli": "drawing"},
+    "defusedxml": {"serai.plan.foreign_xml": "the one reader of strangers' XML"},
     "pytest": {"serai.pytest_plugin": "no dependency of a running serai"},
 }
 """Outside thing → modules or rooms that may import it, and why."""

@@ -30,10 +30,12 @@ from serai.model.actions import (
     DeleteSnapshot,
     ForkGuest,
     GuestAction,
+    ImportGuest,
     ImportImage,
     LaunchGuest,
     PauseGuest,
     PublishImage,
+    PullImage,
     RenameGuest,
     RestoreSnapshot,
     ResumeGuest,
@@ -41,6 +43,7 @@ from serai.model.actions import (
     StopGuest,
     kind_of,
 )
+from serai.model.catalogue import Catalogue, IndexEntry
 from serai.model.check import CheckReport
 from serai.model.event import Event, EventKind
 from serai.model.guest import Accel, AgentState, ExitReason, Guest, GuestSpec
@@ -238,6 +241,13 @@ class FakeEngine:
             raise NotFound(Code.IMAGE_NOT_FOUND, f"there is no image {shorten(name)}")
         return self.all_images[name]
 
+    async def catalogue(self, index: str, sha256: str, key: str) -> Catalogue:
+        self._check("catalogue")
+        entries = (IndexEntry(name="debian", version="12", url="d.qcow2", sha256="ab" * 32),)
+        return Catalogue(
+            source=index, digest="sha256:" + "0" * 64, trust="part of serai", entries=entries
+        )
+
     def image_files(self, name: str) -> Path:
         return self.folder / "images" / name
 
@@ -323,6 +333,14 @@ class FakeEngine:
             return ["storage"]
         if isinstance(action, ImportImage):
             return [action.name or "imported"]
+        if isinstance(action, PullImage):
+            name = action.name or action.image.replace(":", "-")
+            self.all_images[name] = self._make_image(name)
+            return [action.image, name]
+        if isinstance(action, ImportGuest):
+            spec = GuestSpec(image="tiny", name=check_guest_name(action.name or "imported"))
+            name = self._create(spec, False, 0.0)
+            return [name, self.all_guests[name].id]
         assert isinstance(action, DeleteImage)
         self.image(action.image)
         return [action.image]

@@ -12,14 +12,16 @@ import pytest
 from api_peer import Inn, served
 from fake_engine import PNG, make_guest
 
-from serai.api.bodies import BuildBody, ImportBody, LaunchBody
-from serai.errors import Code, HostFailure, Problem
+from serai.api.bodies import BuildBody, ImportBody, ImportGuestBody, LaunchBody, PullBody
+from serai.errors import Code, HostFailure, Invalid, Problem
 from serai.model.actions import (
     ACTIONS,
     BuildImage,
     CreateGuest,
+    ImportGuest,
     ImportImage,
     LaunchGuest,
+    PullImage,
     RestartGuest,
     SetGuest,
     StopGuest,
@@ -271,6 +273,22 @@ async def test_build_and_import_make_their_actions(inn: Inn) -> None:
     assert inn.engine.actions == wanted
 
 
+async def test_pulling_and_importing_a_guest_make_their_actions(inn: Inn) -> None:
+    pulled = {"image": "debian:12", "index": "https://example.org/i.json", "name": "d"}
+    machine = {"name": "old", "cpus": 2, "disks": [{"name": "vda", "source": "/x.qcow2"}]}
+    guest = {"source": "/x.qcow2", "name": "web1", "machine": machine}
+    assert (await inn.ask("POST", "/v1/images/pull", pulled)).json()["results"] == ["d"]
+    await inn.ask("POST", "/v1/imports", guest)
+    assert inn.engine.actions == [
+        msgspec.convert(pulled, PullImage),
+        msgspec.convert(guest, ImportGuest),
+    ]
+    shown = (await inn.ask("GET", "/v1/catalogue?index=/srv/index.json")).json()
+    assert (shown["source"], shown["entries"][0]["name"]) == ("/srv/index.json", "debian")
+    inn.engine.fail_next("catalogue", Invalid(Code.INDEX_REFUSED, "no"))
+    assert await inn.refused("GET", "/v1/catalogue") == "422 index-refused"
+
+
 async def test_export_whole(inn: Inn) -> None:
     answer = await inn.ask("GET", "/v1/images/tiny/export")
     assert len(answer.content) == int(answer.headers["content-length"])
@@ -310,6 +328,7 @@ def test_every_action_has_a_route() -> None:
     """What serai can do, REST can ask for."""
     made = {"launch", "create", "start", "stop", "restart", "pause", "resume", "delete", "rename"}
     made |= {"set", "image-build", "image-import", "image-delete", "image-publish", "fork", "check"}
+    made |= {"image-pull", "guest-import"}
     made |= {f"snapshot-{verb}" for verb in ("create", "restore", "delete", "change")}
     made |= {f"network-{verb}" for verb in ("create", "set", "delete")}
     made |= {f"port-{verb}" for verb in ("add", "set", "remove")}
@@ -339,6 +358,8 @@ HOW = ("start", "wait_agent", "wait_for", "ttl", "ports", "volumes")
     [
         (BuildBody, BuildImage, set()),
         (ImportBody, ImportImage, set()),
+        (PullBody, PullImage, set()),
+        (ImportGuestBody, ImportGuest, set()),
         (LaunchBody, GuestSpec, {*HOW, *FirstBoot.__struct_fields__}),
         (LaunchBody, FirstBoot, {*HOW, *GuestSpec.__struct_fields__}),
     ],

@@ -109,7 +109,7 @@ async def test_whole_file(server: Server, tmp_path: Path) -> None:
         server.url, target, limit=LIMIT, sha256=DIGEST.upper(), report=lambda *a: seen.append(a)
     )
     assert target.read_bytes() == CONTENT
-    assert (found.size, found.sha256, found.url) == (len(CONTENT), DIGEST, server.url)
+    assert (found.size, found.digest, found.url) == (len(CONTENT), DIGEST, server.url)
     assert seen and seen[0][1] == len(CONTENT)
     assert left(tmp_path) == {"x"}
 
@@ -121,7 +121,7 @@ async def test_goes_on_after_a_break_in_the_middle(server: Server, tmp_path: Pat
         return part(asked.start, ETag='"v1"')
 
     server.answer = answer
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     assert server.asked[1].headers["if-range"] == '"v1"'
     assert server.asked[1].start > 1_000_000
 
@@ -134,7 +134,7 @@ async def test_goes_on_after_a_restart_of_the_daemon(server: Server, tmp_path: P
     assert left(tmp_path) == {"x.part", "x.part.json"}
     before = len(server.asked)
     server.answer = lambda asked: part(asked.start, ETag='"v1"')
-    assert (await get(server, tmp_path / "x", sha256=DIGEST)).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x", sha256=DIGEST)).digest == DIGEST
     assert server.asked[before].start > 1_000_000
     assert left(tmp_path) == {"x"}
 
@@ -146,7 +146,7 @@ async def test_another_boot_starts_anew(server: Server, tmp_path: Path) -> None:
     state.write_text(state.read_text().replace('"boot":"', '"boot":"other'))
     server.answer = lambda asked: whole(ETag='"v1"')
     before = len(server.asked)
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     assert "range" not in server.asked[before].headers
 
 
@@ -157,7 +157,7 @@ async def test_changed_etag_starts_anew(server: Server, tmp_path: Path) -> None:
         return whole(ETag='"v1"')[:1_500_000] if asked.number == 0 else whole(newer, ETag='"v2"')
 
     server.answer = answer
-    assert (await get(server, tmp_path / "x")).sha256 == hashlib.sha256(newer).hexdigest()
+    assert (await get(server, tmp_path / "x")).digest == hashlib.sha256(newer).hexdigest()
 
 
 @pytest.mark.parametrize("lie", ["etag", "start", "total", "no range"])
@@ -178,7 +178,7 @@ async def test_never_mixes_two_versions(server: Server, tmp_path: Path, lie: str
         return reply("206 Partial Content", newer, Content_Length=len(newer))
 
     server.answer = answer
-    assert (await get(server, tmp_path / "x")).sha256 == hashlib.sha256(newer).hexdigest()
+    assert (await get(server, tmp_path / "x")).digest == hashlib.sha256(newer).hexdigest()
 
 
 async def test_part_that_is_shorter_than_it_says_is_not_the_end(
@@ -194,13 +194,13 @@ async def test_part_that_is_shorter_than_it_says_is_not_the_end(
         return reply("206 Partial Content", body, Content_Range=span, Content_Length=1000)
 
     server.answer = answer
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     assert len(server.asked) == 3
 
 
 async def test_without_strong_etag_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
     server.answer = lambda asked: whole(ETag='W/"v1"')[: 1_500_000 if asked.number == 0 else None]
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     assert "range" not in server.asked[1].headers
 
 
@@ -213,7 +213,7 @@ async def test_date_serves_when_there_is_no_etag(server: Server, tmp_path: Path)
         return part(asked.start, Last_Modified=date)
 
     server.answer = answer
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     assert server.asked[1].headers["if-range"] == date.lower()
 
 
@@ -290,7 +290,7 @@ async def test_redirect_is_followed_and_ends(server: Server, tmp_path: Path) -> 
     server.answer = lambda asked: (
         whole() if asked.path == "/b" else reply("302 Found", Location="/b")
     )
-    assert (await get(server, tmp_path / "x")).sha256 == DIGEST
+    assert (await get(server, tmp_path / "x")).digest == DIGEST
     server.answer = lambda asked: reply("302 Found", Location="/b")
     server.asked.clear()
     assert (await problem(server, tmp_path / "y")).code is Code.DOWNLOAD_FAILED

@@ -94,6 +94,21 @@ async def test_waiters_are_told_after_the_end_is_stored(jobs: Jobs, store: Store
     assert jobs.live(live.id) is None
 
 
+async def test_nobody_sees_a_job_done_before_its_effect(jobs: Jobs, store: Store) -> None:
+    """Also not who looks, or whose time is up, just while the end is stored."""
+    live = await jobs.open(ACTION, "web1", ("start",))
+    await live.enter("start")
+    effect = asyncio.Event()
+    ending = asyncio.ensure_future(live.finish(then=effect.set))
+    looks = 0
+    while not effect.is_set():
+        seen = await jobs.wait(live.id, 0)
+        assert seen.state is JobState.RUNNING or effect.is_set()
+        looks += 1
+    await ending
+    assert looks and (await jobs.find(live.id)).state is JobState.DONE
+
+
 async def test_waiting_gives_the_job_as_it_is_when_time_is_up(jobs: Jobs) -> None:
     live = await jobs.open(ACTION, "web1", ("start",))
     assert (await jobs.wait(live.id, 0.01)).state is JobState.QUEUED

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from serai.model.event import Event
 from serai.model.firstboot import WaitFor
+from serai.model.foreign import ForeignMachine
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
@@ -326,10 +327,53 @@ class ImportBody(Body, frozen=True):
     source: str
     name: str = ""
     sha256: str = ""
+    sha512: str = ""
     kernel: bool = False
     initrd: str = ""
     cmdline: str = ""
     agent: str = "unknown"
+
+
+class PullBody(Body, frozen=True):
+    """What to pull: ``image`` is ``NAME`` or ``NAME:VERSION`` in an index.
+
+    ``index`` is an http(s) URL or an absolute path on the daemon's host, empty for serai's own list of
+    official images. ``index_sha256`` is the digest that it must have, ``key`` the public key (PEM) that
+    must have signed it. ``name`` is what the image is called here; ``replace`` lets it take an existing
+    name.
+    """
+
+    image: str
+    index: str = ""
+    index_sha256: str = ""
+    key: str = ""
+    name: str = ""
+    replace: bool = False
+
+
+class ImportGuestBody(Body, frozen=True):
+    """The guest to be: ``source`` is an OVA, an absolute path on the daemon's host or an http(s) URL.
+
+    With ``machine``, which describes a machine that the caller has read elsewhere, ``source`` is its root
+    disk. ``cpus`` and ``memory`` (bytes) overrule what is described where they are not 0; ``root_only``
+    takes the first disk where there are several.
+    """
+
+    source: str
+    name: str = ""
+    machine: ForeignMachine | None = None
+    sha256: str = ""
+    cpus: int = 0
+    memory: int = 0
+    root_only: bool = False
+
+
+class CatalogueQuery(Query, frozen=True):
+    """Which index to show."""
+
+    index: Annotated[str, Meta(description="A URL or an absolute path; empty: serai's own.")] = ""
+    sha256: Annotated[str, Meta(description="The digest that it must have.")] = ""
+    key: Annotated[str, Meta(description="The public key (PEM) that must have signed it.")] = ""
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
@@ -416,5 +460,7 @@ EXAMPLES: Mapping[type[msgspec.Struct], Mapping[str, object]] = {
     CheckBody: {"repair": True},
     BuildBody: {"recipe": "debian", "suite": "bookworm", "include": ["nginx"]},
     ImportBody: {"source": "https://example.org/disk.qcow2", "name": "mine"},
+    PullBody: {"image": "debian:12"},
+    ImportGuestBody: {"source": "/srv/old.ova", "name": "web1"},
 }
 """What a body looks like, for the pages; a test decodes each."""

@@ -7,6 +7,7 @@ from serai.api.answers import answer_json
 from serai.api.bodies import (
     DeleteQuery,
     GuestsQuery,
+    ImportGuestBody,
     LaunchBody,
     NoBody,
     NoQuery,
@@ -21,6 +22,7 @@ from serai.errors import Code, Invalid
 from serai.model.actions import (
     CreateGuest,
     DeleteGuest,
+    ImportGuest,
     LaunchGuest,
     PauseGuest,
     RenameGuest,
@@ -100,6 +102,16 @@ def launch_guest(call: Call[WaitQuery, LaunchBody]) -> LaunchGuest | CreateGuest
         volumes=body.volumes,
         ports=body.ports,
     )
+
+
+def import_guest(call: Call[WaitQuery, ImportGuestBody]) -> ImportGuest:
+    """Import a guest from elsewhere.
+
+    It is defined, stopped, with the CPUs, the memory, the firmware and the address of the network card
+    that it had; its root disk becomes an image of its name. The job's message says what is different
+    here, its result is the guest's id.
+    """
+    return msgspec.convert(call.body, ImportGuest, from_attributes=True)
 
 
 def change_guest(call: Call[WaitQuery, GuestChange]) -> SetGuest:

@@ -14,19 +14,21 @@ from litestar.types import ASGIApp
 from serai.api.answers import BYTES, TAR, answer_json
 from serai.api.bodies import (
     BuildBody,
+    CatalogueQuery,
     ExportFile,
     ExportQuery,
     ImportBody,
     NoBody,
     NoQuery,
     PageQuery,
+    PullBody,
     WaitQuery,
 )
 from serai.api.calls import Call
 from serai.api.paging import page_by_name
 from serai.api.streams import Stream
 from serai.errors import Code, HostFailure, Invalid
-from serai.model.actions import BuildImage, DeleteImage, ImportImage
+from serai.model.actions import BuildImage, DeleteImage, ImportImage, PullImage
 from serai.model.image import Image, ImageFile
 
 CHUNK = 1 << 20
@@ -64,6 +66,25 @@ def import_image(call: Call[WaitQuery, ImportBody]) -> ImportImage:
     on the daemon's host or from a URL.
     """
     return msgspec.convert(call.body, ImportImage, from_attributes=True)
+
+
+def pull_image(call: Call[WaitQuery, PullBody]) -> PullImage:
+    """Pull an image by its name in an index.
+
+    The index is serai's own, or one that is signed by a trusted key, came over https, is a file on the
+    daemon's host, or has the digest that is given. What was pulled before is not pulled again. The
+    job's result is the name that the image got.
+    """
+    return msgspec.convert(call.body, PullImage, from_attributes=True)
+
+
+async def show_catalogue(call: Call[CatalogueQuery, NoBody]) -> ASGIApp:
+    """Show what an index of images offers.
+
+    Nothing is pulled but the index itself, which must be one to be believed.
+    """
+    query = call.query
+    return answer_json(await call.room.engine.catalogue(query.index, query.sha256, query.key))
 
 
 def delete_image(call: Call[WaitQuery, NoBody]) -> DeleteImage:

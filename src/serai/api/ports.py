@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serai.model.actions import AnyAction
+from serai.model.catalogue import Catalogue
 from serai.model.event import Event
 from serai.model.guest import Guest
 from serai.model.image import Image
@@ -103,6 +104,9 @@ class EngineLike(Protocol):
 
     def pool(self, name: str) -> Pool:
         """Return one pool; NotFound (``pool-not-found``)."""
+
+    async def catalogue(self, index: str, sha256: str, key: str) -> Catalogue:
+        """Return what an index of images offers; Invalid (``index-refused``) if it is not believed."""
 
     def status(self) -> DaemonStatus:
         """Return how the daemon is and what this host can do."""

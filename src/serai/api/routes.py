@@ -13,6 +13,7 @@ from typing import Any
 from serai.api.answers import BYTES, HTML, JSON, PNG, SSE, TAR, TEXT
 from serai.api.bodies import (
     BuildBody,
+    CatalogueQuery,
     CheckBody,
     DeleteQuery,
     EventPage,
@@ -25,6 +26,7 @@ from serai.api.bodies import (
     GuestsQuery,
     ImagePage,
     ImportBody,
+    ImportGuestBody,
     JobPage,
     JobsQuery,
     Judgements,
@@ -35,6 +37,7 @@ from serai.api.bodies import (
     PageQuery,
     PortPage,
     PublishBody,
+    PullBody,
     PullQuery,
     PushQuery,
     RenameBody,
@@ -53,6 +56,7 @@ from serai.api.events import list_events
 from serai.api.guests import (
     change_guest,
     delete_guest,
+    import_guest,
     launch_guest,
     list_guests,
     pause_guest,
@@ -69,6 +73,8 @@ from serai.api.images import (
     export_image,
     import_image,
     list_images,
+    pull_image,
+    show_catalogue,
     show_image,
 )
 from serai.api.inside import (
@@ -163,6 +169,7 @@ from serai.api.volumes import (
     snapshot_volume,
 )
 from serai.errors import Code
+from serai.model.catalogue import Catalogue
 from serai.model.guest import Guest, GuestChange
 from serai.model.image import Image
 from serai.model.job import Job
@@ -277,6 +284,9 @@ ROUTES: tuple[Route, ...] = (
                      _C.SNAPSHOT_STATE, _C.SNAPSHOT_UNFIT, _C.SNAPSHOT_CORRUPT, *_NEW_VOLUME, _C.VOLUME_NOT_FOUND,
                      _C.VOLUME_IN_USE, _C.NO_PORT, *_OF_ADDRESS, _C.SSH_KEY_INVALID, _C.USER_DATA_INVALID,
                      _C.FIRST_BOOT_FAILED, _C.SSH_UNREACHABLE, _C.TIMEOUT)),
+    action("POST", "/v1/imports", import_guest, body=ImportGuestBody,
+           problems=(*_OF_SPEC, _C.GUEST_EXISTS, _C.IMAGE_EXISTS, _C.DEFINITION_REFUSED, _C.IMAGE_REFUSED, _C.IMAGE_UNFIT,
+                     _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.FIRMWARE_MISSING, _C.TOOL_MISSING, _C.DISK_FULL)),
     route("GET", GUEST, show_guest, replies=_gives("The guest.", Guest, JSON, "ETag"), problems=_NO_GUEST),
     action("PATCH", GUEST, change_guest, body=GuestChange, headers=("If-Match",),
            problems=(*_OF_STATE, *_OF_SPEC, _C.VERSION_CONFLICT, _C.NEEDS_STOP, _C.SHRINK_REFUSED, _C.DISK_FULL)),
@@ -374,6 +384,11 @@ ROUTES: tuple[Route, ...] = (
     action("POST", f"{IMAGES}/import", import_image, body=ImportBody,
            problems=(*_OF_SPEC, _C.IMAGE_EXISTS, _C.IMAGE_REFUSED, _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED,
                      _C.TOOL_MISSING, _C.DISK_FULL)),
+    action("POST", f"{IMAGES}/pull", pull_image, body=PullBody,
+           problems=(*_OF_SPEC, _C.IMAGE_NOT_FOUND, _C.IMAGE_EXISTS, _C.INDEX_REFUSED, _C.IMAGE_REFUSED,
+                     _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.TOOL_MISSING, _C.DISK_FULL)),
+    route("GET", "/v1/catalogue", show_catalogue, query=CatalogueQuery, replies=_gives("What it offers.", Catalogue),
+          problems=(_C.INDEX_REFUSED, _C.IMAGE_DIGEST_MISMATCH, _C.DOWNLOAD_FAILED, _C.DISK_FULL)),
     route("GET", IMAGE, show_image, replies=_gives("The image.", Image), problems=(_C.IMAGE_NOT_FOUND,)),
     action("DELETE", IMAGE, delete_image, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_IN_USE)),
     route("GET", f"{IMAGE}/export", export_image, query=ExportQuery, problems=(_C.IMAGE_NOT_FOUND, _C.IMAGE_CORRUPT),

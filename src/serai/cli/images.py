@@ -1,10 +1,14 @@
-"""``serai image``: build, import, list, show, export, delete."""
+"""``serai image``: build, pull, import, list, show, export, delete, and making an index."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+import msgspec
 
+from serai.cli.indexing import index, key
 from serai.cli.layout import age, size
 from serai.cli.options import complete_image, complete_source, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
@@ -12,20 +16,28 @@ from serai.cli.progress import finish
 from serai.client import calls
 from serai.client.calls import Call
 from serai.client.copying import written_whole
+from serai.model.catalogue import IndexEntry
 from serai.model.image import Expect, Image
 from serai.model.job import Job
 from serai.units import split_source
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+OFFERED = ("NAME", "SYSTEM", "SIZE", "LEAST MEMORY", "USER", "FIRMWARE", "PINNED", "ALSO")
+MAX_KEY = 4096
 COLUMNS = ("NAME", "KIND", "SIZE", "DISK", "AGENT", "FIRMWARE", "DIGEST", "AGE")
 
 
 @click.group()
 def image() -> None:
-    """Build, import and manage images.
+    """Build, pull, import and manage images.
 
     Images are what guests are made of. They are read-only: a guest's own disk lies over its image.
     """
 
+
+image.add_command(index)
+image.add_command(key)
 
 image_argument = click.argument("name", metavar="NAME", shell_complete=complete_image)
 
@@ -56,6 +68,7 @@ def build(
 @click.argument("source", metavar="FILE|URL")
 @click.option("--name", default="", metavar="NAME", help="Its name; default: from the file's.")
 @click.option("--sha256", default="", metavar="HEX", help="Refuse it unless this is its digest.")
+@click.option("--sha512", default="", metavar="HEX", help="The same, where that is what is known.")
 @click.option("--kernel", is_flag=True, help="It is a kernel that QEMU loads itself.")
 @click.option("--initrd", default="", metavar="FILE|URL", help="With --kernel: its initramfs.")
 @click.option(
@@ -68,6 +81,7 @@ def import_(
     source: str,
     name: str,
     sha256: str,
+    sha512: str,
     kernel: bool,
     initrd: str,
     cmdline: str,
@@ -81,10 +95,100 @@ def import_(
     the reason if it refers to anything outside itself.
     """
     call = calls.import_image(
-        _place(source), name=name, sha256=sha256.lower(),
+        _place(source), name=name, sha256=sha256.lower(), sha512=sha512.lower(),
         kernel=kernel, initrd=_place(initrd) if initrd else "", cmdline=cmdline, agent=agent,
     )  # fmt: skip
     _made(call, form)
+
+
+def _index_options(function: F) -> F:
+    """Which index, and what it must be."""
+    for option in (
+        click.option("--key", "key_file", default="", metavar="FILE",
+                     help="The public key that must have signed the index."),
+        click.option("--index-sha256", default="", metavar="HEX",
+                     help="Refuse the index unless this is its digest."),
+        click.option("--index", "index_place", default="", metavar="FILE|URL",
+                     show_default="serai's own list of official images", help="Another index."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@image.command()
+@click.argument("wanted", metavar="NAME[:VERSION]")
+@_index_options
+@click.option("--name", default="", metavar="LOCAL", help="Its name here; default: NAME-VERSION.")
+@click.option("--replace", is_flag=True, help="Give an existing name to the new image.")
+@format_option
+def pull(
+    wanted: str,
+    index_place: str,
+    index_sha256: str,
+    key_file: str,
+    name: str,
+    replace: bool,
+    form: str,
+) -> None:
+    """Pull an image by its name in an index.
+
+    Without --index from serai's own list, which names the official cloud images of the large
+    distributions and has the publishers' digests checked; see `serai image catalogue`. An index from
+    elsewhere must be signed by a trusted key, have the digest that is given, come over https, or be a
+    file here. Without VERSION the newest is meant. What was pulled before is not pulled again.
+    """
+    call = calls.pull_image(
+        wanted, index=_place(index_place) if index_place else "", index_sha256=index_sha256.lower(),
+        key=_text_of(key_file), name=name, replace=replace,
+    )  # fmt: skip
+    _made(call, form)
+
+
+def _text_of(file: str) -> str:
+    return Path(file).read_text("ascii", "replace")[:MAX_KEY] if file else ""
+
+
+@image.command()
+@click.argument("word", metavar="[WORD]", required=False, default="")
+@_index_options
+@format_option
+def catalogue(word: str, index_place: str, index_sha256: str, key_file: str, form: str) -> None:
+    """List what can be pulled.
+
+    With WORD only what has it in its name or system. PINNED says how it is made sure that the right file
+    comes: by a digest in the index, or by the publisher's file of digests, fetched over https.
+    """
+    found = connection().ask(
+        calls.show_catalogue(
+            index=_place(index_place) if index_place else "",
+            sha256=index_sha256.lower(),
+            key=_text_of(key_file),
+        )
+    )
+    entries = [each for each in found.entries if _has_word(each, word.lower())]
+    if form == "json":
+        print_json({**msgspec.to_builtins(found), "entries": entries})
+        return
+    print_table(OFFERED, [_offer(each) for each in entries])
+    print_line(f"{found.title or found.source}: {found.trust}")
+
+
+def _has_word(each: IndexEntry, word: str) -> bool:
+    return any(word in text.lower() for text in (each.full_name, each.os, *each.aliases))
+
+
+def _offer(each: IndexEntry) -> tuple[str, ...]:
+    pinned = "digest" if each.sha256 or each.sha512 else "publisher"
+    return (
+        each.full_name,
+        each.os or "-",
+        size(each.size),
+        size(each.min_memory),
+        each.user or "-",
+        "+".join(each.firmware) or "-",
+        pinned,
+        ", ".join(each.aliases) or "-",
+    )
 
 
 def _place(source: str) -> str:
@@ -114,9 +218,11 @@ def publish(source: str, name: str, memory: bool, replace: bool, form: str) -> N
 def _made(call: Call[Job], form: str, name: str = "") -> None:
     daemon = connection()
     job = finish(daemon, call, cancel=True)
-    made = daemon.ask(calls.show_image(name or job.subject))
+    made = daemon.ask(calls.show_image(name or (job.results or (job.subject,))[0]))
     if form == "json":
         print_json(made)
+    elif job.kind == "image-pull" and job.message.endswith("there already"):
+        print_line(f"{job.message}: nothing was pulled")
     else:
         print_line(f"{made.name} is there: {_kind(made)}, {size(made.size)}, {made.digest[:19]}")
 

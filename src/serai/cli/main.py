@@ -27,6 +27,7 @@ class Entry:
 
 COMMANDS: Mapping[str, Entry] = {
     "launch": Entry("serai.cli.create:launch", "Make a guest of an image and start it."),
+    "import": Entry("serai.cli.importing:import_", "Make a guest of an OVA or of a libvirt definition."),
     "list": Entry("serai.cli.guests:list_guests", "List all guests."),
     "show": Entry("serai.cli.guests:show", "Show all that is known of a guest."),
     "start": Entry("serai.cli.verbs:start", "Start guests."),
@@ -56,7 +57,7 @@ COMMANDS: Mapping[str, Entry] = {
     "port": Entry("serai.cli.ports:port", "Attach guests to networks, also while they run."),
     "rules": Entry("serai.cli.rules:rules", "Say what may pass at guests' ports: security groups."),
     "forward": Entry("serai.cli.forwards:forward", "Let ports of the host lead into guests."),
-    "image": Entry("serai.cli.images:image", "Build, import and manage images."),
+    "image": Entry("serai.cli.images:image", "Build, pull, import and manage images."),
     "check": Entry("serai.cli.checking:check", "Read everything that is stored and say what is wrong."),
     "job": Entry("serai.cli.jobs:job", "Look at jobs, wait for them, cancel them."),
     "events": Entry("serai.cli.events:events", "Show what happened, or follow it."),

@@ -16,6 +16,7 @@ from serai.client import calls, copying, volume_calls
 from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import OnProgress
 from serai.client.calls import Call
+from serai.client.definitions import import_call
 from serai.client.files import pack_folder, read_pieces
 from serai.client.network_words import (
     Limits,
@@ -50,6 +51,7 @@ from serai.client.words import (
     wishes_of,
 )
 from serai.errors import SeraiError
+from serai.model.catalogue import Catalogue
 from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.firstboot import WaitFor
@@ -725,6 +727,34 @@ class AsyncInn(AsyncVolumeShelf):
         """Import an image; ``more``: name, sha256, kernel, initrd, cmdline, agent."""
         call = calls.import_image(source, **more)
         return await self.image((await self.connection.finish(call, on_progress)).subject)
+
+    async def catalogue(self, index: str = "", *, sha256: str = "", key: str = "") -> Catalogue:
+        """Return what an index of images offers; without one, what serai's own does.
+
+        ``index`` is a URL or an absolute path, ``key`` the PEM text of the key that must have signed it.
+        """
+        return await self.connection.ask(calls.show_catalogue(index=index, sha256=sha256, key=key))
+
+    async def pull_image(
+        self, image: str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> Image:
+        """Import what an index has under ``NAME[:VERSION]``, unless it is there already.
+
+        ``more``: index, index_sha256, key, name, replace.
+        """
+        job = await self.connection.finish(calls.pull_image(image, **more), on_progress)
+        return await self.image(job.results[0])
+
+    async def import_guest(
+        self, source: Path | str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> AsyncGuest:
+        """Define a guest from an OVA (file or URL) or from a libvirt domain's XML, and return it stopped.
+
+        ``more``: name, disk (the root disk's file, where the XML names another), cpus, memory (bytes),
+        root_only, sha256. A definition and its disk are opened here, with the rights of this process.
+        """
+        call = import_call(str(source), **more)
+        return await self.guest(calls.guest_of(await self.connection.make(call, on_progress)))
 
     async def delete_image(self, name: str) -> None:
         """Delete an image that no guest is built on."""

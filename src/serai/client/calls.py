@@ -23,9 +23,11 @@ from serai.errors import (
     SeraiError,
     error_from_problem,
 )
+from serai.model.catalogue import Catalogue
 from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.firstboot import FirstBoot, WaitFor
+from serai.model.foreign import ForeignMachine
 from serai.model.guest import Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
@@ -233,7 +235,7 @@ def undoing(job: Job) -> list[Call[Job]]:
     """Return what removes all that a finished job has made, where that is guests or snapshots."""
     if job.state is not JobState.DONE:
         return []
-    if job.kind in ("launch", "create"):
+    if job.kind in ("launch", "create", "guest-import"):
         return [delete_guest(guest_of(job), force=True)]
     if job.kind == "fork":
         return [delete_guest(each, force=True) for each in job.results]
@@ -390,6 +392,24 @@ def launch_guest(
     if ports:
         body["ports"] = list(ports)
     return post("/v1/guests", Job, body)
+
+
+def import_guest(
+    source: str,
+    *,
+    name: str = "",
+    machine: ForeignMachine | None = None,
+    sha256: str = "",
+    cpus: int = 0,
+    memory: int = 0,
+    root_only: bool = False,
+) -> Call[Job]:
+    """Define a guest from an OVA, or from its root disk and a machine that was read already."""
+    body = {
+        "source": source, "name": name, "sha256": sha256, "cpus": cpus, "memory": memory,
+        "root_only": root_only, "machine": machine,
+    }  # fmt: skip
+    return post("/v1/imports", Job, body)
 
 
 def change_guest(name: str, change: GuestChange, version: int = 0) -> Call[Job]:
@@ -718,6 +738,7 @@ def import_image(
     *,
     name: str = "",
     sha256: str = "",
+    sha512: str = "",
     kernel: bool = False,
     initrd: str = "",
     cmdline: str = "",
@@ -725,10 +746,33 @@ def import_image(
 ) -> Call[Job]:
     """Import an image from a file on the daemon's host, or a URL."""
     body = {
-        "source": source, "name": name, "sha256": sha256,
+        "source": source, "name": name, "sha256": sha256, "sha512": sha512,
         "kernel": kernel, "initrd": initrd, "cmdline": cmdline, "agent": agent,
     }  # fmt: skip
     return post("/v1/images/import", Job, body)
+
+
+def pull_image(
+    image: str,
+    *,
+    index: str = "",
+    index_sha256: str = "",
+    key: str = "",
+    name: str = "",
+    replace: bool = False,
+) -> Call[Job]:
+    """Import what an index has under ``NAME[:VERSION]``; the job's result is its name here."""
+    body = {
+        "image": image, "index": index, "index_sha256": index_sha256, "key": key,
+        "name": name, "replace": replace,
+    }  # fmt: skip
+    return post("/v1/images/pull", Job, body)
+
+
+def show_catalogue(*, index: str = "", sha256: str = "", key: str = "") -> Call[Catalogue]:
+    """What an index offers."""
+    wanted = {"index": index, "sha256": sha256, "key": key}
+    return get("/v1/catalogue", Catalogue, **{k: text for k, text in wanted.items() if text})
 
 
 def delete_image(name: str) -> Call[Job]:

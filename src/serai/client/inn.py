@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 
 from serai.client import calls, copying, volume_calls
 from serai.client.blocking import Connection, OnProgress
+from serai.client.definitions import import_call
 from serai.client.network_words import (
     Limits,
     limits_of,
@@ -46,6 +47,7 @@ from serai.client.words import (
     when_of,
     wishes_of,
 )
+from serai.model.catalogue import Catalogue
 from serai.model.check import CheckReport
 from serai.model.event import Event
 from serai.model.firstboot import WaitFor
@@ -695,6 +697,34 @@ class Inn(VolumeShelf):
         """Import an image; ``more``: name, sha256, kernel, initrd, cmdline, agent."""
         call = calls.import_image(source, **more)
         return self.image(self.connection.finish(call, on_progress).subject)
+
+    def catalogue(self, index: str = "", *, sha256: str = "", key: str = "") -> Catalogue:
+        """Return what an index of images offers; without one, what serai's own does.
+
+        ``index`` is a URL or an absolute path, ``key`` the PEM text of the key that must have signed it.
+        """
+        return self.connection.ask(calls.show_catalogue(index=index, sha256=sha256, key=key))
+
+    def pull_image(
+        self, image: str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> Image:
+        """Import what an index has under ``NAME[:VERSION]``, unless it is there already.
+
+        ``more``: index, index_sha256, key, name, replace.
+        """
+        job = self.connection.finish(calls.pull_image(image, **more), on_progress)
+        return self.image(job.results[0])
+
+    def import_guest(
+        self, source: Path | str, *, on_progress: OnProgress | None = None, **more: Any
+    ) -> Guest:
+        """Define a guest from an OVA (file or URL) or from a libvirt domain's XML, and return it stopped.
+
+        ``more``: name, disk (the root disk's file, where the XML names another), cpus, memory (bytes),
+        root_only, sha256. A definition and its disk are opened here, with the rights of this process.
+        """
+        call = import_call(str(source), **more)
+        return self.guest(calls.guest_of(self.connection.make(call, on_progress)))
 
     def delete_image(self, name: str) -> None:
         """Delete an image that no guest is built on."""

@@ -8,7 +8,6 @@ other import. No name in it is ever used as a path.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,22 +15,12 @@ import msgspec
 from serai.disk.files import copy_sparse
 from serai.disk.images import DESCRIPTION, NewImage, image_files
 from serai.disk.reader import Reader, refused
+from serai.disk.tar import REGULAR, Member, read_members
 from serai.disk.work import Pulse
 from serai.model.image import DiskFormat, Image, ImageFile, ImageKind
 
-BLOCK = 512
 MAX_DESCRIPTION = 1 << 20
-REGULAR = b"0"
 NAMES = frozenset({"disk.raw", "disk.qcow2", "disk.iso", "kernel", "initrd"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A file in an archive: where its content is."""
-
-    name: str
-    offset: int
-    size: int
 
 
 def unpack_export(archive: Path, folder: Path, name: str, limit: int, pulse: Pulse) -> NewImage:
@@ -71,40 +60,13 @@ def unpack_export(archive: Path, folder: Path, name: str, limit: int, pulse: Pul
 
 
 def _members(reader: Reader) -> Iterator[Member]:
-    offset = 0
-    while any(header := reader.read(offset, BLOCK, "the archive")):
-        yield (member := _read_member(header, offset + BLOCK))
-        offset += BLOCK + _padded(member.size)
-        if offset > reader.size:
-            raise refused("the archive is truncated")
-
-
-def _read_member(header: bytes, offset: int) -> Member:
-    checksum = sum(header[:148]) + 8 * 0x20 + sum(header[156:])
-    try:
-        name = header[:100].rstrip(b"\0").decode("ascii")
-        size = _read_number(header[124:136])
-        sound = _read_number(header[148:156]) == checksum
-    except (UnicodeDecodeError, ValueError) as error:
-        raise refused("the archive has a header that can't be read") from error
-    if not sound or header[257:262] != b"ustar" or header[345:500].strip(b"\0"):
-        raise refused("the archive has a header that can't be read")
-    if header[156:157] != REGULAR or name not in NAMES | {DESCRIPTION}:
-        raise refused(
-            f"it is a tar archive that serai did not export (it has {name[:60]!r})",
-            hint="Unpack it and import the disk in it.",
-        )
-    return Member(name=name, offset=offset, size=size)
-
-
-def _read_number(field: bytes) -> int:
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    return int(field.strip(b" \0").decode("ascii"), 8)
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+    for member in read_members(reader):
+        if member.kind != REGULAR or member.name not in NAMES | {DESCRIPTION}:
+            raise refused(
+                f"it is a tar archive that serai did not export (it has {member.name[:60]!r})",
+                hint="An OVA becomes a guest: serai import FILE. Else unpack it and import the disk in it.",
+            )
+        yield member
 
 
 def _read_description(reader: Reader, member: Member | None) -> Image:

@@ -51,11 +51,12 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """A complete download. ``url`` is where it was asked for (``plain_url``)."""
+    """A complete download. ``digest`` is hex, of the algorithm that was asked for; ``url`` is where
+    it was asked for (``plain_url``)."""
 
     path: Path
     size: int
-    sha256: str
+    digest: str
     url: str
 
 
@@ -85,11 +86,15 @@ class _Download:
     reserve: int
     report: Report
     trusted: bool
+    algorithm: str
     descriptor: int
     done: int = 0
     partial: Partial = field(default_factory=lambda: Partial(url="", boot=""))
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    digest: "hashlib._Hash" = field(init=False)
     reported: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.digest = hashlib.new(self.algorithm)
 
 
 def check_url(text: str) -> httpx.URL:
@@ -115,6 +120,7 @@ async def fetch(
     *,
     limit: int,
     sha256: str = "",
+    sha512: str = "",
     reserve: int = 0,
     report: Report = lambda done, total: None,
     pauses: Sequence[float] = PAUSES,
@@ -122,7 +128,7 @@ async def fetch(
     """Download ``url`` to ``target``; durable when it returns.
 
     Called again after an interruption (cancelled, failed, daemon killed), it goes on with what is
-    there. ``sha256`` (hex) is checked if given. Raises HostFailure ``download-failed`` (what came is
+    there. ``sha512`` or else ``sha256`` (hex) is checked if given. Raises HostFailure ``download-failed`` (what came is
     kept) and ``disk-full`` (nothing is kept), Invalid ``image-digest-mismatch`` and
     ``image-refused`` for more than ``limit`` bytes (nothing is kept), ``value-invalid``.
     """
@@ -136,13 +142,14 @@ async def fetch(
         limit=limit,
         reserve=reserve,
         report=report,
-        trusted=bool(sha256),
+        trusted=bool(sha256 or sha512),
+        algorithm="sha512" if sha512 else "sha256",
         descriptor=descriptor,
     )
     try:
         with naming_disk_problems("downloading"):
             await _run(download, pauses)
-            return await _finish(download, sha256)
+            return await _finish(download, sha512 or sha256)
     except SeraiError as error:
         if error.code is not Code.DOWNLOAD_FAILED:
             _drop(target)
@@ -236,7 +243,9 @@ async def _take(response: httpx.Response, download: _Download) -> None:
     elif response.status_code in TRY_AGAIN:
         raise _Again(f"the server answered {response.status_code} {response.reason_phrase}")
     else:
-        raise _failed(download, f"the server answered {response.status_code}", _hint(response))
+        error = _failed(download, f"the server answered {response.status_code}", _hint(response))
+        error.details["status"] = str(response.status_code)
+        raise error
     _check_total(download, total)
     await _receive(response, download, total)
     if total and download.done != total:
@@ -364,23 +373,23 @@ def _take_up(download: _Download, pulse: Pulse) -> None:
 def _forget(download: _Download) -> None:
     """Start from nothing."""
     download.done = 0
-    download.digest = hashlib.sha256()
+    download.digest = hashlib.new(download.algorithm)
     download.partial = Partial(url="", boot="")
     os.ftruncate(download.descriptor, 0)
 
 
-async def _finish(download: _Download, sha256: str) -> Fetched:
+async def _finish(download: _Download, expected: str) -> Fetched:
     """Check the digest, make the file durable and give it its name."""
     found = download.digest.hexdigest()
-    if sha256 and found != sha256.lower():
-        raise digest_mismatch(plain_url(download.url), sha256, found)
+    if expected and found != expected.lower():
+        raise digest_mismatch(plain_url(download.url), expected, found)
     await run_in_thread(lambda _: os.fsync(download.descriptor))
     part = download.target.with_name(download.target.name + ".part")
     part.rename(download.target)
     _state_path(download.target).unlink(missing_ok=True)
     sync_folder(download.target.parent)
     return Fetched(
-        path=download.target, size=download.done, sha256=found, url=plain_url(download.url)
+        path=download.target, size=download.done, digest=found, url=plain_url(download.url)
     )
 
 
@@ -388,7 +397,7 @@ def digest_mismatch(what: str, expected: str, found: str) -> Invalid:
     """Return the problem of a file that is not the one that was meant."""
     return Invalid(
         Code.IMAGE_DIGEST_MISMATCH,
-        f"{what} has another sha256 than was given",
+        f"{what} has another digest than was given",
         hint="Check the digest at its source: the file may be newer, or not what it seems.",
         details={"expected": expected, "found": found},
     )

@@ -89,9 +89,11 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.close(descriptor)
 
 
-def hash_file(path: Path, pulse: Pulse, *, done: int = 0, total: int = 0) -> str:
+def hash_file(
+    path: Path, pulse: Pulse, *, done: int = 0, total: int = 0, algorithm: str = "sha256"
+) -> str:
     """Return ``sha256:HEX`` of the content; ``done`` and ``total`` place it in a longer work."""
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         while piece := os.read(descriptor, PIECE):
@@ -100,7 +102,7 @@ def hash_file(path: Path, pulse: Pulse, *, done: int = 0, total: int = 0) -> str
             pulse.beat(done, total)
     finally:
         os.close(descriptor)
-    return f"sha256:{digest.hexdigest()}"
+    return f"{algorithm}:{digest.hexdigest()}"
 
 
 def copy_sparse(

@@ -36,13 +36,13 @@ from serai.units import check_image_name, format_size, shorten
 
 FICLONE = 0x40049409
 """ioctl_ficlone(2): let the copy share its blocks with the source, where the file system can."""
-SHA256_LENGTH = 64
+DIGEST_LENGTHS = {"sha256": 64, "sha512": 128}
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Import:
+class Work:
     """One import on its way: what was asked, where it happens, what it may take."""
 
     action: ImportImage
@@ -83,7 +83,7 @@ async def import_image(
     program looked into it before ``header`` did.
     """
     check_action(action)
-    work = _Import(
+    work = Work(
         action=action,
         scratch=scratch,
         settings=settings,
@@ -91,8 +91,8 @@ async def import_image(
         progress=progress,
     )
     with naming_disk_problems("importing the image"):
-        path = await _bring(work, action.source, "source", action.sha256)
-        new = await (_import_kernel(work, path) if action.kernel else _import_disk(work, path))
+        path = await bring(work, action.source, "source", action.sha256, action.sha512)
+        new = await (_import_kernel(work, path) if action.kernel else import_disk(work, path))
     return replace(new, name=action.name, source=shown_source(action.source))
 
 
@@ -110,12 +110,19 @@ def check_action(action: ImportImage) -> None:
         raise Invalid(Code.VALUE_INVALID, "an import needs a source, and an initrd its kernel")
     if action.cmdline and not action.kernel:
         raise Invalid(Code.VALUE_INVALID, "only a kernel takes a command line")
-    digits = set(action.sha256.lower()) - set("0123456789abcdef")
-    if action.sha256 and (len(action.sha256) != SHA256_LENGTH or digits):
-        raise Invalid(Code.VALUE_INVALID, f"{shorten(action.sha256)} is not a sha256 in hex")
+    check_digest("sha256", action.sha256)
+    check_digest("sha512", action.sha512)
     if action.agent not in list(Expect):
         raise Invalid(Code.VALUE_INVALID, f"agent is yes, no or unknown, not {action.agent!r}")
     check_cmdline(action.cmdline)
+
+
+def check_digest(algorithm: str, digest: str) -> None:
+    """Raise Invalid (``value-invalid``) unless ``digest`` is one in hex, or empty."""
+    if not digest:
+        return
+    if len(digest) != DIGEST_LENGTHS[algorithm] or set(digest.lower()) - set("0123456789abcdef"):
+        raise Invalid(Code.VALUE_INVALID, f"{shorten(digest)} is not a {algorithm} in hex")
 
 
 def _is_usable_path(place: str) -> bool:
@@ -135,19 +142,33 @@ def workshop_uid(settings: Settings, capabilities: Capabilities) -> int | None:
 # -- fetch -----------------------------------------------------------------------------------------
 
 
-async def _bring(work: _Import, source: str, name: str, sha256: str) -> Path:
+async def bring(work: Work, source: str, name: str, sha256: str = "", sha512: str = "") -> Path:
     """Make a copy of ``source`` of our own in scratch, of checked digest."""
     target = work.scratch / name
     report = work.report("fetch", f"fetching {shown_source(source)}")
     if "://" in source:
         limit, reserve = work.settings.image_limit, work.settings.disk_reserve
-        await fetch(source, target, limit=limit, sha256=sha256, reserve=reserve, report=report)
+        await fetch(
+            source,
+            target,
+            limit=limit,
+            sha256=sha256,
+            sha512=sha512,
+            reserve=reserve,
+            report=report,
+        )
         return target
-    return await run_in_thread(lambda pulse: _copy(work, source, target, sha256, pulse), report)
+    await run_in_thread(lambda pulse: _copy(work, source, target, sha256, pulse), report)
+    if sha512:
+        found = await run_in_thread(
+            lambda pulse: hash_file(target, pulse, algorithm="sha512"), report
+        )
+        _check_found(source, f"sha512:{sha512.lower()}", found)
+    return target
 
 
-def _copy(work: _Import, source: str, target: Path, sha256: str, pulse: Pulse) -> Path:
-    untrusted = _open_source(source)
+def _copy(work: Work, source: str, target: Path, sha256: str, pulse: Pulse) -> None:
+    untrusted = open_source(source)
     try:
         size = os.fstat(untrusted).st_size
         if size > work.settings.image_limit:
@@ -160,12 +181,16 @@ def _copy(work: _Import, source: str, target: Path, sha256: str, pulse: Pulse) -
         found = _clone_or_copy(work, untrusted, target, size, pulse)
     finally:
         os.close(untrusted)
-    if sha256 and found != f"sha256:{sha256.lower()}":
-        raise digest_mismatch(source, sha256, found.removeprefix("sha256:"))
-    return target
+    if sha256:
+        _check_found(source, f"sha256:{sha256.lower()}", found)
 
 
-def _open_source(source: str) -> int:
+def _check_found(source: str, expected: str, found: str) -> None:
+    if found != expected:
+        raise digest_mismatch(source, expected.partition(":")[2], found.partition(":")[2])
+
+
+def open_source(source: str) -> int:
     """Open a regular file for reading; never waits for a pipe or device."""
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -181,7 +206,7 @@ def _open_source(source: str) -> int:
     return descriptor
 
 
-def _clone_or_copy(work: _Import, source: int, target: Path, size: int, pulse: Pulse) -> str:
+def _clone_or_copy(work: Work, source: int, target: Path, size: int, pulse: Pulse) -> str:
     """Share the blocks of the source where the file system can, else copy; return the digest."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     made = os.open(target, flags, 0o600)
@@ -201,7 +226,8 @@ def _clone_or_copy(work: _Import, source: int, target: Path, size: int, pulse: P
 # -- inspect and convert ---------------------------------------------------------------------------
 
 
-async def _import_disk(work: _Import, path: Path) -> NewImage:
+async def import_disk(work: Work, path: Path) -> NewImage:
+    """Unpack, inspect and convert a disk, a medium or an export that is in scratch; it has no name yet."""
     name, look = work.action.source, await _look(path)
     if look.look in COMPRESSED:
         report = work.report("inspect", f"unpacking ({look.name})")
@@ -246,7 +272,7 @@ def _reading(path: Path, use: Callable[[Reader], T]) -> T:
         os.close(descriptor)
 
 
-async def _inspect(work: _Import, path: Path, name: str) -> ImageHeader:
+async def _inspect(work: Work, path: Path, name: str) -> ImageHeader:
     limit = work.settings.image_limit
     return await run_in_thread(
         lambda pulse: inspect_image(path, limit, name=name, pulse=pulse),
@@ -254,7 +280,7 @@ async def _inspect(work: _Import, path: Path, name: str) -> ImageHeader:
     )
 
 
-def _describe(work: _Import, path: Path, header: ImageHeader) -> NewImage:
+def _describe(work: Work, path: Path, header: ImageHeader) -> NewImage:
     medium = header.kind is ImageKind.CDROM
     return NewImage(
         name="",
@@ -274,7 +300,7 @@ def _expected_agent(asked: str, *, installed: bool) -> Expect:
     return found if found is not Expect.UNKNOWN or installed else Expect.NO
 
 
-async def _import_export(work: _Import, path: Path) -> NewImage:
+async def _import_export(work: Work, path: Path) -> NewImage:
     """Take an image that a serai exported: its files are inspected like any stranger's."""
     limit, name = work.settings.image_limit, work.action.name
     work.room(path.stat().st_size)
@@ -298,9 +324,9 @@ async def _import_export(work: _Import, path: Path) -> NewImage:
 # -- kernels -----------------------------------------------------------------------------------
 
 
-async def _import_kernel(work: _Import, path: Path) -> NewImage:
+async def _import_kernel(work: Work, path: Path) -> NewImage:
     action = work.action
-    initrd = await _bring(work, action.initrd, "initrd", "") if action.initrd else None
+    initrd = await bring(work, action.initrd, "initrd") if action.initrd else None
     work.report("inspect", "looking at its boot header")
     firmware, details = await run_in_thread(lambda _: _check_kernel_files(path, initrd))
     return NewImage(

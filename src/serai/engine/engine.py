@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from serai.disk.files import check_room as check_disk_room
+from serai.disk.pulling import IndexRequest
 from serai.engine import checking, talk
 from serai.engine.adopt import state_at_rest, take_up_all, verb_of
 from serai.engine.bus import Bus
@@ -29,6 +30,7 @@ from serai.engine.forwards import ForwardKeeper
 from serai.engine.groups import GroupKeeper
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
+from serai.engine.importing import GuestImporter
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.media import MediumChanger
 from serai.engine.networks import NetworkKeeper
@@ -87,11 +89,13 @@ from serai.model.actions import (
     EjectMedium,
     ExportVolume,
     ForkGuest,
+    ImportGuest,
     ImportImage,
     ImportVolume,
     InsertMedium,
     LaunchGuest,
     PublishImage,
+    PullImage,
     RemoveForward,
     RemovePort,
     RenameGuest,
@@ -105,6 +109,7 @@ from serai.model.actions import (
     SnapshotVolume,
     StartGuest,
 )
+from serai.model.catalogue import Catalogue
 from serai.model.event import Event, EventKind
 from serai.model.guest import Guest, GuestRecord, GuestSpec
 from serai.model.image import Image, ImageKind
@@ -119,7 +124,7 @@ from serai.model.volume import Pool, VolumeInfo
 from serai.plan.admission import check_launch, check_room, refusal
 from serai.plan.firstboot import check_told
 from serai.plan.machine import check_fit
-from serai.store.changes import PutGuest, PutUsage
+from serai.store.changes import Change, PutGuest, PutUsage
 from serai.units import check_guest_name, shorten
 
 log = logging.getLogger(__name__)
@@ -166,6 +171,7 @@ class Engine:
         self._ports = PortKeeper(house, self._carrier)
         self._groups = GroupKeeper(house, self._carrier)
         self._forwards = ForwardKeeper(house, self._carrier)
+        self._importer = GuestImporter(house, lambda: self._images, self._create)
         self._checker = Checker(house, self._layers, self._drivers.values(), self._digests_named)
 
     # -- showing -----------------------------------------------------------------------------------
@@ -280,6 +286,10 @@ class Engine:
         """Return a job when it has ended, or as it is after ``timeout`` seconds."""
         return await self._house.jobs.wait(job_id, timeout)
 
+    async def catalogue(self, index: str, sha256: str, key: str) -> Catalogue:
+        """Return what an index of images offers; Invalid (``index-refused``) if it is not believed."""
+        return await self._images.catalogue(IndexRequest(index=index, sha256=sha256, key=key))
+
     async def events(self, *, after: int, limit: int) -> list[Event]:
         """Return stored events with a number above ``after``, the oldest first."""
         return await self._house.journal.store.events(after=after, limit=limit)
@@ -337,6 +347,11 @@ class Engine:
                 return await self._images.build(action, key)
             case ImportImage():
                 return await self._images.import_(action, key)
+            case PullImage():
+                return await self._images.pull(action, key)
+            case ImportGuest():
+                self._check_host()
+                return await self._importer.begin(action, key)
             case DeleteImage():
                 await self._forker.pool.drop_of(self._images.find(action.image).snapshot)
                 return await self._images.delete(action, key)
@@ -438,8 +453,18 @@ class Engine:
             case _:
                 pass
 
-    async def _create(self, action: LaunchGuest | CreateGuest, key: str) -> Job:
-        house, guest_id = self._house, self._house.new_id()
+    async def _create(
+        self,
+        action: LaunchGuest | CreateGuest,
+        key: str,
+        *,
+        guest_id: str = "",
+        mac: str = "",
+        changes: tuple[Change, ...] = (),
+        events: tuple[Event, ...] = (),
+    ) -> Job:
+        """Define a guest, stored together with ``changes``; an imported one has its ``mac``."""
+        house, guest_id = self._house, guest_id or self._house.new_id()
         name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
         image = self._check_new(action, spec)
@@ -450,10 +475,11 @@ class Engine:
             house.names.release(name, guest_id)
             raise
         number = house.names.claim_number()
-        record = self._record(action, spec, image, guest_id, number, ports)
+        record = self._record(action, spec, image, guest_id, number, ports, mac)
         try:
             self._volumes.check_wishes(action.volumes, record)
         except BaseException:
+            house.fabric.release(ports)
             house.names.release(name, guest_id)
             house.names.release_number(number)
             raise
@@ -465,7 +491,12 @@ class Engine:
         self._creating.add(driver)
         try:
             job = await house.jobs.open(
-                action, name, phases, key=key, changes=(PutGuest(record),), events=(created,)
+                action,
+                name,
+                phases,
+                key=key,
+                changes=(*changes, PutGuest(record)),
+                events=(*events, created),
             )
         except BaseException:
             self._free_names(driver)
@@ -501,6 +532,7 @@ class Engine:
         guest_id: str,
         number: int,
         ports: tuple[Port, ...],
+        mac: str,
     ) -> GuestRecord:
         random, now = self._house.new_id(), self._house.journal.now()
         ttl = action.ttl if isinstance(action, LaunchGuest) else 0.0
@@ -512,7 +544,7 @@ class Engine:
             spec=spec,
             image_digest=image.digest,
             machine_type=self._house.capabilities.machine_type,
-            mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
+            mac=mac or "52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
             genid=self._house.new_id(),
             wanted_on=isinstance(action, LaunchGuest),
             expires_at=now + ttl if ttl else 0.0,
@@ -535,8 +567,10 @@ class Engine:
                 return await self._house.jobs.wait(job_id, 10.0)
         raise Conflict(Code.JOB_NOT_CANCELLABLE, f"job {job_id} can't be cancelled now")
 
-    def _keepers(self) -> tuple[ImageKeeper | SnapshotKeeper | Forker | Carrier, ...]:
-        return self._images, self._snapshots, self._forker, self._carrier
+    def _keepers(
+        self,
+    ) -> tuple[ImageKeeper | SnapshotKeeper | Forker | Carrier | GuestImporter, ...]:
+        return self._images, self._snapshots, self._forker, self._carrier, self._importer
 
     # -- talking -----------------------------------------------------------------------------------
 
@@ -750,7 +784,16 @@ class Engine:
 
     def _keeper_of(
         self, job: Job
-    ) -> ImageKeeper | SnapshotKeeper | ScheduleKeeper | VolumeKeeper | Forker | Carrier | None:
+    ) -> (
+        ImageKeeper
+        | SnapshotKeeper
+        | ScheduleKeeper
+        | VolumeKeeper
+        | Forker
+        | Carrier
+        | GuestImporter
+        | None
+    ):
         """Return whose job that is, None where it is a guest's own."""
         match job.kind.partition("-")[0]:
             case "image" if job.kind != "image-publish":
@@ -769,6 +812,8 @@ class Engine:
                 return self._forker  # of a published image
             case "network" | "port" | "group" | "forward":
                 return self._carrier
+            case "guest":
+                return self._importer
             case _:
                 return None
 

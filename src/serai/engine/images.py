@@ -1,4 +1,4 @@
-"""The keeper of images: which there are, and the jobs that build, import and delete them.
+"""The keeper of images: which there are, and the jobs that build, import, pull and delete them.
 
 The store says which images exist; ``disk.images`` holds their files. A name may move to newer
 content (``replace``); the files of the older stay as long as a guest is built on them.
@@ -18,10 +18,22 @@ from serai.disk.build_tiny import build_tiny
 from serai.disk.files import check_room
 from serai.disk.images import NewImage
 from serai.disk.importing import import_image
+from serai.disk.pulling import (
+    PULLED,
+    Chosen,
+    IndexRequest,
+    check_request,
+    choose_image,
+    import_of,
+    labelled,
+    open_index,
+    request_of,
+)
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of
 from serai.errors import Busy, Code, Conflict, HostFailure, Invalid, NotFound, SeraiError
-from serai.model.actions import BuildImage, DeleteImage, ImportImage
+from serai.model.actions import BuildImage, DeleteImage, ImportImage, PullImage
+from serai.model.catalogue import Catalogue
 from serai.model.event import EventKind
 from serai.model.image import Image
 from serai.model.job import Job
@@ -32,12 +44,14 @@ log = logging.getLogger(__name__)
 
 BUILD_PHASES = ("packages", "system", "pack", "publish")
 IMPORT_PHASES = ("fetch", "inspect", "convert", "publish")
+PULL_PHASES = ("index", *IMPORT_PHASES)
 DELETE_PHASES = ("delete",)
 RECIPES = ("tiny", "debian")
 AT_ONCE = 2
 WAITING_LIMIT = 32
 
-Work = Callable[[LiveJob, Path], Awaitable[NewImage]]
+Work = Callable[[LiveJob, Path], Awaitable[NewImage | Image]]
+"""Makes an image in a scratch folder, or finds one that is there already."""
 
 
 class ImageKeeper:
@@ -57,7 +71,7 @@ class ImageKeeper:
         self._in_use = in_use
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._coming: dict[str, LiveJob] = {}
-        self._names_coming: set[str] = set()
+        self._names_coming: dict[str, str] = {}
 
     def all(self) -> list[Image]:
         """Return all images by name."""
@@ -81,6 +95,37 @@ class ImageKeeper:
     def keep(self, image: Image) -> None:
         """Keep an image that was stored just now."""
         self._images[image.name] = image
+
+    def reserve(self, name: str, owner: str) -> None:
+        """Let nobody but ``owner`` make an image of that name until it is released; Conflict."""
+        if self.has(name):
+            raise _exists(name, "Give the guest another name: its image is called like it.")
+        self._names_coming[name] = owner
+
+    def release(self, owner: str) -> None:
+        """Free the names that ``owner`` had reserved."""
+        coming = self._names_coming
+        self._names_coming = {name: each for name, each in coming.items() if each != owner}
+
+    async def take_back(self, image: Image) -> None:
+        """Forget an image that was kept just now and that nothing came of, with its files."""
+        self._images.pop(image.name, None)
+        await self._house.journal.commit(DropImage(image.name))
+        await self._drop_unused(image)
+
+    async def catalogue(self, request: IndexRequest) -> Catalogue:
+        """Return what an index offers, as ``pull`` would see it."""
+        scratch = self._house.places.scratch / self._house.new_id()
+        scratch.mkdir(mode=0o700, parents=True)
+        try:
+            return await open_index(
+                request,
+                scratch=scratch,
+                keys=self._house.places.keys,
+                settings=self._house.settings,
+            )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     def by_digest(self, digest: str) -> Image | None:
         """Return the image of this content, under whatever name it has or had."""
@@ -130,6 +175,52 @@ class ImageKeeper:
 
         return await self._begin(action, name, IMPORT_PHASES, work, key, replace=False)
 
+    async def pull(self, action: PullImage, key: str) -> Job:
+        """Pull an image by its name in an index, as a job; its result is the name that it got."""
+        check_request(request_of(action))
+        name = check_image_name(action.name) if action.name else ""
+        check_image_name(action.image.partition(":")[0])
+
+        async def work(job: LiveJob, scratch: Path) -> NewImage | Image:
+            chosen = await choose_image(
+                action,
+                scratch=scratch,
+                keys=self._house.places.keys,
+                settings=self._house.settings,
+            )
+            local = name or check_image_name(chosen.entry.local_name)
+            there = self._pulled_before(chosen, local)
+            if there is None or there.name != local:
+                self._claim(job, local, replace=action.replace)
+            if there is not None:
+                return msgspec.structs.replace(there, name=local)
+            new = await import_image(
+                import_of(chosen, local),
+                scratch=scratch,
+                settings=self._house.settings,
+                capabilities=self._house.capabilities,
+                progress=self._progress(job),
+            )
+            return labelled(new, chosen)
+
+        return await self._begin(
+            action, "", PULL_PHASES, work, key, replace=True, subject=name or action.image
+        )
+
+    def _pulled_before(self, chosen: Chosen, name: str) -> Image | None:
+        """Return an image made of the very file that is meant, best one called ``name``."""
+        digest = str(chosen.digest)
+        plain = [each for each in self._images.values() if not each.snapshot]
+        same = [each for each in plain if each.details.get(PULLED) == digest]
+        return min(same, key=lambda each: each.name != name, default=None)
+
+    def _claim(self, job: LiveJob, name: str, *, replace: bool) -> None:
+        """Let nobody else make an image of that name until the job has ended, or raise Conflict."""
+        owner = self._names_coming.get(name, job.id)
+        if owner != job.id or (name in self._images and not replace):
+            raise _exists(name)
+        self._names_coming[name] = job.id
+
     async def delete(self, action: DeleteImage, key: str) -> Job:
         """Delete an image that no guest is built on."""
         image = self.find(action.image)
@@ -141,7 +232,7 @@ class ImageKeeper:
                 hint="Delete them first; see which: serai list",
             )
         del self._images[image.name]  # before anything is waited for: nobody launches it any more
-        self._names_coming.add(image.name)
+        self._names_coming[image.name] = ""
         try:
             job = await self._house.jobs.open(action, image.name, DELETE_PHASES, key=key)
             await self._delete(job, image, shared=shared or image.digest in self._in_use())
@@ -149,7 +240,7 @@ class ImageKeeper:
             self._images[image.name] = image
             raise
         finally:
-            self._names_coming.discard(image.name)
+            self._names_coming.pop(image.name, None)
         if image.snapshot:
             await self._forget_snapshot(image.name)
         return job.job
@@ -174,20 +265,18 @@ class ImageKeeper:
 
     async def _begin(
         self,
-        action: BuildImage | ImportImage,
+        action: BuildImage | ImportImage | PullImage,
         name: str,
         phases: tuple[str, ...],
         work: Work,
         key: str,
         *,
         replace: bool,
+        subject: str = "",
     ) -> Job:
+        """Open the job and let it run. ``name`` is the image's, "" where that is not known yet."""
         if name in self._names_coming or (name in self._images and not replace):
-            raise Conflict(
-                Code.IMAGE_EXISTS,
-                f"there is an image {name} already, or it is on its way",
-                hint="Choose another name with --name, or use --replace where there is one.",
-            )
+            raise _exists(name)
         if len(self._coming) >= WAITING_LIMIT:
             raise Busy(Code.QUEUE_FULL, "too many images are on their way")
         check_room(
@@ -196,26 +285,32 @@ class ImageKeeper:
             reserve=self._house.settings.disk_reserve,
             what="making an image",
         )
-        self._names_coming.add(name)
+        if name:
+            self._names_coming[name] = ""
         try:
-            job = await self._house.jobs.open(action, name, phases, key=key)
+            job = await self._house.jobs.open(action, name or subject, phases, key=key)
         except BaseException:
-            self._names_coming.discard(name)
+            self._names_coming.pop(name, None)
             raise
-        run = self._carry_out(job, name, work)
+        if name:
+            self._names_coming[name] = job.id
+        run = self._carry_out(job, work)
         self._coming[job.id] = job
-        job.belongs_to(self._house.supervisor.start(run, name=f"image {name}"))
+        job.belongs_to(self._house.supervisor.start(run, name=f"image {name or subject}"))
         return job.job
 
-    async def _carry_out(self, job: LiveJob, name: str, work: Work) -> None:
+    async def _carry_out(self, job: LiveJob, work: Work) -> None:
         """Make the image in a scratch folder, publish it, end the job; leave nothing on failure."""
         scratch = self._house.places.scratch / job.id
         try:
             async with self._slots:
                 await job.enter(job.job.phases[0])
                 scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-                new = await work(job, scratch)
-                await self._publish(job, new)
+                made = await work(job, scratch)
+                if isinstance(made, NewImage):
+                    await self._publish(job, made)
+                else:
+                    await self._name(job, made)
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():
                 await job.fail(error_of(error))
@@ -223,7 +318,7 @@ class ImageKeeper:
             await job.fail(error_of(error))
         finally:
             self._coming.pop(job.id, None)
-            self._names_coming.discard(name)
+            self.release(job.id)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
     async def _publish(self, job: LiveJob, new: NewImage) -> None:
@@ -234,7 +329,36 @@ class ImageKeeper:
         )
         before = self._images.get(image.name)
         event = journal.event(EventKind.IMAGE_CREATED, image.name, image.digest)
-        await job.finish(PutImage(image), events=(event,), then=lambda: self._take(image))
+        await job.finish(
+            PutImage(image),
+            events=(event,),
+            results=(image.name,) if isinstance(job.action, PullImage) else (),
+            then=lambda: self._take(image),
+        )
+        if before is not None:
+            await self._drop_unused(before)
+
+    async def _name(self, job: LiveJob, image: Image) -> None:
+        """End the job with an image whose content is there already, under this name or another."""
+        before = self._images.get(image.name)
+        if before == image:
+            await job.finish(message=f"{image.name} is there already", results=(image.name,))
+            return
+        self._take(image)  # before anything is waited for: its files are in use now
+        try:
+            await job.finish(
+                PutImage(image),
+                events=(self._house.journal.event(
+                    EventKind.IMAGE_CREATED, image.name, image.digest
+                ),),
+                message=f"{image.name} has what is there already",
+                results=(image.name,),
+            )  # fmt: skip
+        except BaseException:
+            self._images.pop(image.name)
+            if before is not None:
+                self._take(before)
+            raise
         if before is not None:
             await self._drop_unused(before)
 
@@ -294,6 +418,15 @@ class ImageKeeper:
         if image is not None:
             await self._drop_unused(image)
         await job.finish(DropImage(action.image))
+
+
+def _exists(
+    name: str,
+    hint: str = "Choose another name with --name, or use --replace where there is one.",
+) -> Conflict:
+    return Conflict(
+        Code.IMAGE_EXISTS, f"there is an image {name} already, or it is on its way", hint=hint
+    )
 
 
 def _how_to_get(name: str) -> str:

@@ -9,6 +9,7 @@ in ``model.lifecycle``; each docstring says it in words.
 import msgspec
 
 from serai.model.firstboot import FirstBoot, WaitFor
+from serai.model.foreign import ForeignMachine
 from serai.model.guest import GuestChange, GuestSpec
 from serai.model.network import (
     ForwardSpec,
@@ -133,18 +134,53 @@ class BuildImage(Action, frozen=True, tag="image-build"):
 class ImportImage(Action, frozen=True, tag="image-import"):
     """Import a disk, an installation medium or a kernel from a file or an http(s) URL.
 
-    Phases: fetch, inspect, convert, publish. ``source`` is an absolute path or a URL; ``sha256``
-    is checked before anything looks into the file. With ``kernel`` the source is a kernel and
+    Phases: fetch, inspect, convert, publish. ``source`` is an absolute path or a URL; ``sha256`` and
+    ``sha512`` are checked before anything looks into the file. With ``kernel`` the source is a kernel and
     ``initrd`` and ``cmdline`` go with it.
     """
 
     source: str
     name: str = ""
     sha256: str = ""
+    sha512: str = ""
     kernel: bool = False
     initrd: str = ""
     cmdline: str = ""
     agent: str = "unknown"
+
+
+class PullImage(Action, frozen=True, tag="image-pull"):
+    """Import the image that ``NAME[:VERSION]`` means in an index, if it is not there already.
+
+    ``index`` is a URL or an absolute path, "" for serai's own; ``index_sha256`` pins it, ``key`` (PEM)
+    must have signed it. ``name`` is what it is called here. What another version has under that
+    name stays unless ``replace``. Phases: index, fetch, inspect, convert, publish.
+    """
+
+    image: str
+    index: str = ""
+    index_sha256: str = ""
+    key: str = ""
+    name: str = ""
+    replace: bool = False
+
+
+class ImportGuest(Action, frozen=True, tag="guest-import"):
+    """Define a guest, stopped, from what another program keeps of it.
+
+    Without ``machine`` the ``source`` is an OVA; with it ``source`` is the root disk, and the caller has
+    read the definition. Its disk becomes an image of the guest's name. ``cpus`` and ``memory`` 0 are
+    those of the definition. Further disks refuse it unless ``root_only``. Phases: fetch, inspect,
+    convert, publish, define. On failure nothing of it is left.
+    """
+
+    source: str
+    name: str = ""
+    machine: ForeignMachine | None = None
+    sha256: str = ""
+    cpus: int = 0
+    memory: int = 0
+    root_only: bool = False
 
 
 class DeleteImage(Action, frozen=True, tag="image-delete"):
@@ -478,6 +514,8 @@ ACTIONS: tuple[type[Action], ...] = (
     SetGuest,
     BuildImage,
     ImportImage,
+    PullImage,
+    ImportGuest,
     DeleteImage,
     CreateSnapshot,
     RestoreSnapshot,
@@ -531,6 +569,8 @@ AnyAction = (
     | SetGuest
     | BuildImage
     | ImportImage
+    | PullImage
+    | ImportGuest
     | DeleteImage
     | CreateSnapshot
     | RestoreSnapshot
