@@ -7,7 +7,6 @@ the tiny image with the same kind of devices, through the default driver and its
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from serai.model.machine import Machine
 
 PRIVATE = ("/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 START_LIMIT = 60.0
+APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""The shell is the first process of a namespace, and reaps: libvirt waits for QEMUs that nobody reaps."""
 
 SCRIPT = """
 mount --make-rprivate / || exit 1
@@ -113,9 +114,7 @@ def open_libvirt(home: Path) -> Iterator[Libvirt]:
     (home / "libvirtd.conf").write_text(f'unix_sock_dir = "{home}"\nauth_unix_rw = "none"\n')
     script = SCRIPT.format(home=home, folders=" ".join(PRIVATE))
     with (home / "log").open("wb") as log:
-        daemon = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log
-        )
+        daemon = subprocess.Popen([*APART, "sh", "-c", script], stdout=log, stderr=log)
     try:
         libvirt = Libvirt(home)
         _wait_answer(libvirt)
@@ -123,7 +122,7 @@ def open_libvirt(home: Path) -> Iterator[Libvirt]:
         for name in libvirt.virsh("list", "--name").split():
             libvirt.virsh("destroy", name)
     finally:
-        daemon.send_signal(signal.SIGTERM)
+        daemon.kill()
         daemon.wait(timeout=START_LIMIT)
 
 

@@ -11,6 +11,7 @@ from bench.scene import Scene
 ROUNDS = 20
 AT_ONCE = 40
 AT_ONCE_ROUNDS = 5
+LIBVIRT_AT_ONCE = 8
 LAUNCHES = 7
 
 
@@ -58,9 +59,10 @@ async def measure_many(scene: Scene) -> list[Row]:
         await asyncio.gather(*(scene.pull_plug(name) for name in names))
         bare.append(AT_ONCE / await _bare_at_once(scene, names))
     if scene.libvirt:
-        for name in names:
+        few = names[:LIBVIRT_AT_ONCE]  # of 40 at once it starts one in two seconds
+        for name in few:
             scene.libvirt.define(name, scene.machine)
-        libvirt.append(AT_ONCE / clocked(lambda: _libvirt_at_once(scene, names)))
+        libvirt.append(len(few) / clocked(lambda: _libvirt_at_once(scene, few)))
     return [
         Row(
             what=f"{AT_ONCE} starts at once, guests per second",

@@ -26,6 +26,7 @@ from serai.disk.check import (
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
 from serai.disk.qcow2 import create_head
 from serai.errors import Code, HostFailure
 from serai.model.check import Fault, Finding, FindingKind
@@ -43,11 +44,13 @@ MACHINE = Machine(
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
     (tmp_path / "guests").mkdir()
+    layers = LayerFolder(tmp_path / "layers")
     return Folders(
         guests=tmp_path / "guests",
-        layers=LayerFolder(tmp_path / "layers"),
+        layers=layers,
         memory=MemoryFolder(tmp_path / "memory"),
         images=ImageFolder(tmp_path / "images"),
+        pools=PoolFolders(tmp_path / "volumes", layers),
     )
 
 

@@ -18,7 +18,7 @@ from test_disk_check import short, sound
 
 import serai
 from serai.client.words import parse_wish
-from serai.disk.check import Fault, Folders, Kind, find_damage, find_dangling
+from serai.disk.check import Folders, find_dangling, look_at_heads, look_at_volume
 from serai.disk.pools import MARK, PoolFolders, check_pool_path, create_pool, remove_pool
 from serai.disk.qcow2 import create_head
 from serai.errors import Code, Conflict, HostFailure, Invalid, SeraiError
@@ -31,6 +31,7 @@ from serai.model.actions import (
     ExportVolume,
     LaunchGuest,
 )
+from serai.model.check import Fault, FindingKind
 from serai.model.guest import GuestSpec, Volume
 from serai.model.image import DiskFormat
 from serai.model.machine import Drive, LayerFile, Media
@@ -83,8 +84,8 @@ async def test_volumes_and_pools_are_kept_by_unique_names(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def pools(tmp_path: Path, folders: Folders) -> PoolFolders:
-    return PoolFolders(tmp_path / "volumes", folders.layers)
+def pools(folders: Folders) -> PoolFolders:
+    return folders.pools
 
 
 def test_a_pool_is_a_marked_folder_and_goes_without_trace(
@@ -149,7 +150,6 @@ def test_paths_that_no_pool_can_have(wrong: str) -> None:
 
 async def test_check_knows_volumes(tmp_path: Path, folders: Folders, pools: PoolFolders) -> None:
     known = await sound(folders)
-    folders = dataclasses.replace(folders, pools=pools)
     free, lost = a_volume(1), a_volume(2, layer="none")
     taken, forgotten = a_volume(3, attached_to=known.guests[0].id), a_volume(4, attached_to="gone")
     create_head(pools.heads("default") / free.head, virtual_size=8 * MIB)
@@ -159,15 +159,17 @@ async def test_check_knows_volumes(tmp_path: Path, folders: Folders, pools: Pool
     guest = a_guest(1, volumes=(*known.guests[0].volumes, entry))
     known = dataclasses.replace(known, guests=[guest], volumes=[free, lost, taken, forgotten])
     assert short(find_dangling(known)) == [
-        (Fault.DANGLING, Kind.VOLUME, lost.id, False),
-        (Fault.DANGLING, Kind.VOLUME, forgotten.id, False),
+        (Fault.DANGLING, FindingKind.VOLUME, lost.id, False),
+        (Fault.DANGLING, FindingKind.VOLUME, forgotten.id, False),
     ]
-    assert short(await find_damage(known, folders)) == [
-        (Fault.MISSING, Kind.GUEST, guest.id, False),
-        (Fault.MISSING, Kind.VOLUME, lost.id, False),
+    looked = look_at_heads(guest, folders)
+    looked += [each for one in known.volumes for each in look_at_volume(one, folders)]
+    assert short(looked) == [
+        (Fault.MISSING, FindingKind.GUEST, guest.id, False),
+        (Fault.MISSING, FindingKind.VOLUME, lost.id, False),
     ]
     stolen = dataclasses.replace(known, volumes=[a_volume(3)])
-    assert short(find_dangling(stolen)) == [(Fault.DANGLING, Kind.VOLUME, taken.id, False)]
+    assert short(find_dangling(stolen)) == [(Fault.DANGLING, FindingKind.VOLUME, taken.id, False)]
 
 
 # -- a fake QEMU -----------------------------------------------------------------------------------
