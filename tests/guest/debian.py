@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from keeper import Daemon, wait_for
-from tiny import CACHE, ROOT
+from tiny import CACHE, ROOT, built_once
 
 from serai import Guest, SeraiError
 
@@ -21,11 +21,7 @@ def state_with_debian() -> Path:
     for pattern in MADE_FROM:
         for path in sorted((ROOT / "src" / "serai").glob(pattern)):
             digest.update(path.read_bytes())
-    folder = CACHE / f"debian-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        _build(folder)
-    return folder
+    return built_once(f"debian-{digest.hexdigest()[:16]}", _build)
 
 
 def _build(folder: Path) -> None:

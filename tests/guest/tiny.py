@@ -3,12 +3,16 @@
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from keeper import Daemon
 
+from serai.testing.household import locked
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".work" / "cache"
+BUILD_LIMIT = 600.0
 MADE_FROM = (
     "disk/build_tiny.py",
     "disk/linux.py",
@@ -26,10 +30,16 @@ def state_with_tiny() -> Path:
     for pattern in MADE_FROM:
         for path in sorted((ROOT / "src" / "serai").glob(pattern)):
             digest.update(path.read_bytes())
-    folder = CACHE / f"tiny-{digest.hexdigest()[:16]}"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        _build(folder)
+    return built_once(f"tiny-{digest.hexdigest()[:16]}", _build)
+
+
+def built_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the folder ``name`` of the cache; of several processes that lack it one builds it."""
+    folder = CACHE / name
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with locked(CACHE / f"{name.partition('-')[0]}.lock", BUILD_LIMIT):
+        if not folder.exists():
+            build(folder)
     return folder
 
 

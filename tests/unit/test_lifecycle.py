@@ -94,23 +94,23 @@ def test_the_drawing_is_what_the_tables_say():
 # -- what holds in every state -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", ON_STATES)
+@pytest.mark.parametrize("state", sorted(ON_STATES))
 def test_where_there_is_a_process_it_can_be_killed(state: GuestState):
     assert admit(state, V.KILL) == admit(state, V.DESTROY) == Accept(S.STOPPING)
 
 
-@pytest.mark.parametrize("state", ON_STATES)
+@pytest.mark.parametrize("state", sorted(ON_STATES))
 def test_where_there_is_a_process_the_guest_is_not_deleted(state: GuestState):
     assert isinstance(admit(state, V.DELETE), Deny)
 
 
-@pytest.mark.parametrize("state", set(GuestState) - ON_STATES)
+@pytest.mark.parametrize("state", sorted(set(GuestState) - ON_STATES))
 def test_without_a_process_nobody_talks_or_looks(state: GuestState):
     for verb in (V.TALK, V.LOOK, V.PAUSE, V.RESUME):
         assert isinstance(admit(state, verb), Deny)
 
 
-@pytest.mark.parametrize("state", ON_STATES)
+@pytest.mark.parametrize("state", sorted(ON_STATES))
 def test_an_end_of_the_process_is_seen_in_every_state_that_has_one(state: GuestState):
     assert after(state, H.EXITED) not in ON_STATES
     if state is not S.STOPPING:
@@ -151,7 +151,7 @@ def test_every_state_is_reached_from_creating():
     assert reached == set(GuestState)
 
 
-@pytest.mark.parametrize("state", set(GuestState) - {S.CREATING, S.DELETING})
+@pytest.mark.parametrize("state", sorted(set(GuestState) - {S.CREATING, S.DELETING}))
 def test_from_everywhere_force_leads_out(state: GuestState):
     """Whatever a guest is in, a forced delete takes it away in two turns."""
     if state in ON_STATES:
