@@ -24,11 +24,11 @@ def test_its_agent_answers_soon(daemon: Daemon) -> None:
 
 
 def test_it_has_an_address_and_a_way_out(guest: Guest) -> None:
-    def address() -> bool:
-        return "inet 10.0.2.15/24" in guest.run("ip -4 address show eth0").stdout
+    def has_a_way_out() -> bool:
+        return "default via 10.0.2.2" in guest.run("ip route").stdout
 
-    wait_for("DHCP gave an address", address)
-    assert "default via 10.0.2.2" in guest.run("ip route").stdout
+    wait_for("DHCP gave an address and a way out", has_a_way_out)
+    assert "inet 10.0.2.15/24" in guest.run("ip -4 address show eth0").stdout
     assert guest.run("cat /etc/resolv.conf").stdout == "nameserver 10.0.2.3\n"
 
 

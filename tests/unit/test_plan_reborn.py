@@ -12,6 +12,7 @@ def test_values_are_never_part_of_the_script():
         name="web1",
         machine_id="0a-1b",
         macs={"52:54:00:00:00:01": "52:54:00:00:00:02", "02::3": "02::4"},
+        asks_anew=True,
         seed=SEED,
         now=99.6,
     )
@@ -24,7 +25,7 @@ def test_values_are_never_part_of_the_script():
 def test_the_shell_reads_both():
     for argv, env in (
         back_words(seed=SEED, now=1.0),
-        birth_words(name="a", machine_id="b", macs={"c": "d"}, seed=SEED, now=1.0),
+        birth_words(name="a", machine_id="b", macs={"c": "d"}, asks_anew=False, seed=SEED, now=1.0),
         renewal_words(["c", "d"]),
     ):
         shell, _, script = argv

@@ -270,6 +270,7 @@ async def _tell_who_it_is(
             name=record.spec.name,
             machine_id=record.id,
             macs=macs_of(parent, record),
+            asks_anew=bool(record.ports),
             seed=seed,
             now=now,
         )

@@ -39,6 +39,7 @@ for port in /sys/class/net/*; do
     read -r mac <"$port/address"
     for pair in $MACS; do
         [ "$mac" = "${pair%=*}" ] || continue
+        if [ -z "$ANEW" ]; then ip link set dev "${port##*/}" address "${pair#*=}"; break; fi
         # down and up: the IPv6 addresses that the old one made go, the new one makes its own
         ip link set dev "${port##*/}" down
         ip link set dev "${port##*/}" address "${pair#*=}"
@@ -86,17 +87,25 @@ def macs_of(parent: GuestRecord, child: GuestRecord) -> dict[str, str]:
 
 
 def birth_words(
-    *, name: str, machine_id: str, macs: Mapping[str, str], seed: str, now: float
+    *,
+    name: str,
+    machine_id: str,
+    macs: Mapping[str, str],
+    asks_anew: bool,
+    seed: str,
+    now: float,
 ) -> tuple[list[str], Mapping[str, str]]:
     """Return the command and its environment that make a forked guest somebody new.
 
     ``machine_id`` is a UUID, ``macs`` says which MAC address becomes which, ``seed`` is a text that
-    nobody can guess; ``now`` is seconds since the epoch.
+    nobody can guess; ``now`` is seconds since the epoch. ``asks_anew``: it will ask for addresses again
+    (``renewal_words``), so it may lose those that it has; otherwise it keeps them, and its routes.
     """
     environment = {
         "NAME": name,
         "MACHINE_ID": machine_id.replace("-", ""),
         "MACS": " ".join(f"{old}={new}" for old, new in macs.items()),
+        "ANEW": "yes" if asks_anew else "",
         "SEED": seed,
         "NOW": str(round(now)),
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
