@@ -97,6 +97,7 @@ class Family:
         instance = await Instance.prepare(
             machine,
             memory_fd=memory_fd,
+            taps={},
             capabilities=folder.capabilities,
             run_dir=folder.run_dir,
             state_dir=folder.state_dir,

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from packaged import MEMTEST_ISO, from_package, memtest
 
 from serai.disk.images import ImageFolder
 from serai.disk.importing import import_image
@@ -28,10 +29,8 @@ from serai.model.node import Capabilities
 from serai.settings import read_settings
 from serai.units import GIB, MIB
 
-MEMTEST = "/boot/memtest86+x64.bin"
-MEMTEST_ISO = "/usr/lib/memtest86+/memtest86+x64.iso"
 INSTALLER = "debian-installer-12-netboot-amd64"
-INSTALLER_FOLDER = "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
+INSTALLER_FOLDER = "/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64"
 CAPABILITIES = Capabilities(
     qemu_path="",
     qemu_version="",
@@ -120,7 +119,9 @@ async def test_disk_boots_under_its_head(tmp_path: Path, form: str) -> None:
 
 
 async def test_memtest_kernel(tmp_path: Path) -> None:
-    image, folder = await bring(tmp_path, MEMTEST, kernel=True, cmdline="console=ttyS0,115200")
+    image, folder = await bring(
+        tmp_path, str(memtest()), kernel=True, cmdline="console=ttyS0,115200"
+    )
     async with booted(
         tmp_path, "-kernel", str(folder / "kernel"), "-append", image.cmdline
     ) as serial:
@@ -128,7 +129,7 @@ async def test_memtest_kernel(tmp_path: Path) -> None:
 
 
 async def test_memtest_medium_beside_an_empty_disk(tmp_path: Path) -> None:
-    image, folder = await bring(tmp_path, MEMTEST_ISO)
+    image, folder = await bring(tmp_path, str(memtest(MEMTEST_ISO)))
     (tmp_path / "guest").mkdir()
     chain = create_root(tmp_path / "guest", image, folder, 0)
     screen, monitor = tmp_path / "screen", tmp_path / "monitor.sock"
@@ -152,31 +153,15 @@ async def test_memtest_medium_beside_an_empty_disk(tmp_path: Path) -> None:
         writer.close()
 
 
-@pytest.fixture(scope="session")
-def installer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Debian's installer: the installed package, else one that is downloaded and unpacked."""
-    installed = Path("/") / INSTALLER_FOLDER
-    if installed.exists():
-        return installed
-    folder = tmp_path_factory.mktemp("installer")
-    got = subprocess.run(["apt-get", "download", INSTALLER], cwd=folder, capture_output=True)
-    if got.returncode:
-        pytest.skip(f"{INSTALLER} is not installed and can't be downloaded")
-    package = next(folder.glob("*.deb"))
-    members = [f"./{INSTALLER_FOLDER}/{name}" for name in ("linux", "initrd.gz")]
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE
-    ) as unpacking:
-        subprocess.run(["tar", "-x", *members], stdin=unpacking.stdout, cwd=folder, check=True)
-    return folder / INSTALLER_FOLDER
-
-
-async def test_debian_installer(tmp_path: Path, installer: Path) -> None:
+async def test_debian_installer(tmp_path: Path) -> None:
+    linux, initrd = from_package(
+        INSTALLER, f"{INSTALLER_FOLDER}/linux", f"{INSTALLER_FOLDER}/initrd.gz"
+    )
     image, folder = await bring(
         tmp_path,
-        str(installer / "linux"),
+        str(linux),
         kernel=True,
-        initrd=str(installer / "initrd.gz"),
+        initrd=str(initrd),
         cmdline="console=ttyS0 DEBIAN_FRONTEND=text",
     )
     argv = ["-kernel", str(folder / "kernel"), "-initrd", str(folder / "initrd")]

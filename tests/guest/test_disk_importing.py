@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from packaged import MEMTEST_ISO, memtest
 
 from serai.disk.images import ImageFolder, NewImage
 from serai.disk.importing import import_image
@@ -27,8 +28,6 @@ from serai.model.node import Capabilities
 from serai.settings import Settings, read_settings
 from serai.units import GIB, KIB, MIB
 
-MEMTEST = Path("/boot/memtest86+x64.bin")
-MEMTEST_ISO = Path("/usr/lib/memtest86+/memtest86+x64.iso")
 SIZE = 8 * MIB
 
 
@@ -160,7 +159,7 @@ async def test_conversion(raw: Path, scratch: Path, tmp_path: Path, kind: str) -
 
 
 async def test_medium(scratch: Path) -> None:
-    new = await bring(MEMTEST_ISO, scratch)
+    new = await bring(memtest(MEMTEST_ISO), scratch)
     assert (new.kind, new.disk_format, new.virtual_size) == (ImageKind.CDROM, DiskFormat.RAW, 0)
     assert (new.firmware, new.agent) == (("bios", "uefi"), Expect.NO)
     assert new.details["label"] == "MT86PLUS_64"
@@ -169,7 +168,7 @@ async def test_medium(scratch: Path) -> None:
 async def test_kernel_and_initrd(scratch: Path, tmp_path: Path) -> None:
     initrd = tmp_path / "initrd"
     initrd.write_bytes(gzip.compress(b"070701"))
-    new = await bring(MEMTEST, scratch, kernel=True, initrd=str(initrd), cmdline="console=ttyS0")
+    new = await bring(memtest(), scratch, kernel=True, initrd=str(initrd), cmdline="console=ttyS0")
     assert (new.kind, new.cmdline, new.agent) == (ImageKind.KERNEL, "console=ttyS0", Expect.NO)
     assert new.details["kernel"].startswith("Memtest86+")
     assert (new.firmware, set(new.files())) == (("bios",), {"kernel", "initrd"})
@@ -178,8 +177,8 @@ async def test_kernel_and_initrd(scratch: Path, tmp_path: Path) -> None:
 async def test_kernel_is_checked(scratch: Path, raw: Path, tmp_path: Path) -> None:
     for source, options in [
         (raw, {"kernel": True}),
-        (MEMTEST, {}),
-        (MEMTEST, {"kernel": True, "initrd": str(raw)}),
+        (memtest(), {}),
+        (memtest(), {"kernel": True, "initrd": str(raw)}),
     ]:
         shutil.rmtree(scratch)
         scratch.mkdir()

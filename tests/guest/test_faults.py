@@ -120,6 +120,6 @@ def test_a_qemu_is_killed_in_the_midst(victim: Victim) -> None:
     assert hurt(case, "qmp migrate-incoming", -1)
     case.check(victim, False)
     assert hurt(case, "qmp cont", 0)
-    assert victim.inn.guest(SOURCE).info.state == "stopped"
+    assert victim.inn.guest(SOURCE).info.state in ("stopped", "crashed")  # whoever saw it first
     victim.inn.guest(SOURCE).restore("back", force=True)
     case.check(victim, True)

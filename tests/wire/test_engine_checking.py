@@ -15,6 +15,8 @@ from test_disk_layers import write_layer
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
+from serai.disk.pools import PoolFolders
+from serai.disk.seeds import SeedFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bus import Bus
 from serai.engine.checking import PHASES, SUBJECT, Checker
@@ -104,11 +106,14 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
     async with open_store(tmp_path / "serai.db") as store:
         journal = Journal(store, Bus(), lambda: 1000.0, Ballast(tmp_path / "ballast", 0))
         numbers = iter(range(10_000))
+        layers = LayerFolder(tmp_path / "layers")
         house = SimpleNamespace(
             places=places,
             journal=journal,
             jobs=Jobs(journal, lambda: f"job-{next(numbers):05}"),
-            layers=LayerFolder(tmp_path / "layers"),
+            layers=layers,
+            pools=PoolFolders(tmp_path / "volumes", layers),
+            seeds=SeedFolder(tmp_path / "seeds"),
             memory=MemoryFolder(tmp_path / "memory"),
             images=ImageFolder(tmp_path / "images"),
             shelf=Shelf(),

@@ -102,7 +102,7 @@ def make_driver(folder: Path, *answers: Answer, instance: Any = None) -> Any:
     instance = instance or SimpleNamespace(agent=FakeAgent(*answers))
     return SimpleNamespace(
         name="web1",
-        record=SimpleNamespace(id="id-1"),
+        record=SimpleNamespace(id="id-1", ports=()),
         house=make_house(folder),
         state=GuestState.RUNNING,
         instance=instance,
