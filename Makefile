@@ -26,7 +26,7 @@ test: dev lint ## all tests, with coverage (15 minutes at most)
 	    $(MAKE) --no-print-directory coverage | tail -n 1; exit $$status
 
 check: dev lint ## format, lint, types, dead code, layers, sizes, docs, unit and wire (2 minutes at most)
-	@$(PYTEST) tests/habits tests/unit tests/wire
+	@$(PYTEST) -n 2 --dist worksteal tests/habits tests/unit tests/wire
 
 lint: dev ## format, lint, types, dead code only
 	@.venv/bin/ruff format --check --quiet $(SOURCES) || { echo "run: make fmt"; exit 1; }

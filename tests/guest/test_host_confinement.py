@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from keeper import Daemon
 
 from serai import Guest
 from serai.host.cgroup import ROOT, Cgroups, find_layout
@@ -41,7 +42,9 @@ def test_qemu_is_apart_and_leaves_no_core(guest: Guest) -> None:
     assert os.getsid(pid) == os.getpgid(pid) == pid
 
 
-def test_memory_is_charged_to_the_guests_group(guest: Guest) -> None:
+def test_memory_is_charged_to_the_guests_group(daemon: Daemon, guest: Guest) -> None:
+    """Of one that was booted: a fork shares its memory with others."""
+    assert daemon.is_running
     folders = groups_of(guest)
     if not folders:
         assert Cgroups().note, "groups could be made, but were not"

@@ -222,6 +222,7 @@ def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> No
     one, two, alone = launch_all(daemon, one=("web",), two=("web",), alone=())
     before = one.info.ports
     alone.run(GREET.format(port=80, name="alone"))
+    wait_for("it has an address", lambda: "10.0.2." in alone.run("ip -4 address").stdout)
     inn.add_forward("alone", 8081, 80)
     assert heard(namespace, 8081) == b"hello from alone\n", "by QEMU's own network"
     alone.snapshot()
