@@ -208,6 +208,18 @@ def look(guest: Guest) -> str:
     return done.stdout
 
 
+def has_ended(daemon: Daemon, name: str) -> bool:
+    """Tell how it went with a guest: True when it has no process any more, False when it answers."""
+    ends = ("crashed", "stopped")
+
+    def is_settled() -> bool:
+        info = daemon.inn.guest(name).info
+        return info.state in ends or info.agent == "answering"
+
+    wait_for("it answers or has ended", is_settled)
+    return daemon.inn.guest(name).info.state in ends
+
+
 def reach(daemon: Daemon, name: str) -> Guest:
     """Wait until the agent of a guest answers."""
     wait_for("its agent answers", lambda: daemon.inn.guest(name).info.agent == "answering")
@@ -407,6 +419,9 @@ def fork_case(daemon: Daemon, snapshot: str = "") -> Case:
         assert len(made) in (0, 1 if snapshot else 2)
         assert not done or made
         for each in made:
+            if not done and has_ended(daemon, each.name):  # it was killed when it stood on its own
+                each.delete(force=True)
+                continue
             child = reach(daemon, each.name)
             assert snapshot or look(child) == seen
             assert child.run("hostname").stdout == f"{child.name}\n"
