@@ -93,8 +93,8 @@ async def _forks_of(scene: Scene, memory: int) -> list[Row]:
     cold, bare = [], []
     async with bare_frozen(scene, memory) as frozen:
         for _ in range(ROUNDS):
-            cold.append(await timed(fork(scene, source, "one")))
-            await remove(scene, "one")
+            cold.append(await timed(fork(scene, source, "child")))
+            await remove(scene, "child")
             bare.append(await bare_fork(scene, frozen, memory))
     pooled = await _pooled(scene, source)
     await remove(scene, source)
@@ -129,8 +129,8 @@ async def _pooled(scene: Scene, source: str) -> list[float]:
     await scene.post(f"/v1/guests/{source}/snapshots?wait=60", {"name": "pooled"})
     times = []
     for number in range(POOL_LEAD + ROUNDS):
-        taken = await timed(fork(scene, source, "one", snapshot="pooled"))
-        await remove(scene, "one")
+        taken = await timed(fork(scene, source, "child", snapshot="pooled"))
+        await remove(scene, "child")
         await asyncio.sleep(SETTLE)
         if number >= POOL_LEAD:
             times.append(taken)
