@@ -206,7 +206,7 @@ async def _durable_small(scene: Scene) -> tuple[list[float], list[float]]:
     await scene.launch("mother")
     await fork(scene, "mother", "little")
     for number in range(SMALL_CHANGES):
-        await _sh(scene, "little", "head -c 1M /dev/urandom >/small")
+        await _sh(scene, "little", "head -c 1048576 /dev/urandom >/small")
         small.append(await timed(_snap(scene, "little", f"s{number}")))
         restore = f"/v1/guests/little/snapshots/s{number}/restore?wait=60"
         restored.append(await timed(scene.post(restore, {"force": True})))
