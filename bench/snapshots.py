@@ -22,7 +22,7 @@ LISTINGS = 100
 LOOK_EVERY = 0.0003
 
 TICK = "(while :; do printf .; done >/dev/ttyS0) >/dev/null 2>&1 &"
-FILL = "head -c 64M /dev/urandom >/p; for i in $(seq 32); do cat /p; done >/f; sync"
+FILL = "head -c 67108864 /dev/urandom >/p; for i in $(seq 32); do cat /p; done >/f; sync"
 WRITE = """(while :; do for i in $(seq 32); do cat /p; done | dd of=/f bs=1M conv=notrunc; done) \
 >/dev/null 2>&1 &"""
 
@@ -160,7 +160,7 @@ async def measure_durable(scene: Scene) -> list[Row]:
     ]
 
 
-GIB_IN_USE = "head -c 64M /dev/urandom >/p; for i in $(seq 16); do cat /p; done >/f; rm /p"
+GIB_IN_USE = "head -c 67108864 /dev/urandom >/p; for i in $(seq 16); do cat /p; done >/f; rm /p"
 
 
 async def _durable_whole(scene: Scene) -> tuple[list[float], list[float]]:
