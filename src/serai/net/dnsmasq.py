@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 from pathlib import Path
 
 from serai.errors import Code, HostFailure
@@ -37,6 +38,33 @@ TOLD_OF_LOG = 2000
 READY_LIMIT, END_LIMIT = 10.0, 5.0
 CAPABILITIES = "-all,+net_admin,+net_raw,+net_bind_service"
 F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
+
+
+def rewrite_leases(path: Path, leases: tuple[Lease, ...]) -> bool:
+    """Keep only known leases in dnsmasq's file; False, and untouched, if it holds no others.
+
+    dnsmasq owns the folder: what lies there is opened once, through no link, and neither waited for
+    nor written to unless it is a plain file of one name. `HostFailure` if it is not.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise network_error(f"write {path}", error) from error
+    with open(descriptor, "r+b", buffering=0) as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise HostFailure(Code.NETWORK_FAILED, f"{path} is no plain file of one name")
+        untrusted = file.read().decode(errors="replace")
+        kept = kept_leases(untrusted, leases)
+        if kept == untrusted:
+            return False
+        file.seek(0)
+        file.truncate()
+        file.write(kept.encode())
+    return True
 
 
 class Resolver:
@@ -155,16 +183,7 @@ class Resolver:
 
         One that runs writes the file anew from what it remembers: it has to be ended too.
         """
-        path = self._folder / "leases" / "leases"
-        try:
-            untrusted = path.read_text(errors="replace")
-        except FileNotFoundError:
-            return False
-        kept = kept_leases(untrusted, leases)
-        if kept == untrusted:
-            return False
-        path.write_text(kept)
-        return True
+        return rewrite_leases(self._folder / "leases" / "leases", leases)
 
     def _write(self, path: Path, text: str) -> bool:
         """Have a file with this text, whole at any moment; True if it was another."""
