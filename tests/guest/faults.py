@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -251,10 +251,10 @@ def count_steps(daemon: Victim, case: Case) -> list[str]:
     return steps
 
 
-def die_at(daemon: Victim, case: Case, at: int, again: int = 0) -> bool:
-    """Have the daemon die at step ``at``, and the next at step ``again`` of its start; check.
+def die_at(daemon: Victim, case: Case, at: int | str, again: int = 0) -> bool:
+    """Have the daemon die before step ``at``, and the next at step ``again`` of its start; check.
 
-    Returns whether it died: later than its last step it does not.
+    ``at`` is as ``Trap.set`` has it. Returns whether it died: there may be no such step.
     """
     case.prepare(daemon)
     daemon.trap.set(at)
@@ -306,8 +306,8 @@ def _check(daemon: Victim, case: Case, *, done: bool) -> None:
     wait_tidy(daemon)
 
 
-def hurt_at(daemon: Victim, case: Case, at: int, which: Callable[[dict[int, str]], int]) -> str:
-    """Have the daemon stop before step ``at``, end a process of a guest, let it go on.
+def hurt_at(daemon: Victim, case: Case, at: str, which: Callable[[dict[int, str]], int]) -> str:
+    """Have the daemon stop before the first step ``at``, end a process of a guest, let it go on.
 
     ``which`` picks one of ``qemus``. Returns the code of the problem that came of it, "" for none.
     """
@@ -343,11 +343,6 @@ def qemus(daemon: Daemon) -> dict[int, str]:
 
 def _started(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def first(steps: Sequence[str], name: str) -> int:
-    """Return the number of the first step that begins so."""
-    return next(at for at, step in enumerate(steps, 1) if step.startswith(name))
 
 
 def sweep(daemon: Victim, case: Case, steps: Iterable[int]) -> int:

@@ -29,11 +29,12 @@ from serai.store.database import Store
 ON_DISKS = ("link", "rename", "replace", "unlink", "mkdir", "rmdir", "fsync", "truncate")
 QUIET_CALLS = frozenset({"guest-ping", "guest-exec-status"})
 SIZE = 1 << 16
-COUNT, AT, BY, TOLD = slice(0, 8), slice(8, 16), slice(16, 24), 24
+NAME_SIZE = 64
+COUNT, AT, BY, NAME, TOLD = slice(0, 8), slice(8, 16), slice(16, 24), slice(24, 24 + NAME_SIZE), 88
 
 
 class Trap:
-    """A file that two processes map: how many steps were made, at which to die, what they were."""
+    """A file that two processes map: how many steps were made, before which to die, what they were."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -44,12 +45,20 @@ class Trap:
             os.close(fd)
         self._lock = threading.Lock()
 
-    def set(self, at: int, by: int = signal.SIGKILL) -> None:
-        """Count from now on; send the daemon ``by`` before step number ``at`` (0: never)."""
-        self._map[AT] = bytes(8)
-        self._map[COUNT], self._map[BY] = bytes(8), by.to_bytes(8)
-        self._map[TOLD:] = bytes(SIZE - TOLD)
-        self._map[AT] = at.to_bytes(8)
+    def set(self, at: int | str, by: int = signal.SIGKILL) -> None:
+        """Count from now on; send the daemon ``by`` before a step, once.
+
+        ``at`` is its number (0: never), or how its name begins: the first such step is meant. Numbers
+        differ a little from one time to the next, so what is to hit one kind of step gives a name.
+        """
+        name = at.encode() if isinstance(at, str) else b""
+        assert len(name) <= NAME_SIZE
+        with self._lock:
+            self._map[AT], self._map[NAME] = bytes(8), bytes(NAME_SIZE)
+            self._map[COUNT], self._map[BY] = bytes(8), by.to_bytes(8)
+            self._map[TOLD:] = bytes(SIZE - TOLD)
+            self._map[NAME] = name.ljust(NAME_SIZE, b"\0")
+            self._map[AT] = (at if isinstance(at, int) else 0).to_bytes(8)
 
     def steps(self) -> list[str]:
         """Return what was done since ``set``; the last one was not done if that was deadly."""
@@ -64,7 +73,11 @@ class Trap:
             line = f"{name}\n".encode()
             if end + len(line) < SIZE:
                 self._map[end : end + len(line)] = line
-            if count == int.from_bytes(self._map[AT]):
+            wanted = self._map[NAME].rstrip(b"\0")
+            is_named = bool(wanted) and line.startswith(wanted)
+            if is_named:
+                self._map[NAME] = bytes(NAME_SIZE)
+            if is_named or count == int.from_bytes(self._map[AT]):
                 os.kill(os.getpid(), int.from_bytes(self._map[BY]))
 
 

@@ -36,13 +36,17 @@ class Told:
 
 @dataclass
 class FakeQemu:
-    """What to do: ``answers`` by command; a command in ``silent`` gets none until ``speak``."""
+    """What to do: ``answers`` by command; a command in ``silent`` gets none until ``speak``.
+
+    After its answer to the command ``last`` it ends.
+    """
 
     path: Path
     greeting: bytes | None = json.dumps(GREETING).encode() + b"\n"
     answers: dict[str, object] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    last: str = ""
     told: list[Told] = field(default_factory=list)
     connections: int = 0
     _late: list[Told] = field(default_factory=list)
@@ -155,6 +159,8 @@ class FakeQemu:
         else:
             reply["return"] = self.answers.get(told.name, {})
         self.send(json.dumps(reply).encode() + b"\n")
+        if told.name == self.last:
+            self.hang_up()
 
     def _drop_fd(self) -> None:
         if self._fd >= 0:

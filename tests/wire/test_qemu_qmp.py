@@ -84,6 +84,18 @@ async def test_a_bad_greeting_is_no_connection(tmp_path: Path, greeting: bytes |
         assert time.monotonic() - begun < SOON
 
 
+async def test_an_end_right_after_the_greeting_is_no_connection(tmp_path: Path) -> None:
+    async with fake_qemu(tmp_path / "qmp.sock", last="qmp_capabilities") as qemu:
+        for _ in range(20):  # the library sees the end before or after it is connected
+            try:
+                monitor = await Monitor.connect(qemu.path, lambda event: None, timeout=SOON)
+            except Interrupted as error:
+                assert error.code is Code.QMP_LOST
+            else:
+                await monitor.close()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_a_path_longer_than_an_address(tmp_path: Path) -> None:
     folder = tmp_path / ("d" * 100)
     folder.mkdir()
@@ -342,6 +354,18 @@ async def test_whether_a_port_is_open(qemu: FakeQemu, monitor: Monitor) -> None:
 async def test_run_states(qemu: FakeQemu, monitor: Monitor, word: str, state: RunState) -> None:
     qemu.answers["query-status"] = {"status": word, "running": False, "singlestep": False}
     assert await commands.query_status(monitor) is state
+
+
+async def test_going_on_waits_until_a_stream_is_finished(qemu: FakeQemu, monitor: Monitor) -> None:
+    qemu.errors["cont"] = "Migration is not finalized yet"
+    qemu.answers["query-status"] = {"status": "finish-migrate"}
+    asked = asyncio.ensure_future(commands.cont(monitor))
+    await qemu.wait_told("query-status", 2)
+    assert not asked.done()
+    del qemu.errors["cont"]
+    qemu.answers["query-status"] = {"status": "postmigrate"}
+    await asked
+    assert qemu.names().count("cont") == 2
 
 
 # -- the end -------------------------------------------------------------------------------------

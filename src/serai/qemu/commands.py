@@ -13,10 +13,12 @@ from typing import TypeVar
 import msgspec
 
 from serai.errors import Code, HostFailure, SeraiError
+from serai.host.supervise import wait_until
 from serai.model.volume import Limits
 from serai.qemu.qmp import Monitor
 
 TIMEOUT = 10.0
+FINISHING = 0.002
 
 T = TypeVar("T")
 
@@ -133,8 +135,26 @@ async def query_status(monitor: Monitor, timeout: float = TIMEOUT) -> RunState:
 
 
 async def cont(monitor: Monitor, timeout: float = TIMEOUT) -> None:
-    """Let the virtual CPUs run."""
-    await _ask(monitor, "cont", _Nothing, timeout)
+    """Let the virtual CPUs run.
+
+    QEMU tells that a stream has ended a moment before it has put itself in order (the state
+    ``finish-migrate``), and refuses this until then: it is asked once more afterwards.
+    """
+    try:
+        await _ask(monitor, "cont", _Nothing, timeout)
+    except HostFailure:
+        await wait_until(
+            "the end of a stream",
+            lambda: _is_in_order(monitor, timeout),
+            timeout=timeout,
+            every=FINISHING,
+        )
+        await _ask(monitor, "cont", _Nothing, timeout)
+
+
+async def _is_in_order(monitor: Monitor, timeout: float) -> bool:
+    answer = await _ask(monitor, "query-status", _Status, timeout)
+    return answer.status != "finish-migrate"
 
 
 async def stop(monitor: Monitor, timeout: float = TIMEOUT) -> None:

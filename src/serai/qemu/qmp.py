@@ -82,8 +82,11 @@ class Monitor:
             async with asyncio.timeout(timeout):
                 await client.connect(wire)
         except BaseException as error:
+            with contextlib.suppress(Exception):
+                await client.disconnect()
             wire.close()
-            if isinstance(error, TimeoutError | QMPError | OSError | EOFError):
+            # AssertionError: QEMU ended between its greeting and the library's last look at it
+            if isinstance(error, TimeoutError | QMPError | OSError | EOFError | AssertionError):
                 raise Interrupted(
                     Code.QMP_LOST,
                     f"the monitor did not answer within {timeout:g} s",
