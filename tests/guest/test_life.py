@@ -67,6 +67,12 @@ def test_a_stop_without_an_agent_presses_the_power_button(guest: Guest) -> None:
     assert "Power down" in guest.log(tail=400)
 
 
+def test_a_stop_while_it_boots_is_heard_later(daemon: Daemon, guest: Guest) -> None:
+    guest.restart(force=True)
+    guest.stop(timeout=60)
+    assert "Power down" in guest.log(tail=400)
+
+
 def test_a_guest_that_ignores_its_stop_is_forced(guest: Guest) -> None:
     guest.run("rm /sbin/acpid; kill -9 $(pidof acpid)")
     silence_agent(guest)

@@ -295,7 +295,10 @@ def _tell_end_again(driver: GuestDriver) -> None:
 
 
 async def _power_off(driver: GuestDriver, timeout: float) -> None:
-    """Ask the guest to power off and wait for it, at most ``timeout`` seconds."""
+    """Ask the guest to power off and wait for it, at most ``timeout`` seconds.
+
+    One that boots may not notice its power button yet: its agent is asked as soon as it is there.
+    """
     instance = driver.instance
     if instance is None or driver.powered_off.is_set():
         return
@@ -304,6 +307,9 @@ async def _power_off(driver: GuestDriver, timeout: float) -> None:
             await instance.go_on()
             if not await _ask_agent_to_power_off(driver):
                 await instance.press_power()
+                if not driver.agent_answered.is_set():
+                    await _either(driver.powered_off, driver.exited, driver.agent_answered)
+                    await _ask_agent_to_power_off(driver)
             await _either(driver.powered_off, driver.exited)
     except (TimeoutError, SeraiError):
         pass  # then by force: the caller goes on to end the process
