@@ -20,6 +20,7 @@ from pathlib import Path
 import uvloop
 
 from serai.api.app import build_app, serve
+from serai.disk.firmware import FirmwareFolder
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
@@ -180,6 +181,7 @@ async def _open_engine(
             layers=layers,
             pools=PoolFolders(places.volumes, layers),
             memory=memory,
+            firmware=FirmwareFolder(places.firmware),
             seeds=SeedFolder(places.seeds),
             bases=bases,
             shelf=Shelf(),

@@ -170,8 +170,7 @@ def check_tidy(daemon: Daemon) -> None:
     assert {name for name in names_in(state / "layers") if not name.endswith(".digest")} == layers
     stored = {each["id"] for each in memories} | {each["base"] for each in memories}
     assert names_in(state / "memory") == stored, (names_in(state / "memory"), stored)
-    firmware = {Path(name).stem for name in names_in(state / "firmware")}
-    assert firmware <= {each["id"] for each in snapshots}
+    assert names_in(state / "firmware") == {each.get("firmware", "") for each in snapshots} - {""}
     assert names_in(state / "scratch") == set()
     infos = {each.id: each.info for each in daemon.inn.guests()}
     assert {str(info.state) for info in infos.values()} <= AT_REST, infos

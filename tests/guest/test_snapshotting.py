@@ -134,6 +134,30 @@ def test_a_guest_with_uefi_is_forked_and_put_back(daemon: Daemon) -> None:
     assert not has(reach(daemon, "grandchild"), "/mark")
 
 
+def test_uefi_variables_live_as_long_as_a_snapshot_names_them(daemon: Daemon) -> None:
+    guest = daemon.inn.create("tiny", name="modern", firmware="uefi", memory="96MiB")
+    folder = daemon.home / "state" / "firmware"
+    guest.snapshot("s")
+    image = guest.snapshot("t").publish("modern")
+    (path,) = folder.iterdir()  # the same three times
+    sound = path.read_bytes()
+    guest.snapshots()[1].delete()
+    guest.delete()
+    daemon.stop()
+    path.write_bytes(sound[:-1] + b"?")
+    daemon.start()
+    with pytest.raises(SeraiError) as caught:
+        daemon.inn.launch("modern", name="one", wait=False)
+    assert caught.value.code is Code.SNAPSHOT_CORRUPT
+    assert daemon.inn.guests() == []
+    path.write_bytes(sound)
+    one = daemon.inn.launch("modern", name="one", wait=False)
+    assert (daemon.home / "state" / "guests" / one.id / "uefi-vars.fd").read_bytes()
+    one.delete(force=True)
+    daemon.inn.delete_image(image.name)
+    assert [*folder.iterdir()] == []
+
+
 def test_a_stopped_guest_is_saved_and_put_back(daemon: Daemon, disky: Guest) -> None:
     put(disky, "a", 0)
     before = sums(disky)
@@ -202,9 +226,10 @@ def test_a_flipped_bit_is_found_before_use(daemon: Daemon, disky: Guest) -> None
     put(disky, "a", 0)
     disky.snapshot("good")
     disky.stop(force=True)
+    assert daemon.inn.check().findings == ()  # layers have digests from now on
     daemon.stop()
-    files = [*daemon.home.glob("state/memory/*/*")]
-    assert len(files) >= 3
+    files = [*daemon.home.glob("state/memory/*/*"), *daemon.home.glob("state/layers/*.qcow2")]
+    assert len(files) >= 4
     for path in files:
         sound = path.read_bytes()
         where = next(at for at in range(len(sound) // 2, len(sound)) if sound[at])

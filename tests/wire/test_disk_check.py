@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from memory_samples import SIZE, STATE, a_page_set, a_ram, page
 from store_samples import a_guest, a_snapshot
@@ -16,6 +17,7 @@ from serai.disk.check import (
     find_dangling,
     find_orphans,
     find_stray_heads,
+    look_at_firmware,
     look_at_heads,
     look_at_image,
     look_at_layer,
@@ -23,6 +25,7 @@ from serai.disk.check import (
     memories_of,
     name_users,
 )
+from serai.disk.firmware import FirmwareFolder
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
@@ -49,6 +52,7 @@ def folders(tmp_path: Path) -> Folders:
         guests=tmp_path / "guests",
         layers=layers,
         memory=MemoryFolder(tmp_path / "memory"),
+        firmware=FirmwareFolder(tmp_path / "firmware"),
         images=ImageFolder(tmp_path / "images"),
         pools=PoolFolders(tmp_path / "volumes", layers),
     )
@@ -269,10 +273,24 @@ async def test_damage_is_found_in_what_was_read_before_and_seems_unchanged(folde
     path.write_bytes(content)
     facts = path.stat()
     stamp = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-    folders.layers._verified[layer.id] = stamp
+    folders.layers._found[layer.id] = (stamp, layer.digest)
     await folders.layers.verify(layer)
     found = await look_at_layer(layer, folders)
     assert found is not None and found.fault is Fault.DAMAGED
+
+
+async def test_damaged_uefi_variables_are_found(folders: Folders):
+    known = await sound(folders)
+    name = folders.firmware.put(b"variables")
+    snapshot = msgspec.structs.replace(known.snapshots[0], firmware=name)
+    assert look_at_firmware(snapshot, folders) == []
+    path = folders.firmware.path(name)
+    path.write_bytes(b"variablez")
+    (found,) = look_at_firmware(snapshot, folders)
+    assert (found.fault, found.kind, found.id) == (Fault.DAMAGED, FindingKind.SNAPSHOT, snapshot.id)
+    path.unlink()
+    (found,) = look_at_firmware(snapshot, folders)
+    assert found.fault is Fault.MISSING
 
 
 async def test_an_image_that_is_gone_is_found(folders: Folders):

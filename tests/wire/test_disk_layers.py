@@ -222,10 +222,11 @@ async def test_a_file_is_read_once(folder: LayerFolder, monkeypatch: pytest.Monk
     )
     for _ in range(3):
         await folder.verify(layer)
-    assert hashed == ["one.qcow2"]
+    assert hashed == []  # its digest was taken a moment ago
     folder.path("one").touch()
-    await folder.verify(layer)
-    assert len(hashed) == 2
+    for _ in range(3):
+        await folder.verify(layer)
+    assert hashed == ["one.qcow2"]
     with pytest.raises(HostFailure):
         await LayerFolder(folder.path_of_all).verify(replace(layer, digest="blake3-tree:00"))
 

@@ -12,6 +12,7 @@ from memory_samples import SIZE, STATE, a_page_set, a_ram, page
 from store_samples import a_guest, a_snapshot
 from test_disk_layers import write_layer
 
+from serai.disk.firmware import FirmwareFolder
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
@@ -115,6 +116,7 @@ async def peer(tmp_path: Path) -> AsyncIterator[Peer]:
             pools=PoolFolders(tmp_path / "volumes", layers),
             seeds=SeedFolder(tmp_path / "seeds"),
             memory=MemoryFolder(tmp_path / "memory"),
+            firmware=FirmwareFolder(tmp_path / "firmware"),
             images=ImageFolder(tmp_path / "images"),
             shelf=Shelf(),
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from serai.disk.firmware import FirmwareFolder
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
@@ -52,6 +53,7 @@ class Folders:
     guests: Path
     layers: LayerFolder
     memory: MemoryFolder
+    firmware: FirmwareFolder
     images: ImageFolder
     pools: PoolFolders
 
@@ -361,6 +363,16 @@ def look_at_heads(guest: GuestRecord, folders: Folders) -> list[Finding]:
             what = f"the disk {volume.head} of {guest.spec.name}"
             found += _unusable(FindingKind.GUEST, guest.id, head, what)
     return found
+
+
+def look_at_firmware(snapshot: SnapshotRecord, folders: Folders) -> list[Finding]:
+    """Read a snapshot's UEFI variables; return what is wrong with them. Blocking, quick."""
+    try:
+        folders.firmware.get(snapshot.firmware)
+    except HostFailure as error:
+        is_gone = not folders.firmware.path(snapshot.firmware).exists()
+        return [damage_of(FindingKind.SNAPSHOT, snapshot.id, error, is_gone=is_gone)]
+    return []
 
 
 def look_at_volume(volume: VolumeRecord, folders: Folders) -> list[Finding]:

@@ -49,7 +49,7 @@ class LayerFolder:
 
     def __init__(self, path: Path) -> None:
         self.path_of_all = path
-        self._verified: dict[str, Stamp] = {}
+        self._found: dict[str, tuple[Stamp, str]] = {}
         self._merging = asyncio.Lock()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -98,7 +98,7 @@ class LayerFolder:
     def delete(self, layer_id: str) -> None:
         """Delete a layer (done already: fine). A head that still has its own name becomes writable."""
         path = self.path(layer_id)
-        self._verified.pop(layer_id, None)
+        self._found.pop(layer_id, None)
         with naming_disk_problems(f"deleting the layer {layer_id}"):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_nlink > 1:
@@ -150,9 +150,13 @@ class LayerFolder:
         """
         path = self.path(layer_id)
         try:
-            return await run_in_thread(lambda pulse: _hash(path, pulse), _telling(progress))
+            stamp = _stamp(path)
+            digest = await run_in_thread(lambda pulse: _hash(path, pulse), _telling(progress))
+            if _stamp(path) == stamp:
+                self._found[layer_id] = (stamp, digest)
         except OSError as error:
             raise _corrupt(layer_id, _why(error)) from error
+        return digest
 
     def is_settled(self, layer_id: str) -> bool:
         """Tell whether nobody writes to a layer: it is no guest's head any more."""
@@ -177,15 +181,15 @@ class LayerFolder:
         With ``again`` it is read whether or not it was before. Without a digest in ``layer`` only its
         header is checked. Raises HostFailure (``snapshot-corrupt``) that names the layer.
         """
+        path = self.path(layer.id)
         self.file(layer)
-        stamp = _stamp(self.path(layer.id))
-        if not layer.digest or (self._verified.get(layer.id) == stamp and not again):
+        if not layer.digest:
             return
-        found = await self.hash(layer.id, progress=progress)
-        if found not in (layer.digest, _read_digest(self.path(layer.id))):
+        stamp, digest = self._found.get(layer.id, ((), ""))
+        if again or stamp != _stamp(path):
+            digest = await self.hash(layer.id, progress=progress)
+        if digest not in (layer.digest, _read_digest(path)):
             raise _corrupt(layer, "its content is not what was stored")
-        if _stamp(self.path(layer.id)) == stamp:
-            self._verified[layer.id] = stamp
 
     async def merge(
         self, child_id: str, parent_id: str, *, progress: Progress = no_progress

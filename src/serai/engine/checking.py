@@ -22,6 +22,7 @@ from serai.disk.check import (
     find_dangling,
     find_orphans,
     find_stray_heads,
+    look_at_firmware,
     look_at_heads,
     look_at_image,
     look_at_layer,
@@ -85,6 +86,7 @@ class Checker:
             guests=house.places.guests,
             layers=house.layers,
             memory=house.memory,
+            firmware=house.firmware,
             images=house.images,
             pools=house.pools,
         )
@@ -109,6 +111,8 @@ class Checker:
         found += self._look_at_guests()
         for volume in began.volumes:
             found += look_at_volume(volume, self._folders)
+        for snapshot in began.snapshots:
+            found += look_at_firmware(snapshot, self._folders)
         found += await self._read(job, began, memories, sorted(digests))
         await job.enter("mend")
         known = self._known()

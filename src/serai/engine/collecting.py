@@ -46,9 +46,8 @@ async def _delete_files(
     house: House, snapshots: Collection[SnapshotRecord], memories: Collection[FrozenMemory]
 ) -> None:
     kept = [each.memory for each in house.shelf.snapshots.values() if each.memory]
-    for snapshot in snapshots:
-        path = house.places.firmware / f"{snapshot.id}.fd"
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+    if house.shelf.is_whole:  # else a record that can't be read may name it too
+        house.firmware.keep_only(house.shelf.firmware_names())
     for memory in {each.id for each in memories} - {each.id for each in kept}:
         await asyncio.to_thread(house.memory.delete, memory)
     bases = {each.base for each in memories} - {each.base for each in kept}

@@ -83,17 +83,20 @@ class Moment:
 class Frozen:
     """A guest at one moment: its record, its disks and, if it ran and that was wanted, its memory.
 
-    ``uefi_vars`` are its firmware's variables, b"" under BIOS.
+    ``uefi_vars`` are its firmware's variables, b"" under BIOS. Until it is closed its layers are held:
+    nothing may stand on them yet.
     """
 
     record: GuestRecord
     volumes: tuple[FrozenVolume, ...]
     layers: tuple[Layer, ...]
     moment: Moment | None
-    uefi_vars: bytes = b""
+    uefi_vars: bytes
+    holding: contextlib.ExitStack
 
     def close(self) -> None:
-        """Let go of the memory's descriptors."""
+        """Let go of the memory's descriptors, and of the layers."""
+        self.holding.close()
         if self.moment is not None:
             self.moment.close()
 
@@ -118,7 +121,7 @@ async def freeze(
 
     With ``only`` just those of its volumes get new heads; what is shared read-only never does.
 
-    A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
+    What is returned is to be closed. A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
     ids = [driver.house.new_id() for _ in driver.record.volumes]
@@ -157,12 +160,14 @@ async def _freeze(
     finally:
         driver.is_being_frozen = False
     await _drop_old_heads(driver, record)
+    uefi_vars = await asyncio.to_thread(_read_firmware, driver)
     return Frozen(
         record=record,
         volumes=frozen,
         layers=heads.layers,
         moment=moment,
-        uefi_vars=await asyncio.to_thread(_read_firmware, driver),
+        uefi_vars=uefi_vars,
+        holding=driver.house.shelf.hold(each.layer for each in frozen if each.layer),
     )
 
 

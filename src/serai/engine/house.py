@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serai.disk.firmware import FirmwareFolder
 from serai.disk.images import ImageFolder
 from serai.disk.layers import LayerFolder
 from serai.disk.memory import MemoryFolder
@@ -44,6 +45,7 @@ class House:
     layers: LayerFolder
     pools: PoolFolders
     memory: MemoryFolder
+    firmware: FirmwareFolder
     seeds: SeedFolder
     bases: Bases
     shelf: Shelf

@@ -7,7 +7,7 @@ what runs in a guest's task (``freezing``, ``plugging``).
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from serai.engine.under_way import UnderWay
 from serai.errors import Code, Conflict, NotFound
@@ -64,6 +64,13 @@ class Shelf:
         finally:
             self._held[layer] -= 1
 
+    def hold(self, layers: Iterable[str]) -> ExitStack:
+        """Hold several layers, from now on and until what is returned is closed."""
+        stack = ExitStack()
+        for layer in layers:
+            stack.enter_context(self.holding(layer))
+        return stack
+
     def find_volume(self, name_or_id: str) -> VolumeRecord:
         """Return a volume; NotFound (``volume-not-found``)."""
         for each in self.volumes.values():
@@ -104,6 +111,10 @@ class Shelf:
         """Return the ids of all memories and bases that snapshots have."""
         memories = [each.memory for each in self.snapshots.values() if each.memory]
         return {each.id for each in memories} | {each.base for each in memories}
+
+    def firmware_names(self) -> set[str]:
+        """Return the names of all UEFI variables that snapshots have."""
+        return {each.firmware for each in self.snapshots.values()} - {""}
 
     def find(self, guest: GuestRecord, name_or_id: str) -> SnapshotRecord:
         """Return a snapshot of ``guest``; NotFound (``snapshot-not-found``), also for a foreign one."""

@@ -9,11 +9,12 @@ all of it is durable.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
-from serai.disk.files import naming_disk_problems, write_durably
+from serai.disk.firmware import firmware_name
 from serai.disk.volumes import is_empty_head
 from serai.engine.collecting import collect, delete_files, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver
@@ -35,8 +36,16 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import ON_STATES, Deny, Verb, admit
-from serai.model.snapshot import FrozenMemory, FrozenVolume, Snapshot, SnapshotRecord, SnapshotState
+from serai.model.snapshot import (
+    FrozenMemory,
+    FrozenVolume,
+    Layer,
+    Snapshot,
+    SnapshotRecord,
+    SnapshotState,
+)
 from serai.plan.admission import refusal
+from serai.plan.layers import chain
 from serai.plan.snapshot import check_memory_fits, pick_name
 from serai.store.changes import Change, DropSnapshot, PutSnapshot
 from serai.units import check_snapshot_name
@@ -258,7 +267,7 @@ class SnapshotKeeper:
             frozen = await driver.do(Verb.SNAPSHOT, lambda: self._freeze(driver, action, snapshot))
             try:
                 await job.enter("store")
-                await asyncio.to_thread(self._store_firmware, snapshot.id, frozen)
+                await self._store_firmware(snapshot.id, frozen)
                 memory = await self._store(job, snapshot.id, frozen.moment)
             finally:
                 frozen.close()
@@ -297,12 +306,12 @@ class SnapshotKeeper:
             with shelf.under_way.on(snapshot_id, moment.base):
                 return await self._store_memory(job, snapshot_id, moment)
 
-    def _store_firmware(self, snapshot_id: str, frozen: Frozen) -> None:
-        if frozen.uefi_vars:
-            folder = self._house.places.firmware
-            folder.mkdir(mode=0o700, exist_ok=True)
-            with naming_disk_problems("storing the UEFI variables"):
-                write_durably(folder / f"{snapshot_id}.fd", frozen.uefi_vars)
+    async def _store_firmware(self, snapshot_id: str, frozen: Frozen) -> None:
+        """Keep the firmware's variables; the snapshot on the shelf names them from now on."""
+        shelf, name = self._house.shelf, firmware_name(frozen.uefi_vars)
+        with self._house.firmware.held(name):
+            await asyncio.to_thread(self._house.firmware.put, frozen.uefi_vars)
+            shelf.put(msgspec.structs.replace(shelf.snapshots[snapshot_id], firmware=name))
 
     async def _store_memory(self, job: LiveJob, snapshot_id: str, moment: Moment) -> FrozenMemory:
         house = self._house
@@ -344,11 +353,23 @@ class SnapshotKeeper:
     async def load(self, snapshot: SnapshotRecord) -> Frozen:
         """Return a stored snapshot as it was when it was frozen; all of it is verified.
 
-        Raises HostFailure (``snapshot-corrupt``) that names what is not as it was stored.
+        It is to be closed. Raises HostFailure (``snapshot-corrupt``) that names what is not as it was
+        stored.
         """
+        holding = self._house.shelf.hold(each.layer for each in snapshot.volumes if each.layer)
+        try:
+            return await self._load(snapshot, holding)
+        except BaseException:
+            holding.close()
+            raise
+
+    async def _load(self, snapshot: SnapshotRecord, holding: ExitStack) -> Frozen:
         shelf, memory = self._house.shelf, snapshot.memory
         moment = None
         shelf.used[snapshot.id] = self._house.journal.now()
+        uefi_vars = await asyncio.to_thread(self._house.firmware.get, snapshot.firmware)
+        for volume in snapshot.volumes:
+            await self._verify_layers(volume.layer)
         if memory is not None:
             await self._house.bases.find(memory.base)
             pages_fd, state_fd = await self._house.memory.load(memory.id)
@@ -360,14 +381,27 @@ class SnapshotKeeper:
                 quiesced=snapshot.quiesced,
             )
         layers = tuple(shelf.layers[each.layer] for each in snapshot.volumes if each.layer)
-        firmware = self._house.places.firmware / f"{snapshot.id}.fd"
         return Frozen(
             record=snapshot.guest,
             volumes=snapshot.volumes,
             layers=layers,
             moment=moment,
-            uefi_vars=firmware.read_bytes() if firmware.exists() else b"",
+            uefi_vars=uefi_vars,
+            holding=holding,
         )
+
+    async def _verify_layers(self, top: str) -> None:
+        """Verify a layer and all below it, as they are then: two may be made one meanwhile."""
+        layers, sound = self._house.shelf.layers, set[Layer]()
+        while found := [each for each in chain(layers, top) if each not in sound]:
+            layer = found[0]
+            try:
+                await self._house.pools.layers_of(layer).verify(layer)
+            except HostFailure:
+                if layers.get(layer.id) is layer:
+                    raise
+            else:
+                sound.add(layer)
 
     async def _restore(self, job: LiveJob, driver: GuestDriver, snapshot: SnapshotRecord) -> None:
         await job.enter("prepare")
@@ -437,9 +471,8 @@ class SnapshotKeeper:
         await asyncio.to_thread(self._house.layers.sweep, layers)
         await asyncio.to_thread(self._house.memory.sweep, memories)
         shelf.bases = await asyncio.to_thread(self._house.memory.bases)
-        for path in self._house.places.firmware.glob("*.fd"):
-            if path.stem not in shelf.snapshots and shelf.is_whole:
-                path.unlink()
+        if shelf.is_whole:
+            self._house.firmware.keep_only(shelf.firmware_names())
         return sentences
 
     def _event(self, kind: EventKind, driver: GuestDriver, snapshot: SnapshotRecord) -> Any:

@@ -128,10 +128,11 @@ class VolumeMoments:
             return await settle(house, volume)
         driver = self._find(volume.attached_to)
         entry = find_entry(driver.record, volume_id)
-        await driver.do(
+        frozen = await driver.do(
             Verb.SNAPSHOT,
             lambda: freeze(driver, memory=False, quiesce=False, only={entry.name}),
         )
+        frozen.close()
         return current(house.shelf.find_volume(volume_id), list(house.shelf.guests()))
 
     # -- snapshots ---------------------------------------------------------------------------------

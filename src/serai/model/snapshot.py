@@ -87,7 +87,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     ``parent`` is the snapshot that the guest stood on when this one was made ("": none), so that
     the snapshots of a guest are a tree. ``schedule`` names the schedule that made it, and
-    ``schedule_id`` is its id: only that schedule may delete it.
+    ``schedule_id`` is its id: only that schedule may delete it. ``firmware`` names its UEFI
+    variables ("" under BIOS).
     """
 
     id: str
@@ -103,6 +104,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     quiesced: bool = False
     volumes: tuple[FrozenVolume, ...] = ()
     memory: FrozenMemory | None = None
+    firmware: str = ""
     problem: Problem | None = None
 
 
