@@ -30,7 +30,7 @@ LEAST_MEMORY = 1 * GIB
 MEND_TIMEOUT = 900.0
 SUDO_TIMEOUT = 10.0
 
-NETWORK_PROGRAMS = ("nft", "dnsmasq")
+NETWORK_PROBES = ("nft", "/etc/protocols", "dnsmasq")
 TUN = "/dev/net/tun"
 
 NOT_ROOT = "not root: all guests run as you; they are kept apart by the sandbox only"
@@ -182,7 +182,7 @@ def _rights(seen: Seen) -> Finding:
 
 def _networks(seen: Seen) -> Finding:
     """Routing between interfaces is no finding: it is switched on when a network needs it."""
-    gone = [package for package in seen.missing if package.probe in NETWORK_PROGRAMS]
+    gone = [package for package in seen.missing if package.probe in NETWORK_PROBES]
     if gone:
         return _missing_programs(gone)
     if os.geteuid() != 0:

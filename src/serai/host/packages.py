@@ -2,12 +2,13 @@
 
 Only the standard library is imported here: ``scripts/setup`` runs this file with the system's
 Python before anything else is installed: ``python3 src/serai/host/packages.py`` prints what is
-missing, one name a line.
+missing, one name a line; with ``--dev`` also what only the tests need.
 """
 
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -39,6 +40,7 @@ PACKAGES = (
     Package("util-linux", "setpriv", "drops privileges before QEMU starts", needed=True),
     Package("libnbd-bin", "nbdcopy", "reads volumes that are served by NBD"),
     Package("nftables", "nft", "filters what guests send and receive"),
+    Package("netbase", "/etc/protocols", "names protocols for nftables"),
     Package("dnsmasq-base", "dnsmasq", "gives guests their addresses and names"),
     Package("openssh-client", "ssh", "logs in to guests: serai ssh"),
     Package("cpio", "cpio", "packs the tiny image"),
@@ -61,6 +63,9 @@ PACKAGES = (
 )
 
 
+FOR_TESTS = (Package("iproute2", "ip", "makes the tests' own networks"),)
+
+
 def package_of(program: str) -> str:
     """Return the package that brings ``program``; empty when none of ours does."""
     for package in PACKAGES:
@@ -69,10 +74,11 @@ def package_of(program: str) -> str:
     return ""
 
 
-def missing() -> list[Package]:
-    """Return the packages that are not on this host."""
-    return [package for package in PACKAGES if not package.is_there()]
+def missing(packages: Iterable[Package] = PACKAGES) -> list[Package]:
+    """Return those of the packages that are not on this host."""
+    return [package for package in packages if not package.is_there()]
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"{package.name}\n" for package in missing()))
+    wanted = (*PACKAGES, *FOR_TESTS) if "--dev" in sys.argv[1:] else PACKAGES
+    sys.stdout.write("".join(f"{package.name}\n" for package in missing(wanted)))
