@@ -83,6 +83,22 @@ def test_they_are_nobodys_after_kill_9_and_none_is_left(daemon: Daemon, snapshot
     assert len(daemon.qemu_pids()) == 1
 
 
+def test_a_daemon_that_ends_while_some_come_and_go_leaves_none(
+    daemon: Daemon, guest: Guest, snapshot: Snapshot
+) -> None:
+    make_a_habit(daemon, snapshot, 3)
+    for each in snapshot.fork(3):
+        each.delete(force=True)
+    daemon.stop()  # others are being made
+    folders = {path.name for path in (daemon.home / "state" / "guests").iterdir()}
+    assert set(daemon.qemu_pids()) == folders == {guest.id}
+    daemon.start()
+    make_a_habit(daemon, daemon.inn.guest("web1").snapshots()[0], 3)
+    daemon.inn.guest("web1").delete(force=True)
+    daemon.stop()  # they are being removed
+    assert daemon.leftovers() == []
+
+
 def test_one_whose_agent_is_dead_is_replaced(daemon: Daemon, snapshot: Snapshot) -> None:
     """It was fine when it was made; whoever asks gets a guest all the same."""
     make_a_habit(daemon, snapshot)

@@ -83,6 +83,8 @@ class SparePool:
         self._ready: list[Spare] = []
         self._bell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._making: asyncio.Task[Spare | None] | None = None
+        self._closing = False
 
     # -- taking ------------------------------------------------------------------------------------
 
@@ -115,9 +117,12 @@ class SparePool:
         self._task = self._house.supervisor.start(self._run(), name="pool")
 
     async def close(self) -> None:
-        """Make no more, and remove all that are there."""
+        """Make no more, and remove all that are there; what is being removed is so when it returns."""
+        self._closing = True
+        self.ring()
+        if self._making is not None:
+            self._making.cancel()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.wait({self._task})
         await self._remove(list(self._ready))
 
@@ -127,12 +132,12 @@ class SparePool:
         await self._remove([each for each in self._ready if each.snapshot == snapshot])
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):  # for what no bell tells: time, memory
                     await self._bell.wait()
             self._bell.clear()
-            while not self._is_busy() and await self._take_turn():
+            while not self._closing and not self._is_busy() and await self._take_turn():
                 pass
 
     async def _take_turn(self) -> bool:
@@ -173,13 +178,23 @@ class SparePool:
 
     async def _make_safely(self, snapshot: str) -> None:
         """Make a spare; one that can't be made is not tried again until somebody asks again."""
+        making = self._making = self._house.supervisor.start(self._try(snapshot), name="spare")
         try:
-            spare = await self._make(self._house.shelf.snapshots[snapshot])
-        except SeraiError as error:
+            await asyncio.wait({making})
+        finally:
+            self._making = None
+        made = None if making.cancelled() or making.exception() else making.result()
+        if made is None:
             self._demands.pop(snapshot, None)
-            log.warning("no spare was made: %s", error.message)
         else:
-            self._ready.append(spare)
+            self._ready.append(made)
+
+    async def _try(self, snapshot: str) -> Spare | None:
+        try:
+            return await self._make(self._house.shelf.snapshots[snapshot])
+        except SeraiError as error:
+            log.warning("no spare was made: %s", error.message)
+            return None
 
     async def _make(self, snapshot: SnapshotRecord) -> Spare:
         if snapshot.memory is None or snapshot.state is not SnapshotState.READY:

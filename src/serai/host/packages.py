@@ -74,11 +74,11 @@ def package_of(program: str) -> str:
     return ""
 
 
-def missing(packages: Iterable[Package] = PACKAGES) -> list[Package]:
-    """Return those of the packages that are not on this host."""
-    return [package for package in packages if not package.is_there()]
+def missing(more: Iterable[Package] = ()) -> list[Package]:
+    """Return those of our packages, and of ``more``, that are not on this host."""
+    return [package for package in (*PACKAGES, *more) if not package.is_there()]
 
 
 if __name__ == "__main__":
-    wanted = (*PACKAGES, *FOR_TESTS) if "--dev" in sys.argv[1:] else PACKAGES
-    sys.stdout.write("".join(f"{package.name}\n" for package in missing(wanted)))
+    more = FOR_TESTS if "--dev" in sys.argv[1:] else ()
+    sys.stdout.write("".join(f"{package.name}\n" for package in missing(more)))
