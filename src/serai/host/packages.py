@@ -63,7 +63,10 @@ PACKAGES = (
 )
 
 
-FOR_TESTS = (Package("iproute2", "ip", "makes the tests' own networks"),)
+FOR_TESTS = (
+    Package("iproute2", "ip", "makes the tests' own networks"),
+    Package("iputils-ping", "ping", "asks in them who is there"),
+)
 
 
 def package_of(program: str) -> str:
