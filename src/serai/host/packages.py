@@ -66,6 +66,8 @@ PACKAGES = (
 FOR_TESTS = (
     Package("iproute2", "ip", "makes the tests' own networks"),
     Package("iputils-ping", "ping", "asks in them who is there"),
+    Package("udhcpc", "udhcpc", "asks in them for an address"),
+    Package("bind9-dnsutils", "dig", "asks in them for names"),
 )
 
 
