@@ -6,7 +6,7 @@ WORK := .work
 SOURCES := src tests bench scripts
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dev demo test check lint guest golden fmt docs bench soak sizes coverage serve lock clean
+.PHONY: help setup dev demo test check lint guest golden fmt docs blocking bench soak sizes coverage serve lock clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 12
@@ -46,6 +46,9 @@ fmt: dev ## format the source, mend what can be mended
 
 docs: dev ## make the pages of docs/ that come from the program
 	@SERAI_GOLDEN=write $(PYTEST) -q tests/habits/test_docs.py tests/unit/test_cli_reference.py tests/wire/test_api_description.py
+
+blocking: dev ## make the blocking SDK of the async one
+	@$(PYTHON) scripts/make_blocking.py
 
 bench: dev ## measure against bare QEMU and libvirt, write docs/benchmarks.md (some minutes)
 	@PYTHONPATH=tests/guest $(PYTHON) -m bench

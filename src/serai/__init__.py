@@ -15,9 +15,9 @@ from importlib import import_module
 LAZY = {
     "connect": "serai.client.inn",
     "Inn": "serai.client.inn",
-    "Guest": "serai.client.inn",
-    "Snapshot": "serai.client.inn",
-    "Schedule": "serai.client.inn",
+    "Guest": "serai.client.guests",
+    "Snapshot": "serai.client.guests",
+    "Schedule": "serai.client.schedules",
     "Keep": "serai.model.schedule",
     "Volume": "serai.client.volumes",
     "Result": "serai.client.words",

@@ -1,10 +1,10 @@
 from serai import aio as aio
 from serai import errors as errors
-from serai.client.inn import Guest as Guest
+from serai.client.guests import Guest as Guest
+from serai.client.guests import Snapshot as Snapshot
 from serai.client.inn import Inn as Inn
-from serai.client.inn import Schedule as Schedule
-from serai.client.inn import Snapshot as Snapshot
 from serai.client.inn import connect as connect
+from serai.client.schedules import Schedule as Schedule
 from serai.client.volumes import Volume as Volume
 from serai.client.words import Result as Result
 from serai.errors import SeraiError as SeraiError

@@ -21,7 +21,7 @@ import click
 from serai.cli.layout import age, size
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, say
-from serai.client import calls
+from serai.client import daemon_calls
 from serai.errors import EXIT_CODES, Code, Family, HostFailure, Interrupted, SeraiError
 from serai.host.process import start_detached
 from serai.model.node import DaemonStatus
@@ -73,7 +73,7 @@ def start(form: str) -> None:
     was_there = holder_of(places) is not None
     if not was_there:
         was_there = not start_daemon(places, os.environ)
-    status = connection().ask(calls.show_system())
+    status = connection().ask(daemon_calls.show_system())
     if form == "json":
         print_json(status)
         return
@@ -220,7 +220,7 @@ def status(form: str) -> None:
 
     The exit code is 3 when it does not. With --format json: an object with pid and version.
     """
-    found = connection().ask(calls.show_system())
+    found = connection().ask(daemon_calls.show_system())
     if form == "json":
         print_json(found)
         return
@@ -247,6 +247,6 @@ def _facts(found: DaemonStatus) -> list[tuple[str, str]]:
 def _status() -> DaemonStatus | None:
     """Return how the daemon is; None when it does not say so soon."""
     try:
-        return connection().ask(replace(calls.show_system(), timeout=LOOK_LIMIT))
+        return connection().ask(replace(daemon_calls.show_system(), timeout=LOOK_LIMIT))
     except SeraiError:
         return None

@@ -7,7 +7,7 @@ import pytest
 from keeper import Daemon, wait_for
 
 from serai import Guest, SeraiError
-from serai.client import calls
+from serai.client import guest_calls, image_calls, job_calls
 from serai.client.blocking import Connection
 from serai.model.guest import GuestSpec
 from serai.model.job import Job, JobState
@@ -18,13 +18,13 @@ AT_REST = {"running", "stopped"}
 
 def launch(daemon: Daemon, name: str, *, wait: bool = True) -> Job:
     spec = GuestSpec(image="tiny", name=name, memory=SMALL)
-    return Connection(daemon.socket).ask(calls.launch_guest(spec, wait_agent=wait))
+    return Connection(daemon.socket).ask(guest_calls.launch_guest(spec, wait_agent=wait))
 
 
 def cancel_often(daemon: Daemon, job: Job) -> None:
     def cancel() -> None:
         try:
-            Connection(daemon.socket).ask(calls.cancel_job(job.id))
+            Connection(daemon.socket).ask(job_calls.cancel_job(job.id))
         except SeraiError as error:
             assert error.code == "job-not-cancellable"
 
@@ -53,7 +53,7 @@ def test_a_launch_that_is_cancelled_often_is_undone_or_runs(daemon: Daemon) -> N
         job = launch(daemon, f"g{turn}")
         time.sleep(0.01 * turn)
         cancel_often(daemon, job)
-        ended = Connection(daemon.socket).ask(calls.show_job(job.id))
+        ended = Connection(daemon.socket).ask(job_calls.show_job(job.id))
         assert ended.state is JobState.CANCELLED
     check_at_rest(daemon)
 
@@ -64,7 +64,7 @@ def test_a_stop_that_is_cancelled_leaves_the_guest_as_it_is(
 ) -> None:
     pid = guest.refresh().info.pid
     guest.run("rm -f $(which poweroff) $(which shutdown)")  # it can't go
-    call = calls.stop_guest if verb == "stop" else calls.restart_guest
+    call = guest_calls.stop_guest if verb == "stop" else guest_calls.restart_guest
     job = Connection(daemon.socket).ask(call("web1", timeout=30.0))
     time.sleep(0.1)
     cancel_often(daemon, job)
@@ -78,7 +78,7 @@ def test_a_guest_that_goes_after_its_stop_was_cancelled_is_seen_to_go(
     daemon: Daemon, guest: Guest, verb: str
 ) -> None:
     """It was asked to power off, and does so; the job does not wait for it any more."""
-    call = calls.stop_guest if verb == "stop" else calls.restart_guest
+    call = guest_calls.stop_guest if verb == "stop" else guest_calls.restart_guest
     job = Connection(daemon.socket).ask(call("web1", timeout=30.0))
     time.sleep(0.05)
     cancel_often(daemon, job)
@@ -91,7 +91,7 @@ def test_a_forced_stop_of_a_guest_on_its_way_leaves_nothing_between(daemon: Daem
         launch(daemon, f"g{turn}", wait=False)
         time.sleep(0.006 * turn)
         try:
-            Connection(daemon.socket).ask(calls.stop_guest(f"g{turn}", force=True))
+            Connection(daemon.socket).ask(guest_calls.stop_guest(f"g{turn}", force=True))
         except SeraiError as error:
             assert error.code in {"guest-state", "guest-not-found"}
     check_at_rest(daemon)
@@ -101,7 +101,7 @@ def test_a_forced_stop_of_a_guest_on_its_way_leaves_nothing_between(daemon: Daem
 
 
 def test_a_deletion_is_not_broken_off(daemon: Daemon, guest: Guest) -> None:
-    job = Connection(daemon.socket).ask(calls.delete_guest("web1", force=True))
+    job = Connection(daemon.socket).ask(guest_calls.delete_guest("web1", force=True))
     cancel_often(daemon, job)
     wait_for("it is gone", lambda: daemon.inn.guests() == [])
     check_at_rest(daemon)
@@ -109,10 +109,10 @@ def test_a_deletion_is_not_broken_off(daemon: Daemon, guest: Guest) -> None:
 
 def test_a_build_that_is_cancelled_often_leaves_nothing(daemon: Daemon) -> None:
     for turn in range(4):
-        job = Connection(daemon.socket).ask(calls.build_image("tiny", name="another"))
+        job = Connection(daemon.socket).ask(image_calls.build_image("tiny", name="another"))
         time.sleep(0.3 * turn)
         cancel_often(daemon, job)
-        ended = Connection(daemon.socket).ask(calls.show_job(job.id))
+        ended = Connection(daemon.socket).ask(job_calls.show_job(job.id))
         assert ended.state is JobState.CANCELLED
     check_at_rest(daemon)
     assert list((daemon.home / "state" / "scratch").iterdir()) == []

@@ -12,8 +12,10 @@ from fake_engine import PNG
 
 import serai
 import serai.aio
-from serai.client.asynchronous import AsyncGuest, AsyncInn, AsyncSchedule
-from serai.client.inn import Guest, Inn, Schedule
+from serai.aio import AsyncGuest, AsyncInn, AsyncSchedule
+from serai.client.guests import Guest
+from serai.client.inn import Inn
+from serai.client.schedules import Schedule
 from serai.errors import Code, Conflict, HostFailure, Invalid, NotFound
 from serai.model.event import EventKind
 from serai.model.job import Job

@@ -9,9 +9,9 @@ from cli_stage import Stage, staged
 
 import serai
 import serai.aio
-from serai.client.asynchronous import AsyncSnapshot
+from serai.aio import AsyncSnapshot
 from serai.client.calls import Call
-from serai.client.inn import Snapshot
+from serai.client.guests import Snapshot
 from serai.errors import Code, Conflict, HostFailure, Invalid, NotFound, SeraiError
 from serai.model.actions import ForkGuest, LaunchGuest, PublishImage
 from serai.model.guest import GuestSpec
@@ -110,7 +110,7 @@ def test_a_fork_in_a_block_of_its_own_takes_its_own_with_it(stage: Stage) -> Non
 def test_many_forks_are_deleted_a_few_at_a_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serai.client.blocking.AT_ONCE", 4)
+    monkeypatch.setattr("serai.client.asking.AT_ONCE", 4)
     with serai.connect().launch("tiny") as guest:
         guest.fork(10)
     assert stage.engine.all_guests == {}

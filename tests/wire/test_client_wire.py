@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serai.client import calls
+from serai.client import guest_calls, image_calls
 from serai.client.async_connection import AsyncConnection
 from serai.client.blocking import Connection
 from serai.client.calls import Call
@@ -100,7 +100,7 @@ def _ask_blocking(path: Path, call: Call[Any]) -> Any:
         connection.close()
 
 
-PICTURE = calls.take_screenshot("g")
+PICTURE = guest_calls.take_screenshot("g")
 PROBLEM = b'{"family":"conflict","code":"guest-state","message":"no","hint":"h","status":409,"x":1}'
 
 MISBEHAVIOUR: dict[str, tuple[bytes, type[SeraiError], Code]] = {
@@ -135,7 +135,7 @@ async def test_a_bad_answer_is_an_error_of_ours(path: Path, name: str) -> None:
 @pytest.mark.parametrize("body", [b"[]", b"{", b"{}", b'{"items":1}', b"\xff"])
 async def test_an_answer_of_another_version_is_a_bug_with_a_hint(path: Path, body: bytes) -> None:
     data = OK + b"content-length: %d\r\n\r\n" % len(body) + body
-    for answer in await ask_both(path, calls.list_images(), say(data)):
+    for answer in await ask_both(path, image_calls.list_images(), say(data)):
         assert isinstance(answer, Bug)
         assert "one version" in answer.hint
 
@@ -205,7 +205,7 @@ def test_a_connection_goes_on_after_a_problem(path: Path) -> None:
 
 
 def pieces_of(path: Path) -> list[bytes]:
-    return list(Connection(path).stream(calls.show_log("g")))
+    return list(Connection(path).stream(guest_calls.show_log("g")))
 
 
 def test_a_stream_is_given_as_it_comes(path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_stream_is_given_as_it_comes(path: Path) -> None:
         sock.sendall(b"2\r\nde\r\n0\r\n\r\n")
 
     with peers(path, slow):
-        stream = Connection(path).stream(calls.show_log("g"))
+        stream = Connection(path).stream(guest_calls.show_log("g"))
         assert next(stream) == b"abc"
         gone_on.set()
         assert list(stream) == [b"de"]
@@ -240,7 +240,7 @@ async def test_a_stream_that_is_cut_off_is_an_error(path: Path, data: bytes) -> 
     with peers(path, say(data)):
         connection = AsyncConnection(path)
         with pytest.raises(Interrupted, match="cut off"):
-            async for _ in connection.stream(calls.show_log("g")):
+            async for _ in connection.stream(guest_calls.show_log("g")):
                 pass
         await connection.close()
 
@@ -261,7 +261,7 @@ def test_an_upload_stops_when_it_is_refused(path: Path, peer: Peer) -> None:
             given += 1
             yield bytes(1 << 16)
 
-    call = calls.push_file("g", "/f", mode=0o644, unpack=False)
+    call = guest_calls.push_file("g", "/f", mode=0o644, unpack=False)
     with peers(path, peer), pytest.raises(Conflict, match="no"):
         Connection(path).send(call, long())
     assert given < 19_000
@@ -279,7 +279,7 @@ def test_an_upload_whose_source_fails_says_why_and_is_cut(path: Path) -> None:
         yield b"first"
         raise PermissionError(13, "may not", "/x")
 
-    call = calls.push_file("g", "/f", mode=0o644, unpack=False)
+    call = guest_calls.push_file("g", "/f", mode=0o644, unpack=False)
     with peers(path, listen), pytest.raises(PermissionError, match="may not"):
         Connection(path).send(call, failing())
     assert b"first" in seen
@@ -297,7 +297,7 @@ async def test_a_daemon_that_goes_away_during_a_job_leaves_its_name(path: Path) 
         say(job_json("running"))(sock)
         read_head(sock)
 
-    call = calls.do_to_guest("web1", "start")
+    call = guest_calls.do_to_guest("web1", "start")
     with peers(path, dies), pytest.raises(Interrupted) as blocking:
         Connection(path).finish(call)
     path.unlink()
@@ -321,7 +321,7 @@ def test_progress_is_told_at_once_and_at_the_end_no_more(path: Path) -> None:
     with peers(path, three):
         connection = Connection(path)
         job = connection.finish(
-            calls.do_to_guest("web1", "start"), lambda job: told.append(str(job.state))
+            guest_calls.do_to_guest("web1", "start"), lambda job: told.append(str(job.state))
         )
         connection.close()
     assert (told, job.state) == (["queued", "running"], "done")

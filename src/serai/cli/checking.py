@@ -8,7 +8,7 @@ import click
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_json, print_line, say
 from serai.cli.progress import finish
-from serai.client import calls
+from serai.client import daemon_calls, job_calls
 from serai.errors import EXIT_CODES, Family
 from serai.model.check import CheckReport, Finding
 from serai.units import format_duration
@@ -27,8 +27,8 @@ def check(repair: bool, form: str) -> int:
     something that is needed is not sound.
     """
     began = time.monotonic()
-    call = calls.check_storage(repair=repair)
-    report = calls.report_of(finish(connection(), call, cancel=True))
+    call = daemon_calls.check_storage(repair=repair)
+    report = job_calls.report_of(finish(connection(), call, cancel=True))
     if form == "json":
         print_json(report)
     else:

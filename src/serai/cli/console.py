@@ -14,8 +14,8 @@ import click
 
 from serai.cli.options import connection, guest_argument
 from serai.cli.output import say, say_raw_terminal, write_bytes
-from serai.client.calls import console_path, show_guest
 from serai.client.console import Console
+from serai.client.guest_calls import console_path, show_guest
 from serai.errors import Code, Conflict
 from serai.model.guest import Guest
 from serai.model.lifecycle import Deny, Verb, admit

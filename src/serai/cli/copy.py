@@ -8,7 +8,7 @@ import click
 
 from serai.cli.options import connection, format_option, guest_argument
 from serai.cli.output import print_json, print_line, say, write_bytes
-from serai.client import calls, copying
+from serai.client import guest_calls, transfers
 from serai.client.files import read_pieces
 
 SHOWN = 5
@@ -30,12 +30,12 @@ def push(guest: str, source: str, path: str, form: str) -> None:
     belongs to root, and sockets, pipes and devices are left out.
     """
     if source == "-":
-        call = calls.push_file(guest, path, mode=0o644, unpack=False)
+        call = guest_calls.push_file(guest, path, mode=0o644, unpack=False)
         connection().send(call, read_pieces(sys.stdin.buffer))
         target = path
     else:
         left_out: list[str] = []
-        target = copying.push(connection(), guest, Path(source), path, left_out.append)
+        target = transfers.push(connection(), guest, Path(source), path, left_out.append)
         _tell_left_out(left_out, "no files")
     _tell(source, f"{guest}:{target}", form)
 
@@ -58,10 +58,10 @@ def pull(guest: str, path: str, local: str, form: str) -> None:
     """
     daemon = connection()
     if local == "-":
-        for chunk in daemon.stream(calls.pull_file(guest, path, pack=path.endswith("/"))):
+        for chunk in daemon.stream(guest_calls.pull_file(guest, path, pack=path.endswith("/"))):
             write_bytes(chunk)
         return
-    pulled = copying.pull(daemon, guest, path, local)
+    pulled = transfers.pull(daemon, guest, path, local)
     _tell_left_out(pulled.left_out, "not to be trusted")
     _tell(f"{guest}:{path}", str(pulled.path), form)
 

@@ -9,7 +9,8 @@ import click
 from serai.cli.options import DURATION, SIZE, complete_image, connection, format_option, pairs_from
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
-from serai.client.calls import guest_of, launch_guest, show_guest
+from serai.client.guest_calls import launch_guest, show_guest
+from serai.client.job_calls import guest_of
 from serai.client.network_words import ports_of
 from serai.client.words import first_boot_of, parse_wish
 from serai.model.firstboot import WaitFor

@@ -6,7 +6,7 @@ import click
 
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_json, print_line
-from serai.client import calls
+from serai.client import daemon_calls
 from serai.client.words import read_events
 from serai.errors import Code, Interrupted
 from serai.model.event import Event
@@ -27,7 +27,7 @@ def events(follow: bool, after: int | None, form: str) -> None:
     """
     daemon = connection()
     if follow:
-        for event in read_events(daemon.stream(calls.follow_events(after))):
+        for event in read_events(daemon.stream(daemon_calls.follow_events(after))):
             if form == "json":
                 print_json(event)
             else:
@@ -44,7 +44,7 @@ def events(follow: bool, after: int | None, form: str) -> None:
 def _stored(after: int) -> list[Event]:
     daemon, found = connection(), list[Event]()
     while True:
-        page = daemon.ask(calls.list_events(after))
+        page = daemon.ask(daemon_calls.list_events(after))
         found += page.items
         if not page.next:
             return found

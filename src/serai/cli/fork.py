@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import click
 
 from serai.cli.create import TTL, summary
-from serai.cli.guests import all_guests
 from serai.cli.options import complete_source, connection, format_option
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.blocking import Connection
-from serai.client.calls import fork_guest, show_guest
+from serai.client.guest_calls import fork_guest, list_guests, show_guest
 from serai.model.guest import Guest
 from serai.units import format_duration, split_source
 
@@ -61,7 +60,7 @@ def fork(
 def _guests(daemon: Connection, ids: Sequence[str]) -> list[Guest]:
     if len(ids) == 1:
         return [daemon.ask(show_guest(ids[0]))]
-    found = {each.id: each for each in all_guests(daemon)}
+    found = {each.id: each for each in daemon.all_of(list_guests)}
     return [found[each] for each in ids if each in found]
 
 

@@ -8,8 +8,7 @@ from serai.cli.options import complete_guest, connection, format_option
 from serai.cli.output import print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client.calls import all_of
+from serai.client import network_calls
 from serai.client.network_words import forwarded_ports
 from serai.errors import Code, NotFound
 from serai.model.network import Forward, ForwardSpec, Protocol
@@ -50,8 +49,8 @@ def add(guest: str, ports: str, udp: bool, address: str, port: str, form: str) -
         port=port,
     )
     daemon = connection()
-    [made] = finish(daemon, calls.add_forward(spec), cancel=True).results
-    shown = next(each for each in all_of(daemon, calls.list_forwards) if each.id == made)
+    [made] = finish(daemon, network_calls.add_forward(spec), cancel=True).results
+    shown = next(each for each in daemon.all_of(network_calls.list_forwards) if each.id == made)
     if form == "json":
         print_json(shown)
     else:
@@ -74,7 +73,7 @@ def list_forwards(form: str) -> None:
 
     Sorted by the host's port; `*` is every address of the host. With --format json: an array.
     """
-    found = all_of(connection(), calls.list_forwards)
+    found = connection().all_of(network_calls.list_forwards)
     if form == "json":
         print_json(found)
         return
@@ -101,9 +100,9 @@ def remove(forwards: tuple[str, ...], form: str) -> int:
 
     They are named by the host's port, as 8080 or 53/udp, or by id.
     """
-    there = all_of(connection(), calls.list_forwards)
+    there = connection().all_of(network_calls.list_forwards)
     wanted = {word: _find(there, word) for word in forwards}
-    verb = Verb(lambda word: calls.remove_forward(wanted[word]), "leads nowhere now")
+    verb = Verb(lambda word: network_calls.remove_forward(wanted[word]), "leads nowhere now")
     return do_to_all(forwards, verb, form)
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from functools import partial
 
 import click
 import msgspec
@@ -12,8 +12,7 @@ from serai.cli.layout import age, guest_table, size
 from serai.cli.options import SIZE, connection, format_option, guest_argument, pairs_from
 from serai.cli.output import print_coloured, print_facts, print_json, print_line
 from serai.cli.progress import finish
-from serai.client import calls
-from serai.client.blocking import Connection
+from serai.client import guest_calls
 from serai.client.words import change_of
 from serai.model.guest import Accel, Guest, RestartPolicy
 
@@ -34,7 +33,7 @@ def list_guests(labels: tuple[str, ...], quiet: bool, form: str) -> None:
     emulation. With --format json: an array of objects, sizes in bytes, times in seconds since 1970.
     """
     pairs_from(labels, "--label")
-    guests = all_guests(connection(), labels)
+    guests = connection().all_of(partial(guest_calls.list_guests, labels=labels))
     if form == "json":
         print_json(guests)
     elif quiet:
@@ -46,17 +45,6 @@ def list_guests(labels: tuple[str, ...], quiet: bool, form: str) -> None:
         print_coloured(guest_table(rows, colours=colours))
 
 
-def all_guests(daemon: Connection, labels: Sequence[str] = ()) -> list[Guest]:
-    """Return all guests by name; only those that have all of ``labels`` (``k=v``)."""
-    found, cursor = list[Guest](), ""
-    while True:
-        page = daemon.ask(calls.list_guests(cursor, labels=labels))
-        found += page.items
-        cursor = page.next
-        if not cursor:
-            return found
-
-
 @click.command()
 @guest_argument
 @format_option
@@ -65,7 +53,7 @@ def show(guest: str, form: str) -> None:
 
     NAME is its name or its id.
     """
-    view = connection().ask(calls.show_guest(guest))
+    view = connection().ask(guest_calls.show_guest(guest))
     if form == "json":
         print_json(view)
         return
@@ -128,9 +116,9 @@ def rename(guest: str, new: str, form: str) -> None:
     It may run meanwhile; its id stays.
     """
     daemon = connection()
-    finish(daemon, calls.rename_guest(guest, new))
+    finish(daemon, guest_calls.rename_guest(guest, new))
     if form == "json":
-        print_json(daemon.ask(calls.show_guest(new)))
+        print_json(daemon.ask(guest_calls.show_guest(new)))
     else:
         print_line(f"{guest} is now {new}")
 
@@ -162,7 +150,7 @@ def set_guest(
     if not labels and all(each is None for each in (cpus, memory, disk, restart)):
         raise click.UsageError("There is nothing to change.", click.get_current_context())
     daemon = connection()
-    before = daemon.ask(calls.show_guest(guest))
+    before = daemon.ask(guest_calls.show_guest(guest))
     change = change_of(
         cpus=cpus,
         memory=memory,
@@ -170,8 +158,8 @@ def set_guest(
         restart=restart,
         labels=changed_labels(before.labels, labels) if labels else None,
     )
-    finish(daemon, calls.change_guest(guest, change, before.version if labels else 0))
-    after = daemon.ask(calls.show_guest(before.id))
+    finish(daemon, guest_calls.change_guest(guest, change, before.version if labels else 0))
+    after = daemon.ask(guest_calls.show_guest(before.id))
     if form == "json":
         print_json(after)
         return

@@ -13,7 +13,7 @@ from serai.cli.layout import age, size
 from serai.cli.options import complete_image, complete_source, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
 from serai.cli.progress import finish
-from serai.client import calls
+from serai.client import image_calls
 from serai.client.calls import Call
 from serai.client.copying import written_whole
 from serai.model.catalogue import IndexEntry
@@ -60,7 +60,9 @@ def build(
     systemd, cloud-init and ssh, for BIOS and UEFI.
     """
     packages = tuple(each for word in include for each in word.split(",") if each)
-    call = calls.build_image(recipe, name=name, suite=suite, include=packages, replace=replace)
+    call = image_calls.build_image(
+        recipe, name=name, suite=suite, include=packages, replace=replace
+    )
     _made(call, form)
 
 
@@ -94,7 +96,7 @@ def import_(
     bz2). It is looked at by a strict parser before any other program touches it, and refused with
     the reason if it refers to anything outside itself.
     """
-    call = calls.import_image(
+    call = image_calls.import_image(
         _place(source), name=name, sha256=sha256.lower(), sha512=sha512.lower(),
         kernel=kernel, initrd=_place(initrd) if initrd else "", cmdline=cmdline, agent=agent,
     )  # fmt: skip
@@ -137,7 +139,7 @@ def pull(
     elsewhere must be signed by a trusted key, have the digest that is given, come over https, or be a
     file here. Without VERSION the newest is meant. What was pulled before is not pulled again.
     """
-    call = calls.pull_image(
+    call = image_calls.pull_image(
         wanted, index=_place(index_place) if index_place else "", index_sha256=index_sha256.lower(),
         key=_text_of(key_file), name=name, replace=replace,
     )  # fmt: skip
@@ -159,7 +161,7 @@ def catalogue(word: str, index_place: str, index_sha256: str, key_file: str, for
     comes: by a digest in the index, or by the publisher's file of digests, fetched over https.
     """
     found = connection().ask(
-        calls.show_catalogue(
+        image_calls.show_catalogue(
             index=_place(index_place) if index_place else "",
             sha256=index_sha256.lower(),
             key=_text_of(key_file),
@@ -211,14 +213,14 @@ def publish(source: str, name: str, memory: bool, replace: bool, form: str) -> N
     theirs; but keys, passwords and files that are in it are in each of them.
     """
     guest, snapshot = split_source(source)
-    call = calls.publish_image(guest, name, snapshot=snapshot, memory=memory, replace=replace)
+    call = image_calls.publish_image(guest, name, snapshot=snapshot, memory=memory, replace=replace)
     _made(call, form, name)
 
 
 def _made(call: Call[Job], form: str, name: str = "") -> None:
     daemon = connection()
     job = finish(daemon, call, cancel=True)
-    made = daemon.ask(calls.show_image(name or (job.results or (job.subject,))[0]))
+    made = daemon.ask(image_calls.show_image(name or (job.results or (job.subject,))[0]))
     if form == "json":
         print_json(made)
     elif job.kind == "image-pull" and job.message.endswith("there already"):
@@ -231,21 +233,11 @@ def _made(call: Call[Job], form: str, name: str = "") -> None:
 @format_option
 def list_images(form: str) -> None:
     """List all images."""
-    images = _all()
+    images = connection().all_of(image_calls.list_images)
     if form == "json":
         print_json(images)
     else:
         print_table(COLUMNS, [_row(each) for each in images])
-
-
-def _all() -> list[Image]:
-    daemon, found, cursor = connection(), list[Image](), ""
-    while True:
-        page = daemon.ask(calls.list_images(cursor))
-        found += page.items
-        cursor = page.next
-        if not cursor:
-            return found
 
 
 def _kind(each: Image) -> str:
@@ -271,7 +263,7 @@ def _row(each: Image) -> tuple[str, ...]:
 @format_option
 def show(name: str, form: str) -> None:
     """Show all that is known of an image."""
-    each = connection().ask(calls.show_image(name))
+    each = connection().ask(image_calls.show_image(name))
     if form == "json":
         print_json(each)
         return
@@ -302,8 +294,8 @@ def export(name: str, output: str, file: str, form: str) -> None:
     To NAME.tar in this folder, or NAME.disk and so on for one file, unless -o names another place.
     """
     daemon = connection()
-    daemon.ask(calls.show_image(name))
-    chunks = daemon.stream(calls.export_image(name, file))
+    daemon.ask(image_calls.show_image(name))
+    chunks = daemon.stream(image_calls.export_image(name, file))
     target = output or (f"{name}.tar" if file == "all" else f"{name}.{file}")
     if target == "-":
         for chunk in chunks:
@@ -322,7 +314,7 @@ def export(name: str, output: str, file: str, form: str) -> None:
 @format_option
 def delete(name: str, form: str) -> None:
     """Delete an image that no guest is built on."""
-    finish(connection(), calls.delete_image(name))
+    finish(connection(), image_calls.delete_image(name))
     message = f"{name} is deleted"
     if form == "json":
         print_json([{"name": name, "ok": True, "message": message, "code": ""}])

@@ -6,8 +6,9 @@ from serai.cli.layout import size
 from serai.cli.options import SIZE, connection, format_option
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
-from serai.client.calls import guest_of, show_guest
 from serai.client.definitions import import_call
+from serai.client.guest_calls import show_guest
+from serai.client.job_calls import guest_of
 
 
 @click.command(name="import")

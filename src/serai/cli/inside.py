@@ -8,8 +8,8 @@ import click
 
 from serai.cli.options import DURATION, connection, format_option, guest_argument, pairs_from
 from serai.cli.output import print_error, print_json, say, write_bytes, write_error_bytes
-from serai.client.copying import run
 from serai.client.files import read_pieces
+from serai.client.transfers import run
 from serai.errors import Code, SeraiError
 from serai.model.talk import ExecRequest, ExecResult
 

@@ -8,7 +8,7 @@ from serai.cli.layout import age
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_facts, print_json, print_table
 from serai.cli.progress import finish
-from serai.client import calls
+from serai.client import job_calls
 from serai.model.job import Job, JobState
 from serai.units import format_duration
 
@@ -31,7 +31,7 @@ def job() -> None:
 @format_option
 def list_jobs(state: str | None, limit: int, form: str) -> None:
     """List the newest jobs."""
-    jobs = connection().ask(calls.list_jobs(state or "", limit)).items
+    jobs = connection().ask(job_calls.list_jobs(state or "", limit)).items
     if form == "json":
         print_json(jobs)
     else:
@@ -74,7 +74,7 @@ job_argument = click.argument("job_id", metavar="ID")
 @format_option
 def show(job_id: str, form: str) -> None:
     """Show a job."""
-    _print(connection().ask(calls.show_job(job_id)), form)
+    _print(connection().ask(job_calls.show_job(job_id)), form)
 
 
 @job.command()
@@ -85,7 +85,7 @@ def wait(job_id: str, form: str) -> None:
 
     Fails as the job failed.
     """
-    _print(finish(connection(), calls.show_job(job_id)), form)
+    _print(finish(connection(), job_calls.show_job(job_id)), form)
 
 
 @job.command()
@@ -96,4 +96,4 @@ def cancel(job_id: str, form: str) -> None:
 
     What it had begun is undone. It may take a moment: `serai job wait` tells how it ended.
     """
-    _print(connection().ask(calls.cancel_job(job_id)), form)
+    _print(connection().ask(job_calls.cancel_job(job_id)), form)

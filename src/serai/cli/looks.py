@@ -8,7 +8,7 @@ import click
 
 from serai.cli.options import connection, format_option, guest_argument
 from serai.cli.output import print_json, print_line, say, write_bytes
-from serai.client import calls
+from serai.client import guest_calls
 from serai.client.copying import written_whole
 
 
@@ -25,7 +25,7 @@ def log(guest: str, follow: bool, tail: int | None) -> None:
     guest is deleted. The bytes are the guest's own and may do anything to a terminal: in doubt
     pipe them through `less`.
     """
-    for chunk in connection().stream(calls.show_log(guest, follow=follow, tail=tail)):
+    for chunk in connection().stream(guest_calls.show_log(guest, follow=follow, tail=tail)):
         write_bytes(chunk)
 
 
@@ -38,7 +38,7 @@ def screenshot(guest: str, file: str, form: str) -> None:
 
     As PNG; FILE.png may be - for standard output.
     """
-    picture = connection().ask(calls.take_screenshot(guest))
+    picture = connection().ask(guest_calls.take_screenshot(guest))
     if file == "-":
         write_bytes(picture)
         return
@@ -61,7 +61,7 @@ def vnc(guest: str, tcp: int | None, form: str) -> None:
     viewer that knows only TCP: --tcp 5901, then let it connect to 127.0.0.1:5901. Whoever is on
     this host can use that port while it is open.
     """
-    address = connection().ask(calls.show_vnc(guest)).socket
+    address = connection().ask(guest_calls.show_vnc(guest)).socket
     if tcp is None:
         print_json({"socket": address}) if form == "json" else print_line(address)
         return

@@ -9,8 +9,7 @@ from serai.cli.options import complete_network, connection, format_option, pairs
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client.calls import all_of
+from serai.client import network_calls
 from serai.client.network_words import network_change_of, network_of
 from serai.model.network import Network, NetworkMode
 from serai.units import format_duration
@@ -68,8 +67,8 @@ def create(
     )
     began = time.monotonic()
     daemon = connection()
-    job = finish(daemon, calls.create_network(spec), cancel=True)
-    made = daemon.ask(calls.show_network(job.results[0]))
+    job = finish(daemon, network_calls.create_network(spec), cancel=True)
+    made = daemon.ask(network_calls.show_network(job.results[0]))
     if form == "json":
         print_json(made)
         return
@@ -88,7 +87,7 @@ def list_networks(form: str) -> None:
 
     Sorted by name. FREE counts IPv4 addresses. With --format json: an array.
     """
-    found = all_of(connection(), calls.list_networks)
+    found = connection().all_of(network_calls.list_networks)
     if form == "json":
         print_json(found)
         return
@@ -116,7 +115,7 @@ def _row(each: Network, now: float) -> tuple[str, ...]:
 @format_option
 def show(name: str, form: str) -> None:
     """Show all that is known of a network."""
-    each = connection().ask(calls.show_network(name))
+    each = connection().ask(network_calls.show_network(name))
     if form == "json":
         print_json(each)
         return
@@ -164,8 +163,8 @@ def set_network(
         labels=pairs_from(labels, "--label") if labels else None,
     )
     daemon = connection()
-    finish(daemon, calls.change_network(name, change))
-    after = daemon.ask(calls.show_network(name))
+    finish(daemon, network_calls.change_network(name, change))
+    after = daemon.ask(network_calls.show_network(name))
     if form == "json":
         print_json(after)
     else:
@@ -181,4 +180,4 @@ def delete(names: tuple[str, ...], form: str) -> int:
 
     No guest may have a port there. Nothing of them is left on the host.
     """
-    return do_to_all(names, Verb(calls.delete_network, "is deleted"), form)
+    return do_to_all(names, Verb(network_calls.delete_network, "is deleted"), form)

@@ -8,15 +8,10 @@ from click.shell_completion import CompletionItem
 
 from serai.cli.fast import fetch_guests
 from serai.client.blocking import Connection
-from serai.client.calls import (
-    Call,
-    Page,
-    list_groups,
-    list_images,
-    list_networks,
-    list_schedules,
-    list_snapshots,
-)
+from serai.client.calls import Call, Page
+from serai.client.image_calls import list_images
+from serai.client.network_calls import list_groups, list_networks
+from serai.client.snapshot_calls import list_schedules, list_snapshots
 from serai.client.volume_calls import list_volumes
 from serai.errors import SeraiError
 from serai.settings import current_places

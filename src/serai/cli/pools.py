@@ -9,8 +9,8 @@ from serai.cli.options import complete_guest, complete_image, connection, format
 from serai.cli.output import print_facts, print_json, print_line, print_table
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client import volume_calls as asked
+from serai.client import guest_calls, volume_calls
+from serai.client.calls import Call
 from serai.model.job import Job
 from serai.model.volume import Pool
 
@@ -32,8 +32,8 @@ def pool() -> None:
 def create(name: str, path: str, form: str) -> None:
     """Make a pool of an empty or new folder."""
     daemon = connection()
-    finish(daemon, asked.create_pool(name, os.path.abspath(path)))
-    shown = daemon.ask(asked.show_pool(name))
+    finish(daemon, volume_calls.create_pool(name, os.path.abspath(path)))
+    shown = daemon.ask(volume_calls.show_pool(name))
     if form == "json":
         print_json(shown)
     else:
@@ -48,7 +48,7 @@ def list_pools(form: str) -> None:
     FREE is what may still be written; VIRTUAL is what the volumes in it say that they have, USED what
     they take.
     """
-    found = connection().ask(asked.list_pools()).items
+    found = connection().ask(volume_calls.list_pools()).items
     if form == "json":
         print_json(found)
     else:
@@ -68,7 +68,7 @@ def _row(each: Pool) -> tuple[str, ...]:
 @format_option
 def show(name: str, form: str) -> None:
     """Show all that is known of a pool."""
-    each = connection().ask(asked.show_pool(name))
+    each = connection().ask(volume_calls.show_pool(name))
     if form == "json":
         print_json(each)
         return
@@ -96,7 +96,7 @@ def delete(names: tuple[str, ...], form: str) -> int:
 
     The folder itself stays.
     """
-    return do_to_all(names, Verb(asked.delete_pool, "is deleted"), form)
+    return do_to_all(names, Verb(volume_calls.delete_pool, "is deleted"), form)
 
 
 @click.group()
@@ -120,7 +120,7 @@ def insert(guest: str, image: str, force: bool, form: str) -> None:
 
     What is in it comes out first. A guest without a drive gets one while it is stopped.
     """
-    _change(guest, asked.insert_medium(guest, image, force=force), form)
+    _change(guest, volume_calls.insert_medium(guest, image, force=force), form)
 
 
 @medium.command()
@@ -129,13 +129,13 @@ def insert(guest: str, image: str, force: bool, form: str) -> None:
 @format_option
 def eject(guest: str, force: bool, form: str) -> None:
     """Take what is in a guest's CD drive out."""
-    _change(guest, asked.eject_medium(guest, force=force), form)
+    _change(guest, volume_calls.eject_medium(guest, force=force), form)
 
 
-def _change(guest: str, call: calls.Call[Job], form: str) -> None:
+def _change(guest: str, call: Call[Job], form: str) -> None:
     daemon = connection()
     job = finish(daemon, call)
     if form == "json":
-        print_json(daemon.ask(calls.show_guest(guest)))
+        print_json(daemon.ask(guest_calls.show_guest(guest)))
     else:
         print_line(f"{guest}: {job.message}")

@@ -9,8 +9,7 @@ from serai.cli.layout import size
 from serai.cli.options import complete_guest, connection, format_option
 from serai.cli.output import print_json, print_line, print_table, say
 from serai.cli.progress import finish
-from serai.client import calls
-from serai.client.calls import all_of
+from serai.client import network_calls
 from serai.client.network_words import Limits, limits_of, port_change_of, port_of
 from serai.model.network import PortLimits, PortView
 from serai.units import format_duration
@@ -61,7 +60,7 @@ def list_ports(guest: str, form: str) -> None:
     With what has passed them since they were made. REFUSED counts packets that no rule allowed,
     SPOOFED those that were sent under an address of somebody else. With --format json: an array.
     """
-    found = all_of(connection(), partial(calls.list_ports, guest))
+    found = connection().all_of(partial(network_calls.list_ports, guest))
     if form == "json":
         print_json(found)
         return
@@ -118,8 +117,8 @@ def add(
     spec = port_of(attachment, limits_of(words))
     began = time.monotonic()
     daemon = connection()
-    [made] = finish(daemon, calls.add_port(guest, spec), cancel=True).results
-    shown = daemon.ask(calls.show_port(guest, made))
+    [made] = finish(daemon, network_calls.add_port(guest, spec), cancel=True).results
+    shown = daemon.ask(network_calls.show_port(guest, made))
     if form == "json":
         print_json(shown)
         return
@@ -141,8 +140,8 @@ def remove(guest: str, name: str, form: str) -> None:
     At once, also while it runs. Forwards to it go too.
     """
     daemon = connection()
-    shown = daemon.ask(calls.show_port(guest, name))
-    finish(daemon, calls.remove_port(guest, shown.id))
+    shown = daemon.ask(network_calls.show_port(guest, name))
+    finish(daemon, network_calls.remove_port(guest, shown.id))
     if form == "json":
         print_json(shown)
     else:
@@ -177,11 +176,11 @@ def set_port(
     if not groups and not words:
         raise click.UsageError("There is nothing to change.", click.get_current_context())
     daemon = connection()
-    shown = daemon.ask(calls.show_port(guest, name))
+    shown = daemon.ask(network_calls.show_port(guest, name))
     wanted = (() if groups == ("none",) else groups) if groups else None
     change = port_change_of(wanted, limits_of(words, shown.limits))
-    finish(daemon, calls.change_port(guest, shown.id, change))
-    after = daemon.ask(calls.show_port(guest, shown.id))
+    finish(daemon, network_calls.change_port(guest, shown.id, change))
+    after = daemon.ask(network_calls.show_port(guest, shown.id))
     if form == "json":
         print_json(after)
     else:

@@ -9,7 +9,9 @@ from typing import Protocol
 
 from serai.cli.output import draws, say
 from serai.client.blocking import Connection
-from serai.client.calls import Call, cancel_job, show_guest, show_job, waiting
+from serai.client.calls import Call
+from serai.client.guest_calls import show_guest
+from serai.client.job_calls import cancel_job, show_job, waiting
 from serai.errors import Code, SeraiError
 from serai.model.job import Job, JobState
 

@@ -6,8 +6,7 @@ from serai.cli.options import complete_group, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client.calls import all_of
+from serai.client import network_calls
 from serai.client.network_words import rule_text, rules_of
 from serai.model.network import Group, GroupChange, GroupSpec
 
@@ -45,8 +44,8 @@ def create(
     """
     spec = GroupSpec(name=name, rules=rules_of(inward, outward), note=note)
     daemon = connection()
-    finish(daemon, calls.create_group(spec))
-    made = daemon.ask(calls.show_group(name))
+    finish(daemon, network_calls.create_group(spec))
+    made = daemon.ask(network_calls.show_group(name))
     if form == "json":
         print_json(made)
     else:
@@ -64,7 +63,7 @@ def list_groups(form: str) -> None:
 
     Sorted by name. PORTS counts the ports in each. With --format json: an array.
     """
-    found = all_of(connection(), calls.list_groups)
+    found = connection().all_of(network_calls.list_groups)
     if form == "json":
         print_json(found)
         return
@@ -79,7 +78,7 @@ def list_groups(form: str) -> None:
 @format_option
 def show(name: str, form: str) -> None:
     """Show a security group and its rules."""
-    each = connection().ask(calls.show_group(name))
+    each = connection().ask(network_calls.show_group(name))
     if form == "json":
         print_json(each)
     else:
@@ -124,8 +123,8 @@ def _change(name: str, change: GroupChange, form: str) -> None:
     if not change.add and not change.remove:
         raise click.UsageError("Which rules? Use --in and --out.", click.get_current_context())
     daemon = connection()
-    finish(daemon, calls.change_group(name, change))
-    after = daemon.ask(calls.show_group(name))
+    finish(daemon, network_calls.change_group(name, change))
+    after = daemon.ask(network_calls.show_group(name))
     if form == "json":
         print_json(after)
     else:
@@ -141,4 +140,4 @@ def delete(names: tuple[str, ...], form: str) -> int:
 
     No port may be in them, and no rule of another group name them.
     """
-    return do_to_all(names, Verb(calls.delete_group, "is deleted"), form)
+    return do_to_all(names, Verb(network_calls.delete_group, "is deleted"), form)

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import click
@@ -14,8 +15,7 @@ from serai.cli.options import complete_guest, complete_schedule, connection, for
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client.blocking import Connection
+from serai.client import snapshot_calls
 from serai.client.words import PERIODS, schedule_change_of, when_of
 from serai.model.schedule import NAME_AS, Every, Judgement, Keep, Rule, Schedule, When
 from serai.units import format_at, format_duration
@@ -104,9 +104,11 @@ def create(guest: str, name: str, every: str, at: str, form: str, **given: Any) 
     daemon = connection()
     rules = {rule: given.pop(rule) or 0 for rule in Keep.__struct_fields__}
     how = {key: value for key, value in given.items() if value is not None}
-    call = calls.create_schedule(guest, when_of(every, at), name=name, keep=Keep(**rules), **how)
+    call = snapshot_calls.create_schedule(
+        guest, when_of(every, at), name=name, keep=Keep(**rules), **how
+    )
     [made] = finish(daemon, call).results
-    shown = daemon.ask(calls.show_schedule(guest, made))
+    shown = daemon.ask(snapshot_calls.show_schedule(guest, made))
     if form == "json":
         print_json(shown)
         return
@@ -127,7 +129,7 @@ def list_schedules(guest: str, form: str) -> None:
     SNAPSHOTS is how many of those that it made are there, NEXT in how long it is due, LAST how long
     ago its last turn was, PROBLEM what went wrong in that.
     """
-    found = _all(connection(), guest)
+    found = connection().all_of(partial(snapshot_calls.list_schedules, guest))
     if form == "json":
         print_json(found)
         return
@@ -137,16 +139,6 @@ def list_schedules(guest: str, form: str) -> None:
         )
     now = time.time()
     print_table(COLUMNS, [row_of(each, now) for each in found])
-
-
-def _all(daemon: Connection, guest: str) -> list[Schedule]:
-    found, cursor = list[Schedule](), ""
-    while True:
-        page = daemon.ask(calls.list_schedules(guest, cursor))
-        found += page.items
-        cursor = page.next
-        if not cursor:
-            return found
 
 
 def row_of(each: Schedule, now: float) -> tuple[str, ...]:
@@ -188,7 +180,7 @@ def moment(at: float) -> str:
 @format_option
 def show(guest: str, name: str, form: str) -> None:
     """Show all that is known of a schedule."""
-    each = connection().ask(calls.show_schedule(guest, name))
+    each = connection().ask(snapshot_calls.show_schedule(guest, name))
     if form == "json":
         print_json(each)
     else:
@@ -238,11 +230,11 @@ def set_schedule(guest: str, name: str, every: str, at: str, form: str, **given:
         raise click.UsageError("Nothing to change was given.", click.get_current_context())
     keep = None
     if rules:
-        now = daemon.ask(calls.show_schedule(guest, name)).keep
+        now = daemon.ask(snapshot_calls.show_schedule(guest, name)).keep
         keep = msgspec.structs.replace(now, **rules)
     change = schedule_change_of(every=every, at=at, keep=keep, **given)
-    finish(daemon, calls.set_schedule(guest, name, change))
-    shown = daemon.ask(calls.show_schedule(guest, name))
+    finish(daemon, snapshot_calls.set_schedule(guest, name, change))
+    shown = daemon.ask(snapshot_calls.show_schedule(guest, name))
     if form == "json":
         print_json(shown)
         return
@@ -274,8 +266,8 @@ def resume(guest: str, name: str, form: str) -> None:
 
 def _pause(guest: str, name: str, form: str, *, paused: bool) -> None:
     daemon = connection()
-    finish(daemon, calls.set_schedule(guest, name, schedule_change_of(paused=paused)))
-    shown = daemon.ask(calls.show_schedule(guest, name))
+    finish(daemon, snapshot_calls.set_schedule(guest, name, schedule_change_of(paused=paused)))
+    shown = daemon.ask(snapshot_calls.show_schedule(guest, name))
     if form == "json":
         print_json(shown)
     else:
@@ -294,9 +286,9 @@ def run(guest: str, name: str, form: str) -> None:
     are deleted. Also if it is paused.
     """
     daemon = connection()
-    job = finish(daemon, calls.run_schedule(guest, name))
+    job = finish(daemon, snapshot_calls.run_schedule(guest, name))
     if form == "json":
-        print_json(daemon.ask(calls.show_schedule(guest, name)))
+        print_json(daemon.ask(snapshot_calls.show_schedule(guest, name)))
     else:
         print_line(job.message)
 
@@ -311,7 +303,7 @@ def preview(guest: str, name: str, form: str, **rules: int | None) -> None:
 
     By the rules that it has or, with --keep options, by those alone.
     """
-    found = connection().ask(calls.judge_schedule(guest, name, **rules)).items
+    found = connection().ask(snapshot_calls.judge_schedule(guest, name, **rules)).items
     if form == "json":
         print_json(found)
         return
@@ -340,5 +332,5 @@ def delete(guest: str, names: Sequence[str], form: str) -> int:
 
     The snapshots that they made stay, and nobody deletes them any more.
     """
-    verb = Verb(lambda name: calls.delete_schedule(guest, name), "is deleted")
+    verb = Verb(lambda name: snapshot_calls.delete_schedule(guest, name), "is deleted")
     return do_to_all(names, verb, form)

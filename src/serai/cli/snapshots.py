@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import click
 
@@ -17,8 +18,7 @@ from serai.cli.output import can_print, print_facts, print_json, print_line, pri
 from serai.cli.progress import finish
 from serai.cli.tree import ASCII, LINES, Glyphs, draw_branches
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client.blocking import Connection
+from serai.client import guest_calls, snapshot_calls
 from serai.model.snapshot import Snapshot
 from serai.units import format_duration, split_source
 
@@ -59,9 +59,11 @@ def create(guest: str, name: str, memory: bool, quiesce: bool, note: str, form: 
     guest, name = split_source(f"{guest}@{name}" if name else guest)
     began = time.monotonic()
     daemon = connection()
-    call = calls.create_snapshot(guest, name=name, memory=memory, quiesce=quiesce, note=note)
+    call = snapshot_calls.create_snapshot(
+        guest, name=name, memory=memory, quiesce=quiesce, note=note
+    )
     [made] = finish(daemon, call, cancel=True).results
-    shown = daemon.ask(calls.show_snapshot(guest, made))
+    shown = daemon.ask(snapshot_calls.show_snapshot(guest, made))
     if form == "json":
         print_json(shown)
         return
@@ -82,23 +84,13 @@ def list_snapshots(guest: str, form: str) -> None:
     branch. `← now` marks the one that the guest stands on. OWN is what would be free without it,
     SHARED what it uses together with others. With --format json: an array, parents first.
     """
-    found = _all(connection(), guest)
+    found = connection().all_of(partial(snapshot_calls.list_snapshots, guest))
     if form == "json":
         print_json(found)
         return
     if not found:
         say(f"{guest} has no snapshots; to make one: serai snapshot create {guest}")
     print_table(COLUMNS, rows_of(found, time.time(), LINES if can_print(LINES.all) else ASCII))
-
-
-def _all(daemon: Connection, guest: str) -> list[Snapshot]:
-    found, cursor = list[Snapshot](), ""
-    while True:
-        page = daemon.ask(calls.list_snapshots(guest, cursor))
-        found += page.items
-        cursor = page.next
-        if not cursor:
-            return found
 
 
 def rows_of(found: Sequence[Snapshot], now: float, glyphs: Glyphs) -> list[tuple[str, ...]]:
@@ -129,11 +121,13 @@ def show(words: tuple[str, ...], form: str) -> None:
     """
     guest, name = _one(words)
     daemon = connection()
-    each = daemon.ask(calls.show_snapshot(guest, name))
+    each = daemon.ask(snapshot_calls.show_snapshot(guest, name))
     if form == "json":
         print_json(each)
         return
-    parent = daemon.ask(calls.show_snapshot(guest, each.parent)).name if each.parent else "-"
+    parent = (
+        daemon.ask(snapshot_calls.show_snapshot(guest, each.parent)).name if each.parent else "-"
+    )
     print_facts(facts_of(each, parent, time.time()))
 
 
@@ -174,8 +168,8 @@ def restore(words: tuple[str, ...], force: bool, form: str) -> None:
     guest, name = _one(words)
     began = time.monotonic()
     daemon = connection()
-    finish(daemon, calls.restore_snapshot(guest, name, force=force))
-    view = daemon.ask(calls.show_guest(guest))
+    finish(daemon, snapshot_calls.restore_snapshot(guest, name, force=force))
+    view = daemon.ask(guest_calls.show_guest(guest))
     if form == "json":
         print_json(view)
     else:
@@ -194,7 +188,7 @@ def delete(words: tuple[str, ...], form: str) -> int:
     is freed. They may also be written as GUEST@SNAPSHOT.
     """
     sources = [f"{guest}@{name}" for guest, name in snapshots_from(words)]
-    verb = Verb(lambda source: calls.delete_snapshot(*split_source(source)), "is deleted")
+    verb = Verb(lambda source: snapshot_calls.delete_snapshot(*split_source(source)), "is deleted")
     return do_to_all(sources, verb, form)
 
 
@@ -234,10 +228,10 @@ def _change(
     note: str | None = None,
 ) -> None:
     daemon = connection()
-    snapshot_id = daemon.ask(calls.show_snapshot(guest, name)).id
-    finish(daemon, calls.change_snapshot(guest, snapshot_id, name=new, note=note))
+    snapshot_id = daemon.ask(snapshot_calls.show_snapshot(guest, name)).id
+    finish(daemon, snapshot_calls.change_snapshot(guest, snapshot_id, name=new, note=note))
     if form == "json":
-        print_json(daemon.ask(calls.show_snapshot(guest, snapshot_id)))
+        print_json(daemon.ask(snapshot_calls.show_snapshot(guest, snapshot_id)))
     else:
         print_line(said)
 

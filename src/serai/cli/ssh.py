@@ -14,8 +14,8 @@ import click
 
 from serai.cli.options import connection, guest_argument
 from serai.cli.output import say, write_bytes
-from serai.client.calls import show_guest, show_ssh, ssh_path
 from serai.client.console import Console
+from serai.client.guest_calls import show_guest, show_ssh, ssh_path
 from serai.errors import Code, Conflict, HostFailure
 from serai.model.guest import Guest
 from serai.model.talk import SshAddress

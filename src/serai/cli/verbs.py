@@ -8,7 +8,7 @@ import click
 from serai.cli.options import DURATION, connection, format_option, guests_argument
 from serai.cli.output import print_error, print_json, print_line
 from serai.cli.progress import finish
-from serai.client import calls
+from serai.client import guest_calls, job_calls
 from serai.client.blocking import Connection
 from serai.client.calls import Call
 from serai.errors import EXIT_CODES, SeraiError
@@ -35,7 +35,9 @@ def do_to_all(names: Sequence[str], verb: Verb, form: str) -> int:
             if isinstance(job, SeraiError):
                 raise job
             ended = (
-                finish(daemon, calls.show_job(job.id)) if not job.is_final else calls.outcome(job)
+                finish(daemon, job_calls.show_job(job.id))
+                if not job.is_final
+                else job_calls.outcome(job)
             )
         except SeraiError as error:
             print_error(error, form)
@@ -68,7 +70,7 @@ def start(guests: tuple[str, ...], form: str) -> int:
 
     One that runs is left as it is.
     """
-    verb = Verb(lambda name: calls.do_to_guest(name, "start"), "is started")
+    verb = Verb(lambda name: guest_calls.do_to_guest(name, "start"), "is started")
     return do_to_all(guests, verb, form)
 
 
@@ -90,7 +92,9 @@ def stop(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> int
     A guest's agent is asked to shut it down, else its power button is pressed. What runs after
     --timeout is killed. One that does not run is left as it is.
     """
-    verb = Verb(lambda name: calls.stop_guest(name, force=force, timeout=timeout), "is stopped")
+    verb = Verb(
+        lambda name: guest_calls.stop_guest(name, force=force, timeout=timeout), "is stopped"
+    )
     return do_to_all(guests, verb, form)
 
 
@@ -105,7 +109,7 @@ def restart(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> 
     One that does not run is started.
     """
     verb = Verb(
-        lambda name: calls.restart_guest(name, force=force, timeout=timeout), "is restarted"
+        lambda name: guest_calls.restart_guest(name, force=force, timeout=timeout), "is restarted"
     )
     return do_to_all(guests, verb, form)
 
@@ -115,7 +119,7 @@ def restart(guests: tuple[str, ...], force: bool, timeout: float, form: str) -> 
 @format_option
 def pause(guests: tuple[str, ...], form: str) -> int:
     """Hold guests' virtual CPUs."""
-    verb = Verb(lambda name: calls.do_to_guest(name, "pause"), "is paused")
+    verb = Verb(lambda name: guest_calls.do_to_guest(name, "pause"), "is paused")
     return do_to_all(guests, verb, form)
 
 
@@ -127,7 +131,7 @@ def resume(guests: tuple[str, ...], form: str) -> int:
 
     Also those that were held because the host's disk was full.
     """
-    verb = Verb(lambda name: calls.do_to_guest(name, "resume"), "goes on")
+    verb = Verb(lambda name: guest_calls.do_to_guest(name, "resume"), "goes on")
     return do_to_all(guests, verb, form)
 
 
@@ -140,5 +144,5 @@ def delete(guests: tuple[str, ...], force: bool, form: str) -> int:
 
     There is no way back. Volumes that were attached to them stay. A guest that runs is only deleted with --force.
     """
-    verb = Verb(lambda name: calls.delete_guest(name, force=force), "is deleted")
+    verb = Verb(lambda name: guest_calls.delete_guest(name, force=force), "is deleted")
     return do_to_all(guests, verb, form)

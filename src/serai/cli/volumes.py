@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import click
 
@@ -11,9 +12,9 @@ from serai.cli.options import SIZE, complete_guest, complete_volume, connection,
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
-from serai.client import calls
-from serai.client import volume_calls as asked
+from serai.client import job_calls, volume_calls
 from serai.client.blocking import Connection
+from serai.client.calls import Call
 from serai.errors import Code, HostFailure
 from serai.model.job import Job
 from serai.model.volume import DEFAULT_POOL, NO_LIMITS, DiskFile, Limits, VolumeInfo
@@ -86,13 +87,15 @@ def create(
         bps_burst=bps_burst,
         burst_seconds=burst_seconds,
     )
-    call = asked.create_volume(name, size_, pool=pool, serial=serial, limits=limits, note=note)
+    call = volume_calls.create_volume(
+        name, size_, pool=pool, serial=serial, limits=limits, note=note
+    )
     _made(connection(), call, name, form)
 
 
-def _made(daemon: Connection, call: calls.Call[Job], name: str, form: str) -> None:
+def _made(daemon: Connection, call: Call[Job], name: str, form: str) -> None:
     finish(daemon, call, cancel=True)
-    shown = daemon.ask(asked.show_volume(name))
+    shown = daemon.ask(volume_calls.show_volume(name))
     if form == "json":
         print_json(shown)
     else:
@@ -110,23 +113,14 @@ def list_volumes(pool: str, guest: str, form: str) -> None:
     OWN is what would be free without it, SHARED what it uses together with snapshots, guests and other
     volumes. The disk that a guest was made with is none of them.
     """
-    found = _all(connection(), pool, guest)
+    wanted = partial(volume_calls.list_volumes, pool=pool, guest=guest)
+    found = connection().all_of(wanted)
     if form == "json":
         print_json(found)
         return
     if not found:
         say("there are no volumes; to make one: serai volume create NAME SIZE")
     print_table(COLUMNS, rows_of(found, time.time()))
-
-
-def _all(daemon: Connection, pool: str, guest: str) -> list[VolumeInfo]:
-    found, cursor = list[VolumeInfo](), ""
-    while True:
-        page = daemon.ask(asked.list_volumes(cursor, pool=pool, guest=guest))
-        found += page.items
-        cursor = page.next
-        if not cursor:
-            return found
 
 
 def rows_of(found: Sequence[VolumeInfo], now: float) -> list[tuple[str, ...]]:
@@ -155,7 +149,7 @@ def _holder(guest: str, read_only: bool) -> str:
 @format_option
 def show(name: str, form: str) -> None:
     """Show all that is known of a volume."""
-    each = connection().ask(asked.show_volume(name))
+    each = connection().ask(volume_calls.show_volume(name))
     if form == "json":
         print_json(each)
         return
@@ -222,13 +216,13 @@ def attach(name: str, guest: str, read_only: bool, boot: int, form: str) -> None
     system has such names. It keeps it over restarts, until it is detached.
     """
     daemon = connection()
-    call = asked.attach_volume(name, guest, read_only=read_only, boot=boot)
+    call = volume_calls.attach_volume(name, guest, read_only=read_only, boot=boot)
     _changed(daemon, finish(daemon, call), name, form)
 
 
 def _changed(daemon: Connection, job: Job, name: str, form: str) -> None:
     if form == "json":
-        print_json(daemon.ask(asked.show_volume(name)))
+        print_json(daemon.ask(volume_calls.show_volume(name)))
     else:
         print_line(f"{name}: {job.message}" if job.message else f"{name} is changed")
 
@@ -246,7 +240,7 @@ def detach(name: str, guest: str, form: str) -> None:
     where several have it.
     """
     daemon = connection()
-    _changed(daemon, finish(daemon, asked.detach_volume(name, guest)), name, form)
+    _changed(daemon, finish(daemon, volume_calls.detach_volume(name, guest)), name, form)
 
 
 @volume.command()
@@ -259,8 +253,8 @@ def resize(name: str, size_: int, form: str) -> None:
     A guest that runs sees it at once; its file system has to be grown inside. It never gets smaller.
     """
     daemon = connection()
-    finish(daemon, asked.change_volume(name, size=size_))
-    shown = daemon.ask(asked.show_volume(name))
+    finish(daemon, volume_calls.change_volume(name, size=size_))
+    shown = daemon.ask(volume_calls.show_volume(name))
     if form == "json":
         print_json(shown)
     else:
@@ -299,8 +293,8 @@ def set_volume(
         burst_seconds=burst_seconds,
     )
     daemon = connection()
-    finish(daemon, asked.change_volume(name, limits=limits if given else None, note=note))
-    shown = daemon.ask(asked.show_volume(name))
+    finish(daemon, volume_calls.change_volume(name, limits=limits if given else None, note=note))
+    shown = daemon.ask(volume_calls.show_volume(name))
     if form == "json":
         print_json(shown)
     else:
@@ -317,7 +311,7 @@ def clone(source: str, new: str, form: str) -> None:
     Nothing is copied: both stand on the same layers, and each takes only what it changes.
     """
     name, snapshot = split_source(source)
-    _made(connection(), asked.clone_volume(name, new, snapshot=snapshot), new, form)
+    _made(connection(), volume_calls.clone_volume(name, new, snapshot=snapshot), new, form)
 
 
 @volume.command()
@@ -336,13 +330,13 @@ def snapshot(name: str, note: str, delete: bool, form: str) -> None:
     if delete:
         if not word:
             raise click.UsageError("Which snapshot? Write VOLUME@SNAPSHOT.")
-        finish(daemon, asked.delete_volume_snapshot(name, word))
+        finish(daemon, volume_calls.delete_volume_snapshot(name, word))
         said = f"{name}@{word} is deleted"
     else:
-        job = finish(daemon, asked.snapshot_volume(name, snapshot=word, note=note))
+        job = finish(daemon, volume_calls.snapshot_volume(name, snapshot=word, note=note))
         said = f"{name}@{job.message} is there"
     if form == "json":
-        print_json(daemon.ask(asked.show_volume(name)))
+        print_json(daemon.ask(volume_calls.show_volume(name)))
     else:
         print_line(said)
 
@@ -360,7 +354,9 @@ def import_volume(source: str, name: str, pool: str, sha256: str, form: str) -> 
     program sees it.
     """
     place = source if "://" in source else os.path.abspath(source)
-    _made(connection(), asked.import_volume(place, name, pool=pool, sha256=sha256), name, form)
+    _made(
+        connection(), volume_calls.import_volume(place, name, pool=pool, sha256=sha256), name, form
+    )
 
 
 @volume.command()
@@ -384,7 +380,7 @@ def export(source: str, file: str, kind: str, nbd: bool, form: str) -> None:
         _serve(daemon, name, word, form)
         return
     path = os.path.abspath(file)
-    call = asked.export_volume(name, path, form=kind, snapshot=word)
+    call = volume_calls.export_volume(name, path, form=kind, snapshot=word)
     digest, written = finish(daemon, call, cancel=True).results
     if form == "json":
         print_json({"path": written, "digest": digest})
@@ -394,7 +390,7 @@ def export(source: str, file: str, kind: str, nbd: bool, form: str) -> None:
 
 def _serve(daemon: Connection, name: str, snapshot: str, form: str) -> None:
     """Have it served until we are interrupted, or somebody cancels the job."""
-    job = daemon.ask(asked.serve_volume(name, snapshot=snapshot))
+    job = daemon.ask(volume_calls.serve_volume(name, snapshot=snapshot))
     try:
         address = _wait_address(daemon, job)
         if form == "json":
@@ -402,20 +398,20 @@ def _serve(daemon: Connection, name: str, snapshot: str, form: str) -> None:
         else:
             print_line(address)
         say("serving; ctrl-C ends it")
-        while not (job := daemon.ask(calls.waiting(calls.show_job(job.id), 30.0))).is_final:
+        while not (job := daemon.ask(job_calls.waiting(job_calls.show_job(job.id), 30.0))).is_final:
             pass
-        calls.outcome(job)
+        job_calls.outcome(job)
     except KeyboardInterrupt:
-        daemon.ask(calls.cancel_job(job.id))
+        daemon.ask(job_calls.cancel_job(job.id))
 
 
 def _wait_address(daemon: Connection, job: Job) -> str:
     until = time.monotonic() + ADDRESS_TIMEOUT
     while time.monotonic() < until:
-        job = daemon.ask(calls.show_job(job.id))
+        job = daemon.ask(job_calls.show_job(job.id))
         if job.message.startswith("nbd"):
             return job.message
-        calls.outcome(job)
+        job_calls.outcome(job)
         time.sleep(LOOK_EVERY)  # the address comes with the job's progress, which is no event
     raise HostFailure(Code.TIMEOUT, "the volume is not served yet", hint="See: serai job list")
 
@@ -430,4 +426,4 @@ def delete(names: tuple[str, ...], form: str) -> int:
 
     There is no way back. Clones keep what they stand on.
     """
-    return do_to_all(names, Verb(asked.delete_volume, "is deleted"), form)
+    return do_to_all(names, Verb(volume_calls.delete_volume, "is deleted"), form)

@@ -1,6 +1,5 @@
 """The async way to the daemon: the twin of ``blocking``, over ``httpx``."""
 
-import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -8,26 +7,16 @@ from typing import Any, TypeVar
 
 import httpx
 
-from serai.client import calls
-from serai.client.blocking import AT_ONCE, PATH_LIMIT, PROGRESS_EVERY, OnProgress
-from serai.client.calls import (
-    CANCEL_LIMIT,
-    LONG_POLL,
-    Call,
-    cancel_job,
-    keyed,
-    problem_in,
-    show_job,
-    undoing,
-    waiting,
-)
-from serai.errors import Code, NotFound, SeraiError
-from serai.model.job import Job
+from serai.client import faults
+from serai.client.asking_async import AsyncAsking
+from serai.client.blocking import PATH_LIMIT
+from serai.client.calls import Call
+from serai.client.faults import problem_in
 
 T = TypeVar("T")
 
 
-class AsyncConnection:
+class AsyncConnection(AsyncAsking):
     """Sends calls to the daemon whose socket is at ``path``."""
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +32,7 @@ class AsyncConnection:
         try:
             self._folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise calls.unreachable(self.path) from error
+            raise faults.unreachable(self.path) from error
         return f"/proc/self/fd/{self._folder}/{self.path.name}"
 
     async def close(self) -> None:
@@ -69,11 +58,11 @@ class AsyncConnection:
                 raise problem_in(response.status_code, await response.aread())
         except httpx.ConnectError as error:
             denied = isinstance(_root_of(error), PermissionError)
-            raise (calls.not_allowed if denied else calls.unreachable)(self.path) from error
+            raise (faults.not_allowed if denied else faults.unreachable)(self.path) from error
         except httpx.TimeoutException as error:
-            raise calls.too_late(call) from error
+            raise faults.too_late(call) from error
         except httpx.HTTPError as error:
-            raise calls.lost(call) from error
+            raise faults.lost(call) from error
         return response
 
     async def ask(self, call: Call[T]) -> T:
@@ -87,82 +76,22 @@ class AsyncConnection:
             async for chunk in response.aiter_bytes():
                 yield chunk
         except httpx.HTTPError as error:
-            raise calls.cut(call) from error
+            raise faults.cut(call) from error
         finally:
             await response.aclose()
 
-    async def send(self, call: Call[None], chunks: AsyncIterator[bytes]) -> None:
-        """Send a call with a body of any length."""
-        await self._send(call, chunks, stream=False)
+    async def collect(self, call: Call[bytes]) -> bytes:
+        """Send a call and give its answer, however long, when all of it is there."""
+        return b"".join([chunk async for chunk in self.stream(call)])
 
-    async def finish(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """Send a call that makes a job and wait for its end; raises the problem that ended it.
+    async def send(self, call: Call[None], chunks: Iterable[bytes]) -> None:
+        """Send a call with a body of any length; reading ``chunks`` blocks for as long as it takes."""
+        await self._send(call, _one_by_one(chunks), stream=False)
 
-        ``on_progress`` is called with the job at once and then at least four times a second.
-        """
-        seconds = LONG_POLL if on_progress is None else PROGRESS_EVERY
-        job = await self.ask(call if on_progress else waiting(call, seconds))
-        while not job.is_final:
-            if on_progress is not None:
-                on_progress(job)
-            job = await self._ask_again(job, seconds)
-        return calls.outcome(job)
 
-    async def make(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """As ``finish``; interrupted (cancelled, ctrl-C), nothing of what it makes is left."""
-        call = keyed(call, os.urandom(16).hex())
-        try:
-            return await self.finish(call, on_progress)
-        except SeraiError:
-            raise
-        except BaseException:
-            with contextlib.suppress(SeraiError):
-                await self._give_up(call)
-            raise
-
-    async def _give_up(self, call: Call[Job]) -> None:
-        job = await self.ask(call)  # the same job: it has a key
-        with contextlib.suppress(SeraiError):
-            if not job.is_final:
-                await self.ask(cancel_job(job.id))
-        for undo in undoing(await self.ask(waiting(show_job(job.id), CANCEL_LIMIT))):
-            await self.ask(undo)
-
-    async def finish_all(self, begun: Iterable[Call[Job]]) -> list[SeraiError]:
-        """Send calls that make jobs, a few at a time, and wait for the ends; return what went wrong.
-
-        What is not there (NotFound) is not wrong: these calls remove things.
-        """
-        errors: list[SeraiError] = []
-        waited = list(begun)
-        for first in range(0, len(waited), AT_ONCE):
-            jobs = [await self._begin(call, errors) for call in waited[first : first + AT_ONCE]]
-            for job in jobs:
-                if job is not None:
-                    await self._begin(show_job(job.id), errors, end=True)
-        return errors
-
-    async def _begin(
-        self, call: Call[Job], errors: list[SeraiError], *, end: bool = False
-    ) -> Job | None:
-        try:
-            if end:
-                return await self.finish(call)
-            return await self.ask(call)
-        except NotFound as error:
-            if error.code is Code.DAEMON_UNREACHABLE:
-                errors.append(error)
-        except SeraiError as error:
-            errors.append(error)
-        return None
-
-    async def _ask_again(self, job: Job, seconds: float) -> Job:
-        try:
-            return await self.ask(waiting(show_job(job.id), seconds))
-        except SeraiError as error:
-            if error.code is Code.DAEMON_UNREACHABLE:
-                raise calls.lost_job(job) from error
-            raise
+async def _one_by_one(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _root_of(error: BaseException) -> BaseException:

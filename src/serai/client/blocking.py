@@ -4,45 +4,22 @@ A connection is kept and used again for short questions; what lasts (a stream, a
 of its own. Not thread-safe: one ``Connection`` a thread.
 """
 
-import contextlib
 import http.client
 import os
 import select
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from serai.client.calls import (
-    CANCEL_LIMIT,
-    LONG_POLL,
-    Call,
-    cancel_job,
-    cut,
-    keyed,
-    lost,
-    lost_job,
-    not_allowed,
-    outcome,
-    problem_in,
-    show_job,
-    too_late,
-    undoing,
-    unreachable,
-    waiting,
-)
-from serai.errors import Code, NotFound, SeraiError
-from serai.model.job import Job
+from serai.client.asking import Asking
+from serai.client.calls import Call
+from serai.client.faults import cut, lost, not_allowed, problem_in, too_late, unreachable
 
 T = TypeVar("T")
 
-OnProgress = Callable[[Job], None]
-
 CHUNK = 256 << 10
 CONNECT_TIMEOUT = 10.0
-PROGRESS_EVERY = 0.25
-AT_ONCE = 64
-"""How many jobs are begun before the first is waited for, where there are many."""
 PATH_LIMIT = 107
 """What fits into an address of a unix socket (unix(7))."""
 
@@ -116,7 +93,7 @@ def _until_answered(connection: _UnixConnection, chunks: Iterable[bytes]) -> Ite
             yield chunk
 
 
-class Connection:
+class Connection(Asking):
     """Sends calls to the daemon whose socket is at ``path``; connects when it is first needed.
 
     Several threads may use it at once: each call has a connection to itself.
@@ -173,6 +150,10 @@ class Connection:
         finally:
             own.close()
 
+    def collect(self, call: Call[bytes]) -> bytes:
+        """Send a call and give its answer, however long, when all of it is there."""
+        return b"".join(self.stream(call))
+
     def send(self, call: Call[None], chunks: Iterable[bytes]) -> None:
         """Send a call with a body of any length; what reading ``chunks`` raises is passed on."""
         own = _UnixConnection(self.path, call.timeout)
@@ -186,71 +167,6 @@ class Connection:
             own.close()
         if response.status >= 400:
             raise problem_in(response.status, body)
-
-    def finish(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """Send a call that makes a job and wait for its end; raises the problem that ended it.
-
-        ``on_progress`` is called with the job at once and then at least four times a second.
-        """
-        seconds = LONG_POLL if on_progress is None else PROGRESS_EVERY
-        job = self.ask(call if on_progress else waiting(call, seconds))
-        while not job.is_final:
-            if on_progress is not None:
-                on_progress(job)
-            job = self._ask_again(job, seconds)
-        return outcome(job)
-
-    def make(self, call: Call[Job], on_progress: OnProgress | None = None) -> Job:
-        """As ``finish``; interrupted (ctrl-C, a time limit), nothing of what it makes is left."""
-        call = keyed(call, os.urandom(16).hex())
-        try:
-            return self.finish(call, on_progress)
-        except SeraiError:
-            raise
-        except BaseException:
-            with contextlib.suppress(SeraiError):
-                self._give_up(call)
-            raise
-
-    def _give_up(self, call: Call[Job]) -> None:
-        job = self.ask(call)  # the same job: it has a key
-        with contextlib.suppress(SeraiError):
-            if not job.is_final:
-                self.ask(cancel_job(job.id))
-        for undo in undoing(self.ask(waiting(show_job(job.id), CANCEL_LIMIT))):
-            self.ask(undo)
-
-    def finish_all(self, begun: Iterable[Call[Job]]) -> list[SeraiError]:
-        """Send calls that make jobs, a few at a time, and wait for the ends; return what went wrong.
-
-        What is not there (NotFound) is not wrong: these calls remove things.
-        """
-        errors: list[SeraiError] = []
-        waited = list(begun)
-        for first in range(0, len(waited), AT_ONCE):
-            jobs = [self._begin(call, errors) for call in waited[first : first + AT_ONCE]]
-            for job in jobs:
-                if job is not None:
-                    self._begin(show_job(job.id), errors, end=True)
-        return errors
-
-    def _begin(self, call: Call[Job], errors: list[SeraiError], *, end: bool = False) -> Job | None:
-        try:
-            return self.finish(call) if end else self.ask(call)
-        except NotFound as error:
-            if error.code is Code.DAEMON_UNREACHABLE:
-                errors.append(error)
-        except SeraiError as error:
-            errors.append(error)
-        return None
-
-    def _ask_again(self, job: Job, seconds: float) -> Job:
-        try:
-            return self.ask(waiting(show_job(job.id), seconds))
-        except SeraiError as error:
-            if error.code is Code.DAEMON_UNREACHABLE:
-                raise lost_job(job) from error
-            raise
 
 
 def _send(

@@ -17,7 +17,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from serai.client.blocking import connect_socket
-from serai.client.calls import problem_in
+from serai.client.faults import problem_in
 from serai.errors import Code, Conflict, Interrupted, SeraiError
 
 CHUNK = 64 << 10

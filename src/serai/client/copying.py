@@ -1,4 +1,4 @@
-"""Files and folders into and out of guests, and commands whose input does not fit into a request.
+"""Where copies into and out of guests go, and how they come to be whole; sending is ``transfers``'.
 
 Where a copy goes is decided without looking, so that doing it twice gives the same: a target that
 ends with ``/`` is a folder into which the copy goes under its own name; any other target is the
@@ -9,20 +9,17 @@ import os
 import posixpath
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from serai.client import calls
-from serai.client.blocking import Connection
-from serai.client.files import OnLeftOut, pack_folder, read_pieces, unpack_folder
+from serai.client.files import unpack_folder
 from serai.errors import Code, NotFound, SeraiError
-from serai.model.talk import ExecRequest, ExecResult
+from serai.model.talk import ExecRequest
 
 INLINE_INPUT = 512 << 10
 """How much standard input goes along with the request, which the daemon limits to 1 MiB."""
@@ -57,66 +54,6 @@ def may_be_folder(error: SeraiError, path: str) -> bool:
 def ask_whether_folder(path: str) -> ExecRequest:
     """Return the command that ends with 0 if ``path`` in the guest is a folder."""
     return ExecRequest(argv=["test", "-d", path], timeout=LOOK_TIMEOUT)
-
-
-def _is_folder(connection: Connection, guest: str, path: str) -> bool:
-    try:
-        return connection.ask(calls.run_command(guest, ask_whether_folder(path))).code == 0
-    except SeraiError:
-        return False
-
-
-def push(
-    connection: Connection, guest: str, source: Path, path: str, on_left_out: OnLeftOut
-) -> str:
-    """Copy a file or folder into a guest; return its path there."""
-    must_exist(source)
-    target = target_in_guest(source, path)
-    if source.is_dir():
-        call = calls.push_file(guest, target, mode=0o755, unpack=True)
-        connection.send(call, pack_folder(source, on_left_out))
-        return target
-    try:
-        _push_file(connection, guest, source, target)
-    except SeraiError as error:
-        if not may_be_folder(error, path) or not _is_folder(connection, guest, path):
-            raise
-        target = target_in_guest(source, f"{path}/")
-        _push_file(connection, guest, source, target)
-    return target
-
-
-def _push_file(connection: Connection, guest: str, source: Path, target: str) -> None:
-    mode = source.stat().st_mode & 0o777
-    with source.open("rb") as file:
-        call = calls.push_file(guest, target, mode=mode, unpack=False)
-        connection.send(call, read_pieces(file))
-
-
-def pull(connection: Connection, guest: str, path: str, local: str) -> Pulled:
-    """Copy a file or folder out of a guest; return where it is.
-
-    A file is there whole or not at all; of a folder, a failure leaves what came before.
-    """
-    if not path.endswith("/"):
-        try:
-            return _pull_file(connection, guest, path, local)
-        except SeraiError as error:
-            if not may_be_folder(error, path) or not _is_folder(connection, guest, path):
-                raise
-    call = calls.pull_file(guest, path, pack=True)
-    with receiving_folder(path, local) as (archive, pulled):
-        for chunk in connection.stream(call):
-            archive.write(chunk)
-    return pulled
-
-
-def _pull_file(connection: Connection, guest: str, path: str, local: str) -> Pulled:
-    call = calls.pull_file(guest, path, pack=False)
-    with receiving_file(path, local) as (file, pulled):
-        for chunk in connection.stream(call):
-            file.write(chunk)
-    return pulled
 
 
 def name_of(path: str) -> str:
@@ -159,28 +96,6 @@ def receiving_folder(path: str, local: str) -> Iterator[tuple[BinaryIO, Pulled]]
         archive.seek(0)
         target.mkdir(exist_ok=True)
         left_out += unpack_folder(archive, target)
-
-
-def run(
-    connection: Connection, guest: str, request: ExecRequest, more: Iterable[bytes] = ()
-) -> ExecResult:
-    """Run a command in a guest. ``more`` is standard input that follows ``request.stdin``.
-
-    Input that is too much for a request is put into a file of the guest first, which is gone when
-    the command starts.
-    """
-    pieces, stdin = iter(more), bytearray(request.stdin)
-    for piece in pieces:
-        stdin += piece
-        if len(stdin) > INLINE_INPUT:
-            break
-    if len(stdin) <= INLINE_INPUT:
-        whole = msgspec.structs.replace(request, stdin=bytes(stdin))
-        return connection.ask(calls.run_command(guest, whole))
-    path, from_file = with_input_file(request)
-    call = calls.push_file(guest, path, mode=0o600, unpack=False)
-    connection.send(call, chain([bytes(stdin)], pieces))
-    return connection.ask(calls.run_command(guest, from_file))
 
 
 def with_input_file(request: ExecRequest) -> tuple[str, ExecRequest]:

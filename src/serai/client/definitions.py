@@ -9,7 +9,8 @@ import os
 import stat
 from pathlib import Path
 
-from serai.client.calls import Call, import_guest
+from serai.client.calls import Call
+from serai.client.guest_calls import import_guest
 from serai.errors import Code, HostFailure, Invalid, NotFound
 from serai.model.job import Job
 from serai.plan.domain_xml import read_domain

@@ -1,10 +1,12 @@
-"""Volumes and pools in the blocking SDK: ``volume = inn.create_volume("data", "10GiB")``."""
+# Made of volumes_async.py by scripts/make_blocking.py: change that file, then `make blocking`.
+"""Volumes and pools, as the blocking SDK has them."""
 
+from functools import partial
 from typing import Self
 
-from serai.client import volume_calls as calls
+from serai.client import volume_calls
 from serai.client.blocking import Connection
-from serai.client.calls import Call, Page
+from serai.client.calls import Call
 from serai.client.words import Size, limits_of, size_of
 from serai.model.job import Job
 from serai.model.volume import DEFAULT_POOL, Pool, VolumeInfo
@@ -32,7 +34,7 @@ class Volume:
 
     def refresh(self) -> Self:
         """Ask how it is now."""
-        self.info = self._connection.ask(calls.show_volume(self.id))
+        self.info = self._connection.ask(volume_calls.show_volume(self.id))
         return self
 
     def _do(self, call: Call[Job]) -> Self:
@@ -41,15 +43,15 @@ class Volume:
 
     def attach(self, guest: str, *, read_only: bool = False, boot: int = 0) -> Self:
         """Give it to a guest; one may write to it, or any number may read it."""
-        return self._do(calls.attach_volume(self.id, guest, read_only=read_only, boot=boot))
+        return self._do(volume_calls.attach_volume(self.id, guest, read_only=read_only, boot=boot))
 
     def detach(self, guest: str = "") -> Self:
         """Take it from a guest; without a name from the only one that has it."""
-        return self._do(calls.detach_volume(self.id, guest))
+        return self._do(volume_calls.detach_volume(self.id, guest))
 
     def resize(self, size: Size) -> Self:
         """Make it larger."""
-        return self._do(calls.change_volume(self.id, size=size_of(size)))
+        return self._do(volume_calls.change_volume(self.id, size=size_of(size)))
 
     def limit(
         self,
@@ -64,29 +66,29 @@ class Volume:
         limits = limits_of(
             iops=iops, iops_burst=iops_burst, bps=bps, bps_burst=bps_burst, seconds=burst_seconds
         )
-        return self._do(calls.change_volume(self.id, limits=limits))
+        return self._do(volume_calls.change_volume(self.id, limits=limits))
 
     def clone(self, name: str, *, snapshot: str = "") -> "Volume":
         """Make a new volume of it, or of its snapshot; nothing is copied."""
-        self._connection.finish(calls.clone_volume(self.id, name, snapshot=snapshot))
-        return Volume(self._connection, self._connection.ask(calls.show_volume(name)))
+        self._connection.finish(volume_calls.clone_volume(self.id, name, snapshot=snapshot))
+        return Volume(self._connection, self._connection.ask(volume_calls.show_volume(name)))
 
     def snapshot(self, name: str = "", *, note: str = "") -> Self:
         """Keep what is in it now."""
-        return self._do(calls.snapshot_volume(self.id, snapshot=name, note=note))
+        return self._do(volume_calls.snapshot_volume(self.id, snapshot=name, note=note))
 
     def delete_snapshot(self, name: str) -> Self:
         """Delete a snapshot of it."""
-        return self._do(calls.delete_volume_snapshot(self.id, name))
+        return self._do(volume_calls.delete_volume_snapshot(self.id, name))
 
     def export(self, path: str, *, form: str = "qcow2", snapshot: str = "") -> str:
         """Write it, or its snapshot, to a new file on the daemon's host; return the file's digest."""
-        call = calls.export_volume(self.id, path, form=form, snapshot=snapshot)
+        call = volume_calls.export_volume(self.id, path, form=form, snapshot=snapshot)
         return self._connection.finish(call).results[0]
 
     def delete(self) -> None:
         """Delete it and its snapshots; clones stay."""
-        self._connection.finish(calls.delete_volume(self.id))
+        self._connection.finish(volume_calls.delete_volume(self.id))
 
 
 class VolumeShelf:
@@ -96,26 +98,19 @@ class VolumeShelf:
 
     def volumes(self, *, pool: str = "", guest: str = "") -> list[Volume]:
         """Return volumes by name; only those in a pool, or that a guest has."""
-        found: list[Volume] = []
-        cursor = ""
-        while True:
-            page: Page[VolumeInfo] = self.connection.ask(
-                calls.list_volumes(cursor, pool=pool, guest=guest)
-            )
-            found += [Volume(self.connection, info) for info in page.items]
-            cursor = page.next
-            if not cursor:
-                return found
+        wanted = partial(volume_calls.list_volumes, pool=pool, guest=guest)
+        found = self.connection.all_of(wanted)
+        return [Volume(self.connection, info) for info in found]
 
     def volume(self, name: str) -> Volume:
         """Return a volume by name or id; NotFound."""
-        return Volume(self.connection, self.connection.ask(calls.show_volume(name)))
+        return Volume(self.connection, self.connection.ask(volume_calls.show_volume(name)))
 
     def create_volume(
         self, name: str, size: Size, *, pool: str = DEFAULT_POOL, serial: str = "", note: str = ""
     ) -> Volume:
         """Make an empty volume of a size like "10GiB"."""
-        call = calls.create_volume(name, size_of(size), pool=pool, serial=serial, note=note)
+        call = volume_calls.create_volume(name, size_of(size), pool=pool, serial=serial, note=note)
         self.connection.finish(call)
         return self.volume(name)
 
@@ -123,18 +118,18 @@ class VolumeShelf:
         self, source: str, name: str, *, pool: str = DEFAULT_POOL, sha256: str = ""
     ) -> Volume:
         """Make a volume of a disk image on the daemon's host, or of a URL."""
-        self.connection.finish(calls.import_volume(source, name, pool=pool, sha256=sha256))
+        self.connection.finish(volume_calls.import_volume(source, name, pool=pool, sha256=sha256))
         return self.volume(name)
 
     def pools(self) -> list[Pool]:
         """Return all pools by name."""
-        return self.connection.ask(calls.list_pools()).items
+        return self.connection.ask(volume_calls.list_pools()).items
 
     def create_pool(self, name: str, path: str) -> Pool:
         """Make a pool of an empty or new folder."""
-        self.connection.finish(calls.create_pool(name, path))
-        return self.connection.ask(calls.show_pool(name))
+        self.connection.finish(volume_calls.create_pool(name, path))
+        return self.connection.ask(volume_calls.show_pool(name))
 
     def delete_pool(self, name: str) -> None:
         """Delete an empty pool."""
-        self.connection.finish(calls.delete_pool(name))
+        self.connection.finish(volume_calls.delete_pool(name))

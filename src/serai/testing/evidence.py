@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serai.client import calls
-from serai.client.inn import Guest, Inn
+from serai.client import daemon_calls, guest_calls
+from serai.client.guests import Guest
+from serai.client.inn import Inn
 from serai.model.event import Event
 
 CONSOLE_TAIL = 8 << 10
@@ -43,7 +44,7 @@ def gather(inn: Inn, guest: Guest, folder: Path) -> Iterator[Section]:
 
 
 def _console(inn: Inn, guest: Guest, folder: Path) -> str:
-    call = replace(calls.show_log(guest.id), timeout=LIMIT)
+    call = replace(guest_calls.show_log(guest.id), timeout=LIMIT)
     whole = b"".join(inn.connection.stream(call))
     path = _place(folder, f"{guest.name}.log")
     path.write_bytes(whole)
@@ -54,7 +55,7 @@ def _console(inn: Inn, guest: Guest, folder: Path) -> str:
 
 
 def _screen(inn: Inn, guest: Guest, folder: Path) -> str:
-    picture = inn.connection.ask(replace(calls.take_screenshot(guest.id), timeout=LIMIT))
+    picture = inn.connection.ask(replace(guest_calls.take_screenshot(guest.id), timeout=LIMIT))
     path = _place(folder, f"{guest.name}.png")
     path.write_bytes(picture)
     return str(path)
@@ -76,7 +77,7 @@ def _events(inn: Inn, guest: Guest) -> str:
 
 def _all_events(inn: Inn) -> Iterator[Event]:
     after = 0
-    while page := inn.connection.ask(calls.list_events(after, PAGE)).items:
+    while page := inn.connection.ask(daemon_calls.list_events(after, PAGE)).items:
         yield from page
         after = page[-1].seq
 

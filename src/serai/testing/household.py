@@ -21,8 +21,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Self
 
-from serai.client import calls
-from serai.client.inn import Guest, Inn, connect
+from serai.client import guest_calls
+from serai.client.guests import Guest
+from serai.client.inn import Inn, connect
 from serai.errors import Code, HostFailure, SeraiError
 from serai.model.node import DaemonStatus
 from serai.settings import Places, find_places
@@ -165,7 +166,7 @@ class Household:
 
     def _delete(self, guests: list[Guest]) -> None:
         wrong = self.inn.connection.finish_all(
-            calls.delete_guest(each.id, force=True) for each in guests
+            guest_calls.delete_guest(each.id, force=True) for each in guests
         )
         for error in wrong:
             warnings.warn(f"serai: a guest of a test is left: {error.message}", stacklevel=2)

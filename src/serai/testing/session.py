@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from serai.client import calls
-from serai.client.inn import Guest, Inn
+from serai.client import guest_calls
+from serai.client.guests import Guest
+from serai.client.inn import Inn
 from serai.errors import Code, Invalid, NotFound, SeraiError
 from serai.testing.evidence import Section, gather
 from serai.testing.household import KEPT, OWNER, Household
@@ -170,7 +171,7 @@ class Guests:
         found = {each.id for each in self._session.inn.guests(self._labels)}
         gone = (found | self._made.keys()).difference(self._kept)
         wrong = self._session.inn.connection.finish_all(
-            calls.delete_guest(each, force=True) for each in gone
+            guest_calls.delete_guest(each, force=True) for each in gone
         )
         if wrong:
             raise wrong[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serai.client.inn import Guest
+from serai.client.guests import Guest
 from serai.errors import Code, Invalid
 from serai.units import shorten
 
