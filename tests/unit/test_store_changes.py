@@ -16,6 +16,7 @@ from serai.model.job import Job, JobState
 from serai.store import apply
 from serai.store.changes import DropGuest, Prune, PutGuest, free_number
 from serai.store.records import GUEST_BODY, JOB_BODY, Damaged, decode, encode
+from serai.store.rows import prepare
 from serai.store.schema import GUESTS, JOBS, METADATA
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
@@ -116,5 +117,5 @@ def test_pruning_is_one_statement_in_both_databases(dialect):
 
 def test_what_is_not_stored_needs_no_row():
     for change in (DropGuest("x"), Prune(events_kept=1, jobs_kept=1)):
-        assert apply.prepare(change).row == {}
-    assert set(apply.prepare(PutGuest(a_record("", 1, 0.0))).row) == set(GUESTS.c.keys())
+        assert prepare(change).row == {}
+    assert set(prepare(PutGuest(a_record("", 1, 0.0))).row) == set(GUESTS.c.keys())

@@ -19,8 +19,7 @@ from serai.errors import Code, HostFailure
 from serai.store import migrate
 from serai.store.changes import AddEvent, PutGuest
 from serai.store.database import open_store
-from serai.store.schema import METADATA, VERSION
-from serai.store.version import CURRENT, Schema
+from serai.store.schema import CURRENT, METADATA, VERSION, Schema
 
 NEXT_STEP = """
 import sqlalchemy as sa

@@ -13,7 +13,7 @@ from serai.errors import Code, Conflict, NotFound
 from serai.store import migrate
 from serai.store.changes import DropSchedule, PutGuest, PutSchedule, PutSnapshot
 from serai.store.database import Store, open_store
-from serai.store.version import CURRENT
+from serai.store.schema import CURRENT
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from serai.store.changes import (
     PutSnapshot,
 )
 from serai.store.database import Store, open_store
-from serai.store.version import CURRENT
+from serai.store.schema import CURRENT
 
 
 @pytest.fixture

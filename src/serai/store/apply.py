@@ -1,22 +1,18 @@
-"""Carrying out changes within a transaction that somebody else has begun.
+"""Carrying out changes within a transaction that somebody else has begun, in the writer's thread.
 
-Statements here are plain SQL that every database speaks. ``prepare`` is done by the caller, so that
-what can't be encoded fails only there; ``apply_change`` runs in the writer's thread.
+Statements here are plain SQL that every database speaks. Why one was refused as not unique is found out
+by ``conflicts``.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any, assert_never
 
 import msgspec
 import sqlalchemy as sa
 
-from serai.errors import Bug, Code, Conflict, SeraiError
 from serai.model.event import Event
 from serai.model.guest import GuestRecord
 from serai.model.job import FINAL_STATES
-from serai.model.network import ForwardRecord, Port
-from serai.model.schedule import ScheduleRecord
-from serai.model.snapshot import SnapshotRecord
 from serai.store.changes import (
     AddEvent,
     Change,
@@ -44,90 +40,50 @@ from serai.store.changes import (
     PutUsage,
     PutVolume,
 )
-from serai.store.records import encode
-from serai.store.schema import (
-    EVENTS,
-    FORWARDS,
-    GROUPS,
-    GUESTS,
-    IMAGES,
-    JOBS,
-    LAYERS,
-    NETWORKS,
-    POOLS,
-    PORTS,
-    SCHEDULES,
-    SNAPSHOTS,
-    USAGE,
-    VOLUMES,
+from serai.store.kinds import (
+    FORWARD,
+    GROUP,
+    GUEST,
+    IMAGE,
+    JOB,
+    LAYER,
+    NETWORK,
+    POOL,
+    PORT_USAGE,
+    SCHEDULE,
+    SNAPSHOT,
+    VOLUME,
+    Kind,
 )
+from serai.store.rows import Step, port_row
+from serai.store.schema import EVENTS, FORWARDS, JOBS, PORTS, USAGE
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A change, and the columns that it writes."""
-
-    change: Change
-    row: Mapping[str, object]
-
-
-def prepare(change: Change) -> Step:
-    """Make ``change`` ready to be written; Bug if it can't be encoded."""
-    match change:
-        case PutGuest(record=record):
-            row = {
-                "id": record.id,
-                "name": record.spec.name,
-                "number": record.number,
-                "body": encode(record),
-            }
-        case PutImage(image=image):
-            row = {"name": image.name, "body": encode(image)}
-        case PutSnapshot(record=snapshot):
-            row = {
-                "id": snapshot.id,
-                "guest_id": snapshot.guest_id,
-                "name": snapshot.name,
-                "body": encode(snapshot),
-            }
-        case PutSchedule(record=schedule):
-            row = {
-                "id": schedule.id,
-                "guest_id": schedule.guest_id,
-                "name": schedule.name,
-                "body": encode(schedule),
-            }
-        case PutLayer(layer=layer):
-            row = {"id": layer.id, "body": encode(layer)}
-        case PutVolume(record=volume):
-            row = {"id": volume.id, "name": volume.name, "body": encode(volume)}
-        case PutPool(record=pool):
-            row = {"name": pool.name, "body": encode(pool)}
-        case PutNetwork(record=network):
-            row = {"id": network.id, "name": network.spec.name, "body": encode(network)}
-        case PutUsage(usage=usage):
-            row = {"id": usage.port, "guest_id": usage.guest_id, "body": encode(usage)}
-        case PutGroup(record=group):
-            row = {"id": group.id, "name": group.spec.name, "body": encode(group)}
-        case PutForward(record=forward):
-            row = {
-                "id": forward.id,
-                "guest_id": forward.guest_id,
-                "outside": _outside(forward),
-                "body": encode(forward),
-            }
-        case PutJob(job=job):
-            row = {
-                "id": job.id,
-                "state": str(job.state),
-                "key": job.key or None,
-                "body": encode(job),
-            }
-        case AddEvent(event=event):
-            row = {"body": encode(event)}
-        case _:
-            row = {}
-    return Step(change, row)
+_PUT: Mapping[type[Change], Kind[Any]] = {
+    PutGuest: GUEST,
+    PutImage: IMAGE,
+    PutSnapshot: SNAPSHOT,
+    PutSchedule: SCHEDULE,
+    PutLayer: LAYER,
+    PutVolume: VOLUME,
+    PutPool: POOL,
+    PutNetwork: NETWORK,
+    PutUsage: PORT_USAGE,
+    PutGroup: GROUP,
+    PutForward: FORWARD,
+    PutJob: JOB,
+}
+_DROP: Mapping[type[Change], Kind[Any]] = {
+    DropGuest: GUEST,
+    DropImage: IMAGE,
+    DropSnapshot: SNAPSHOT,
+    DropSchedule: SCHEDULE,
+    DropLayer: LAYER,
+    DropVolume: VOLUME,
+    DropPool: POOL,
+    DropNetwork: NETWORK,
+    DropGroup: GROUP,
+    DropForward: FORWARD,
+}
 
 
 def apply_steps(connection: sa.Connection, steps: Iterable[Step]) -> list[Event]:
@@ -141,73 +97,54 @@ def apply_steps(connection: sa.Connection, steps: Iterable[Step]) -> list[Event]
 
 
 def _apply(connection: sa.Connection, step: Step) -> Event | None:
-    match step.change:
+    change, row = step.change, step.row
+    match change:
+        case PutImage(replace=False) | PutPool():
+            connection.execute(_PUT[type(change)].table.insert(), row)
+        case PutSnapshot(if_there=True) | PutLayer(if_there=True):
+            _change(connection, _PUT[type(change)], row)
         case PutGuest(record=record):
-            _put(connection, GUESTS, GUESTS.c.id, step.row)
+            _put(connection, GUEST, row)
             _put_ports(connection, record)
+        case (
+            PutImage() | PutSnapshot() | PutSchedule() | PutLayer() | PutVolume() | PutNetwork()
+            | PutUsage() | PutGroup() | PutForward() | PutJob()
+        ):  # fmt: skip
+            _put(connection, _PUT[type(change)], row)
         case DropGuest(guest_id=guest_id):
-            for statement in (_DROP_GUEST, _DROP_PORTS, _DROP_USAGE, _DROP_FORWARDS):
+            _drop(connection, GUEST, guest_id)
+            for statement in (_DROP_PORTS, _DROP_USAGE, _DROP_FORWARDS):
                 connection.execute(statement, {"key": guest_id})
-        case PutImage(replace=True):
-            _put(connection, IMAGES, IMAGES.c.name, step.row)
-        case PutImage():
-            connection.execute(IMAGES.insert(), step.row)
-        case DropImage(name=name):
-            connection.execute(_DROP_IMAGE, {"key": name})
-        case PutSnapshot(if_there=True):
-            _change(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
-        case PutSnapshot():
-            _put(connection, SNAPSHOTS, SNAPSHOTS.c.id, step.row)
-        case DropSnapshot(snapshot_id=snapshot_id):
-            connection.execute(_DROP_SNAPSHOT, {"key": snapshot_id})
-        case PutLayer(if_there=True):
-            _change(connection, LAYERS, LAYERS.c.id, step.row)
-        case PutSchedule():
-            _put(connection, SCHEDULES, SCHEDULES.c.id, step.row)
-        case DropSchedule(schedule_id=schedule_id):
-            connection.execute(_DROP_SCHEDULE, {"key": schedule_id})
-        case PutLayer():
-            _put(connection, LAYERS, LAYERS.c.id, step.row)
-        case DropLayer(layer_id=layer_id):
-            connection.execute(_DROP_LAYER, {"key": layer_id})
-        case PutVolume():
-            _put(connection, VOLUMES, VOLUMES.c.id, step.row)
-        case DropVolume(volume_id=volume_id):
-            connection.execute(_DROP_VOLUME, {"key": volume_id})
-        case PutPool():
-            connection.execute(POOLS.insert(), step.row)
-        case DropPool(name=name):
-            connection.execute(_DROP_POOL, {"key": name})
-        case PutNetwork():
-            _put(connection, NETWORKS, NETWORKS.c.id, step.row)
-        case DropNetwork(network_id=network_id):
-            connection.execute(_DROP_NETWORK, {"key": network_id})
-        case PutUsage():
-            _put(connection, USAGE, USAGE.c.id, step.row)
-        case PutGroup():
-            _put(connection, GROUPS, GROUPS.c.id, step.row)
-        case DropGroup(group_id=group_id):
-            connection.execute(_DROP_GROUP, {"key": group_id})
-        case PutForward():
-            _put(connection, FORWARDS, FORWARDS.c.id, step.row)
-        case DropForward(forward_id=forward_id):
-            connection.execute(_DROP_FORWARD, {"key": forward_id})
-        case PutJob():
-            _put(connection, JOBS, JOBS.c.id, step.row)
+        case (
+            DropImage(name=key) | DropPool(name=key) | DropSnapshot(snapshot_id=key)
+            | DropSchedule(schedule_id=key) | DropLayer(layer_id=key) | DropVolume(volume_id=key)
+            | DropNetwork(network_id=key) | DropGroup(group_id=key) | DropForward(forward_id=key)
+        ):  # fmt: skip
+            _drop(connection, _DROP[type(change)], key)
         case AddEvent(event=event):
-            return msgspec.structs.replace(event, seq=_add_event(connection, step.row))
+            return msgspec.structs.replace(event, seq=_add_event(connection, row))
         case Prune(events_kept=events_kept, jobs_kept=jobs_kept):
             connection.execute(_PRUNE_EVENTS, {"kept": events_kept})
             connection.execute(_PRUNE_JOBS, {"kept": jobs_kept})
+        case _:
+            assert_never(change)
     return None
 
 
-def _put(
-    connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
-) -> None:
+def _put(connection: sa.Connection, kind: Kind[Any], row: Mapping[str, object]) -> None:
     """Update the row with this key, or insert it: two statements that every database has."""
-    if not _change(connection, table, key, row):
-        connection.execute(table.insert(), row)
+    if not _change(connection, kind, row):
+        connection.execute(kind.table.insert(), row)
+
+
+def _change(connection: sa.Connection, kind: Kind[Any], row: Mapping[str, object]) -> bool:
+    """Update the row with this key; False when there is none."""
+    update = kind.table.update().where(kind.key == sa.bindparam("key_"))
+    return connection.execute(update, {**row, "key_": row[kind.key.name]}).rowcount > 0
+
+
+def _drop(connection: sa.Connection, kind: Kind[Any], key: str) -> None:
+    connection.execute(kind.table.delete().where(kind.key == sa.bindparam("key_")), {"key_": key})
 
 
 def _put_ports(connection: sa.Connection, record: GuestRecord) -> None:
@@ -216,31 +153,7 @@ def _put_ports(connection: sa.Connection, record: GuestRecord) -> None:
     connection.execute(_DROP_PORTS, {"key": record.id})
     connection.execute(_DROP_OTHER_USAGE, {"key": record.id, "stay": stay})
     if record.ports:
-        connection.execute(PORTS.insert(), [_port_row(record.id, port) for port in record.ports])
-
-
-def _port_row(guest_id: str, port: Port) -> dict[str, object]:
-    return {
-        "id": port.id,
-        "guest_id": guest_id,
-        "network_id": port.network,
-        "mac": port.mac,
-        "tap": port.tap,
-        "address": port.address or None,
-        "address6": port.address6 or None,
-    }
-
-
-def _outside(forward: ForwardRecord) -> str:
-    return f"{forward.protocol} {forward.host_address} {forward.host_port}"
-
-
-def _change(
-    connection: sa.Connection, table: sa.Table, key: sa.Column[str], row: Mapping[str, object]
-) -> bool:
-    """Update the row with this key; False when there is none."""
-    update = table.update().where(key == sa.bindparam("key_"))
-    return connection.execute(update, {**row, "key_": row[key.name]}).rowcount > 0
+        connection.execute(PORTS.insert(), [port_row(record.id, port) for port in record.ports])
 
 
 def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
@@ -249,20 +162,10 @@ def _add_event(connection: sa.Connection, row: Mapping[str, object]) -> int:
     return int(key[0])
 
 
-_DROP_GUEST = GUESTS.delete().where(GUESTS.c.id == sa.bindparam("key"))
-_DROP_IMAGE = IMAGES.delete().where(IMAGES.c.name == sa.bindparam("key"))
-_DROP_SNAPSHOT = SNAPSHOTS.delete().where(SNAPSHOTS.c.id == sa.bindparam("key"))
 _DROP_PORTS = PORTS.delete().where(PORTS.c.guest_id == sa.bindparam("key"))
 _DROP_USAGE = USAGE.delete().where(USAGE.c.guest_id == sa.bindparam("key"))
 _DROP_OTHER_USAGE = _DROP_USAGE.where(USAGE.c.id.not_in(sa.bindparam("stay", expanding=True)))
 _DROP_FORWARDS = FORWARDS.delete().where(FORWARDS.c.guest_id == sa.bindparam("key"))
-_DROP_NETWORK = NETWORKS.delete().where(NETWORKS.c.id == sa.bindparam("key"))
-_DROP_GROUP = GROUPS.delete().where(GROUPS.c.id == sa.bindparam("key"))
-_DROP_FORWARD = FORWARDS.delete().where(FORWARDS.c.id == sa.bindparam("key"))
-_DROP_SCHEDULE = SCHEDULES.delete().where(SCHEDULES.c.id == sa.bindparam("key"))
-_DROP_VOLUME = VOLUMES.delete().where(VOLUMES.c.id == sa.bindparam("key"))
-_DROP_POOL = POOLS.delete().where(POOLS.c.name == sa.bindparam("key"))
-_DROP_LAYER = LAYERS.delete().where(LAYERS.c.id == sa.bindparam("key"))
 
 
 def _prune(table: sa.Table, among: sa.ColumnElement[bool]) -> sa.Delete:
@@ -280,131 +183,3 @@ def _prune(table: sa.Table, among: sa.ColumnElement[bool]) -> sa.Delete:
 
 _PRUNE_EVENTS = _prune(EVENTS, sa.true())
 _PRUNE_JOBS = _prune(JOBS, JOBS.c.state.in_(sorted(FINAL_STATES)))
-
-
-def find_conflict(connection: sa.Connection, steps: Iterable[Step]) -> SeraiError:
-    """Return why the database refused ``steps`` as not unique, by looking at what is there now.
-
-    Databases name a violated constraint each in their own way, so none of them is asked.
-    """
-    for step in steps:
-        conflict = _conflict_of(connection, step)
-        if conflict is not None:
-            return conflict
-    return Bug(Code.BUG, "the changes of one commit contradict each other")
-
-
-def _conflict_of(connection: sa.Connection, step: Step) -> Conflict | None:
-    match step.change:
-        case PutGuest(record=record):
-            others = sa.select(GUESTS.c.name, GUESTS.c.number).where(GUESTS.c.id != record.id)
-            name, number = record.spec.name, record.number
-            if connection.execute(others.where(GUESTS.c.name == name)).first():
-                return _exists("guest", name, Code.GUEST_EXISTS)
-            if other := connection.execute(others.where(GUESTS.c.number == number)).first():
-                message = f"the number {number} belongs to the guest {other.name}"
-                return Conflict(Code.GUEST_EXISTS, message)
-            return _port_conflict(connection, record)
-        case PutNetwork(record=network):
-            if _is_named(connection, NETWORKS, network.spec.name, network.id):
-                return _exists("network", network.spec.name, Code.NETWORK_EXISTS)
-        case PutGroup(record=group):
-            if _is_named(connection, GROUPS, group.spec.name, group.id):
-                return _exists("security group", group.spec.name, Code.GROUP_EXISTS)
-        case PutForward(record=forward):
-            others = sa.select(FORWARDS.c.id).where(FORWARDS.c.outside == _outside(forward))
-            if connection.execute(others.where(FORWARDS.c.id != forward.id)).first():
-                return Conflict(
-                    Code.FORWARD_EXISTS,
-                    f"the host's {forward.protocol} port {forward.host_port} is forwarded already",
-                    hint="See where to: serai forward list",
-                )
-        case PutImage(image=image, replace=False):
-            if connection.execute(
-                sa.select(IMAGES.c.name).where(IMAGES.c.name == image.name)
-            ).first():
-                return _exists("image", image.name, Code.IMAGE_EXISTS)
-        case PutSnapshot(record=snapshot):
-            if _has_other(connection, SNAPSHOTS, snapshot):
-                return Conflict(
-                    Code.SNAPSHOT_EXISTS,
-                    f"the guest has a snapshot {snapshot.name} already",
-                    hint="Choose another name; see which there are: serai snapshot list",
-                )
-        case PutSchedule(record=schedule):
-            if _has_other(connection, SCHEDULES, schedule):
-                return Conflict(
-                    Code.SCHEDULE_EXISTS,
-                    f"the guest has a schedule {schedule.name} already",
-                    hint="Choose another name; see which there are: serai schedule list",
-                )
-        case PutVolume(record=volume):
-            others = sa.select(VOLUMES.c.id).where(VOLUMES.c.id != volume.id)
-            if connection.execute(others.where(VOLUMES.c.name == volume.name)).first():
-                return _exists("volume", volume.name, Code.VOLUME_EXISTS)
-        case PutPool(record=pool):
-            if connection.execute(sa.select(POOLS.c.name).where(POOLS.c.name == pool.name)).first():
-                return _exists("pool", pool.name, Code.POOL_EXISTS)
-        case PutJob(job=job) if job.key:
-            others = sa.select(JOBS.c.id).where(JOBS.c.id != job.id, JOBS.c.key == job.key)
-            if connection.execute(others).first():
-                return Conflict(
-                    Code.IDEMPOTENCY_REUSED,
-                    "this idempotency key was used for another request",
-                    hint="Make a new key for each new request.",
-                )
-    return None
-
-
-def _is_named(connection: sa.Connection, table: sa.Table, name: str, but: str) -> bool:
-    query = sa.select(table.c.id).where(table.c.name == name, table.c.id != but)
-    return connection.execute(query).first() is not None
-
-
-def _port_conflict(connection: sa.Connection, record: GuestRecord) -> Conflict | None:
-    """Return which address of the guest's ports another guest has in the same network."""
-    for port in record.ports:
-        for column, value in (
-            (PORTS.c.address, port.address),
-            (PORTS.c.address6, port.address6),
-            (PORTS.c.mac, port.mac),
-        ):
-            others = sa.select(PORTS.c.id).where(
-                PORTS.c.network_id == port.network,
-                PORTS.c.guest_id != record.id,
-                column == value,
-            )
-            if value and connection.execute(others).first():
-                return Conflict(
-                    Code.ADDRESS_TAKEN,
-                    f"another guest has the address {value} already",
-                    hint="Choose another, or leave it out: then a free one is picked.",
-                )
-    return None
-
-
-def _has_other(
-    connection: sa.Connection, table: sa.Table, record: SnapshotRecord | ScheduleRecord
-) -> bool:
-    """Tell whether the guest of ``record`` has another row with its name."""
-    others = sa.select(table.c.id).where(
-        table.c.guest_id == record.guest_id,
-        table.c.name == record.name,
-        table.c.id != record.id,
-    )
-    return connection.execute(others).first() is not None
-
-
-LISTS = {
-    "guest": "list",
-    "image": "image list",
-    "network": "network list",
-    "security group": "rules list",
-    "volume": "volume list",
-    "pool": "pool list",
-}
-
-
-def _exists(what: str, name: str, code: Code) -> Conflict:
-    hint = f"Choose another name; see which there are: serai {LISTS[what]}"
-    return Conflict(code, f"there is a {what} {name} already", hint=hint)

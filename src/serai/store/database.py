@@ -32,12 +32,13 @@ from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortU
 from serai.model.schedule import ScheduleRecord
 from serai.model.snapshot import Layer, SnapshotRecord
 from serai.model.volume import PoolRecord, VolumeRecord
-from serai.store import queries
-from serai.store.apply import prepare
+from serai.store import kinds, queries
 from serai.store.changes import Change
 from serai.store.reader import Explain, Reader
 from serai.store.records import Damaged
-from serai.store.version import CURRENT, Schema, bring_up_to_date
+from serai.store.rows import prepare
+from serai.store.schema import CURRENT, Schema
+from serai.store.version import bring_up_to_date
 from serai.store.writer import Writer
 
 READING_THREADS = 2
@@ -94,11 +95,11 @@ class Store:
 
     async def guests(self) -> list[GuestRecord]:
         """Return all guests, by number."""
-        return await self._reader.read(queries.read_guests)
+        return await self._reader.read(kinds.GUEST.read)
 
     async def images(self) -> list[Image]:
         """Return all images, by name."""
-        return await self._reader.read(queries.read_images)
+        return await self._reader.read(kinds.IMAGE.read)
 
     async def snapshots(self) -> list[SnapshotRecord]:
         """Return all snapshots of all guests, the oldest first."""
@@ -106,35 +107,35 @@ class Store:
 
     async def schedules(self) -> list[ScheduleRecord]:
         """Return all schedules of all guests, by id."""
-        return await self._reader.read(queries.read_schedules)
+        return await self._reader.read(kinds.SCHEDULE.read)
 
     async def layers(self) -> list[Layer]:
         """Return all layers, by id."""
-        return await self._reader.read(queries.read_layers)
+        return await self._reader.read(kinds.LAYER.read)
 
     async def volumes(self) -> list[VolumeRecord]:
         """Return all volumes that live by themselves, by name."""
-        return await self._reader.read(queries.read_volumes)
+        return await self._reader.read(kinds.VOLUME.read)
 
     async def pools(self) -> list[PoolRecord]:
         """Return all pools but ``default``, by name."""
-        return await self._reader.read(queries.read_pools)
+        return await self._reader.read(kinds.POOL.read)
 
     async def networks(self) -> list[NetworkRecord]:
         """Return all networks, by name."""
-        return await self._reader.read(queries.read_networks)
+        return await self._reader.read(kinds.NETWORK.read)
 
     async def usage(self) -> list[PortUsage]:
         """Return what has passed each port."""
-        return await self._reader.read(queries.read_usage)
+        return await self._reader.read(kinds.PORT_USAGE.read)
 
     async def groups(self) -> list[GroupRecord]:
         """Return all security groups, by name."""
-        return await self._reader.read(queries.read_groups)
+        return await self._reader.read(kinds.GROUP.read)
 
     async def forwards(self) -> list[ForwardRecord]:
         """Return all forwards."""
-        return await self._reader.read(queries.read_forwards)
+        return await self._reader.read(kinds.FORWARD.read)
 
     async def damaged(self) -> list[Damaged]:
         """Return what is there and can't be read: all but events."""

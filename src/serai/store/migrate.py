@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from serai.store.version import CURRENT
+from serai.store.schema import CURRENT
 
 
 def upgrade(engine: sa.Engine, migrations: Path, version: str) -> None:

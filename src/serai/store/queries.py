@@ -1,152 +1,35 @@
-"""Reading: one query and its decoding each, over a connection that somebody else opened.
+"""Reading what ``Kind.read`` alone does not give, over a connection that somebody else opened.
 
-What is damaged is left out of guests, images, snapshots, schedules, layers and unfinished jobs
-(``read_damaged`` tells), and shown as such among jobs and events.
+What is damaged is left out of snapshots and unfinished jobs (``read_damaged`` tells), and shown as
+such among jobs and events.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
 
 import msgspec
 import sqlalchemy as sa
 
 from serai.errors import Code, Invalid
 from serai.model.event import Event
-from serai.model.guest import GuestRecord
-from serai.model.image import Image
 from serai.model.job import FINAL_STATES, Job, JobState
-from serai.model.network import ForwardRecord, GroupRecord, NetworkRecord, PortUsage
-from serai.model.schedule import ScheduleRecord
-from serai.model.snapshot import Layer, SnapshotRecord
-from serai.model.volume import PoolRecord, VolumeRecord
-from serai.store.records import (
-    EVENT_BODY,
-    FORWARD_BODY,
-    GROUP_BODY,
-    GUEST_BODY,
-    IMAGE_BODY,
-    JOB_BODY,
-    LAYER_BODY,
-    NETWORK_BODY,
-    POOL_BODY,
-    SCHEDULE_BODY,
-    SNAPSHOT_BODY,
-    USAGE_BODY,
-    VOLUME_BODY,
-    Damaged,
-    decode,
-    stand_in_event,
-    stand_in_job,
-)
-from serai.store.schema import (
-    EVENTS,
-    FORWARDS,
-    GROUPS,
-    GUESTS,
-    IMAGES,
-    JOBS,
-    LAYERS,
-    NETWORKS,
-    POOLS,
-    SCHEDULES,
-    SNAPSHOTS,
-    USAGE,
-    VOLUMES,
-)
-
-T = TypeVar("T")
+from serai.model.snapshot import SnapshotRecord
+from serai.store.kinds import KINDS, SNAPSHOT
+from serai.store.records import EVENT_BODY, JOB_BODY, Damaged, decode, stand_in_event, stand_in_job
+from serai.store.schema import EVENTS, GUESTS, JOBS, SCHEDULES, SNAPSHOTS, VOLUMES
 
 KEY_LIMIT = 256
 LARGEST_SEQ = (1 << 63) - 1
 
 
-def read_guests(connection: sa.Connection) -> list[GuestRecord]:
-    """Return all guests that can be read, by number."""
-    found = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
-    return [guest for guest in found if isinstance(guest, GuestRecord)]
-
-
-def read_images(connection: sa.Connection) -> list[Image]:
-    """Return all images that can be read, by name."""
-    found = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
-    return [image for image in found if isinstance(image, Image)]
-
-
 def read_snapshots(connection: sa.Connection) -> list[SnapshotRecord]:
     """Return all snapshots of all guests that can be read, the oldest first."""
-    found = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
-    snapshots = [snapshot for snapshot in found if isinstance(snapshot, SnapshotRecord)]
-    return sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.id))
-
-
-def read_schedules(connection: sa.Connection) -> list[ScheduleRecord]:
-    """Return all schedules of all guests that can be read, by id."""
-    found = _decode_all(connection, SCHEDULES, SCHEDULES.c.id, SCHEDULES.c.id, SCHEDULE_BODY)
-    return [schedule for schedule in found if isinstance(schedule, ScheduleRecord)]
-
-
-def read_layers(connection: sa.Connection) -> list[Layer]:
-    """Return all layers that can be read, by id."""
-    found = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
-    return [layer for layer in found if isinstance(layer, Layer)]
-
-
-def read_volumes(connection: sa.Connection) -> list[VolumeRecord]:
-    """Return all volumes that can be read, by name."""
-    found = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
-    return [volume for volume in found if isinstance(volume, VolumeRecord)]
-
-
-def read_pools(connection: sa.Connection) -> list[PoolRecord]:
-    """Return all pools that can be read, by name; the pool ``default`` is in no table."""
-    found = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
-    return [pool for pool in found if isinstance(pool, PoolRecord)]
-
-
-def read_networks(connection: sa.Connection) -> list[NetworkRecord]:
-    """Return all networks that can be read, by name."""
-    found = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
-    return [network for network in found if isinstance(network, NetworkRecord)]
-
-
-def read_usage(connection: sa.Connection) -> list[PortUsage]:
-    """Return what has passed each port, as far as it can be read."""
-    found = _decode_all(connection, USAGE, USAGE.c.id, USAGE.c.id, USAGE_BODY)
-    return [usage for usage in found if isinstance(usage, PortUsage)]
-
-
-def read_groups(connection: sa.Connection) -> list[GroupRecord]:
-    """Return all security groups that can be read, by name."""
-    found = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
-    return [group for group in found if isinstance(group, GroupRecord)]
-
-
-def read_forwards(connection: sa.Connection) -> list[ForwardRecord]:
-    """Return all forwards that can be read."""
-    found = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
-    return [forward for forward in found if isinstance(forward, ForwardRecord)]
+    return sorted(SNAPSHOT.read(connection), key=lambda each: (each.created_at, each.id))
 
 
 def read_damaged(connection: sa.Connection) -> list[Damaged]:
-    """Return everything but events that is there and can't be read."""
-    guests = _decode_all(connection, GUESTS, GUESTS.c.id, GUESTS.c.number, GUEST_BODY)
-    images = _decode_all(connection, IMAGES, IMAGES.c.name, IMAGES.c.name, IMAGE_BODY)
-    snapshots = _decode_all(connection, SNAPSHOTS, SNAPSHOTS.c.id, SNAPSHOTS.c.id, SNAPSHOT_BODY)
-    schedules = _decode_all(connection, SCHEDULES, SCHEDULES.c.id, SCHEDULES.c.id, SCHEDULE_BODY)
-    layers = _decode_all(connection, LAYERS, LAYERS.c.id, LAYERS.c.id, LAYER_BODY)
-    volumes = _decode_all(connection, VOLUMES, VOLUMES.c.id, VOLUMES.c.name, VOLUME_BODY)
-    pools = _decode_all(connection, POOLS, POOLS.c.name, POOLS.c.name, POOL_BODY)
-    jobs = _decode_all(connection, JOBS, JOBS.c.id, JOBS.c.seq, JOB_BODY)
-    networks = _decode_all(connection, NETWORKS, NETWORKS.c.id, NETWORKS.c.name, NETWORK_BODY)
-    groups = _decode_all(connection, GROUPS, GROUPS.c.id, GROUPS.c.name, GROUP_BODY)
-    forwards = _decode_all(connection, FORWARDS, FORWARDS.c.id, FORWARDS.c.outside, FORWARD_BODY)
-    everything = (
-        *(guests, images, snapshots, schedules, layers, volumes, pools),
-        *(networks, groups, forwards, jobs),
-    )
-    damaged = [each for found in everything for each in found]
-    return [_complete(connection, each) for each in damaged if isinstance(each, Damaged)]
+    """Return what is there and can't be read, of all ``KINDS``."""
+    damaged = [each for kind in KINDS for each in kind.read_damaged(connection)]
+    return [_complete(connection, each) for each in damaged]
 
 
 def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
@@ -164,18 +47,6 @@ def _complete(connection: sa.Connection, damaged: Damaged) -> Damaged:
         names = sa.select(VOLUMES.c.name).where(VOLUMES.c.id == damaged.key)
         return replace(damaged, name=connection.execute(names).one().name)
     return damaged
-
-
-def _decode_all(
-    connection: sa.Connection,
-    table: sa.Table,
-    key: sa.Column[str],
-    order: sa.Column[int] | sa.Column[str],
-    decoder: msgspec.json.Decoder[T],
-) -> Iterator[T | Damaged]:
-    for found, body in connection.execute(sa.select(key, table.c.body).order_by(order)):
-        row: T | Damaged = decode(table, found, body, decoder)
-        yield row
 
 
 _JOB_COLUMNS = sa.select(JOBS.c.id, JOBS.c.body)

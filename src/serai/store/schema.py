@@ -9,9 +9,25 @@ therefore needs no migration as long as it has a default.
 here with what the migrations make.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import sqlalchemy as sa
+from sqlalchemy.schema import SchemaItem
 
 VERSION = "0005"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """A version of the database, and the folder of the steps that lead to it."""
+
+    version: str
+    migrations: Path
+
+
+CURRENT = Schema(version=VERSION, migrations=Path(__file__).parent / "migrations")
+"""What this program works with."""
 
 METADATA = sa.MetaData(
     naming_convention={
@@ -25,79 +41,48 @@ METADATA = sa.MetaData(
 _SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """SQLite counts up by itself only what is called INTEGER."""
 
-GUESTS = sa.Table(
-    "guests",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
-    sa.Column("number", sa.Integer, nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
 
-IMAGES = sa.Table(
-    "images",
-    METADATA,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
+def _kept(table: str, *more: SchemaItem, key: str = "id") -> sa.Table:
+    """Return a table of things that are kept whole, each found by its ``key``."""
+    first = sa.Column(key, sa.String(64), primary_key=True)
+    return sa.Table(table, METADATA, first, *more, sa.Column("body", sa.Text, nullable=False))
 
-SNAPSHOTS = sa.Table(
-    "snapshots",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("guest_id", sa.String(64), nullable=False),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.UniqueConstraint("guest_id", "name"),
-)
-"""A name is unique among the snapshots of one guest."""
 
-SCHEDULES = sa.Table(
-    "schedules",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("guest_id", sa.String(64), nullable=False),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.UniqueConstraint("guest_id", "name"),
-)
-"""A name is unique among the schedules of one guest."""
+def _name() -> sa.Column[str]:
+    return sa.Column("name", sa.String(64), nullable=False, unique=True)
 
-LAYERS = sa.Table(
-    "layers",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
 
-VOLUMES = sa.Table(
-    "volumes",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
+def _name_in_guest() -> tuple[SchemaItem, ...]:
+    """Return the columns of what has a name that is unique among those of one guest."""
+    name = sa.Column("name", sa.String(64), nullable=False)
+    return _guest_id(), name, sa.UniqueConstraint("guest_id", "name")
 
-POOLS = sa.Table(
-    "pools",
-    METADATA,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
 
-NETWORKS = sa.Table(
-    "networks",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
+def _guest_id() -> sa.Column[str]:
+    return sa.Column("guest_id", sa.String(64), nullable=False)
+
+
+GUESTS = _kept("guests", _name(), sa.Column("number", sa.Integer, nullable=False, unique=True))
+
+IMAGES = _kept("images", key="name")
+
+SNAPSHOTS = _kept("snapshots", *_name_in_guest())
+
+SCHEDULES = _kept("schedules", *_name_in_guest())
+
+LAYERS = _kept("layers")
+
+VOLUMES = _kept("volumes", _name())
+
+POOLS = _kept("pools", key="name")
+
+NETWORKS = _kept("networks", _name())
 
 PORTS = sa.Table(
     "ports",
     METADATA,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("guest_id", sa.String(64), nullable=False),
+    _guest_id(),
     sa.Column("network_id", sa.String(64), nullable=False),
     sa.Column("mac", sa.String(32), nullable=False),
     sa.Column("tap", sa.String(32), nullable=False, unique=True),
@@ -113,31 +98,13 @@ PORTS = sa.Table(
 A port without an address of a kind has NULL there, and NULLs are never the same.
 """
 
-USAGE = sa.Table(
-    "usage",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("guest_id", sa.String(64), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Index(None, "guest_id"),
-)
+USAGE = _kept("usage", _guest_id(), sa.Index(None, "guest_id"))
 """What has passed the port ``id``."""
 
-GROUPS = sa.Table(
-    "groups",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("name", sa.String(64), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
+GROUPS = _kept("groups", _name())
 
-FORWARDS = sa.Table(
-    "forwards",
-    METADATA,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("guest_id", sa.String(64), nullable=False),
-    sa.Column("outside", sa.String(128), nullable=False, unique=True),
-    sa.Column("body", sa.Text, nullable=False),
+FORWARDS = _kept(
+    "forwards", _guest_id(), sa.Column("outside", sa.String(128), nullable=False, unique=True)
 )
 """``outside`` is protocol, address and port of the host, as one text."""
 

@@ -7,30 +7,18 @@ changed is refused, because this program would not know what it destroys.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from serai.errors import Code, HostFailure, SeraiError
-from serai.store.schema import METADATA, VERSION, VERSIONS
+from serai.store.schema import METADATA, VERSIONS, Schema
 
 REVISION = re.compile(r"[0-9]{4}", re.ASCII)
 
 Copy = Callable[[str], Path]
 """Keep a copy of the database at this version beside it; return where."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schema:
-    """The version that this program works with, and the folder of the steps that lead to it."""
-
-    version: str
-    migrations: Path
-
-
-CURRENT = Schema(version=VERSION, migrations=Path(__file__).parent / "migrations")
 
 
 def bring_up_to_date(engine: sa.Engine, schema: Schema, copy: Copy) -> None:

@@ -26,8 +26,10 @@ import sqlalchemy as sa
 
 from serai.errors import Busy, Code, Interrupted, SeraiError
 from serai.model.event import Event
-from serai.store.apply import Step, apply_steps, find_conflict
+from serai.store.apply import apply_steps
+from serai.store.conflicts import find_conflict
 from serai.store.reader import Explain
+from serai.store.rows import Step
 
 QUEUE_LIMIT = 8192
 GROUP_LIMIT = 256
