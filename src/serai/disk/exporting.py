@@ -15,12 +15,13 @@ from serai.disk.convert import ANY_CODE, ENVIRONMENT, TIMEOUT, Workshop, lent
 from serai.disk.files import check_room, disk_full, hash_file, naming_disk_problems, sync_folder
 from serai.disk.work import run_in_thread
 from serai.errors import Code, Conflict, Invalid
-from serai.host.process import run, tool_failed
+from serai.host.process import Limits, run, tool_failed
 from serai.model.volume import DiskFile
 from serai.units import MIB, shorten
 
 PATH_LENGTH = 4096
 ROOM_FOR_TABLES = 64
+WHAT = "exporting the volume"
 _PERCENT = re.compile(r"\(([0-9]{1,3}\.[0-9]{2})/100%\)")
 
 
@@ -71,53 +72,65 @@ async def write_export(
     On failure there is neither ``target`` nor ``part``. Raises HostFailure (``disk-full``,
     ``tool-failed``, ``permission``), Conflict (``file-failed``) when somebody made ``target`` meanwhile.
     """
-    room = check_room(target.parent, 0, reserve=reserve, what="exporting the volume")
+    room = check_room(target.parent, 0, reserve=reserve, what=WHAT)
     bound = size + size // ROOM_FOR_TABLES + 16 * MIB
+    with naming_disk_problems(WHAT):
+        made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        confined = shop(room)
+        await _convert(
+            server, made, form, export, confined.uid, confined.limits(bound),
+            lambda line: _tell(line, size, report),
+        )  # fmt: skip
+        with naming_disk_problems(WHAT):
+            return await _publish(made, part, target)
+    finally:
+        os.close(made)
+        part.unlink(missing_ok=True)
+
+
+async def _convert(
+    server: socket.socket,
+    made: int,
+    form: DiskFile,
+    export: str,
+    uid: int | None,
+    limits: Limits,
+    on_line: Callable[[str], None],
+) -> None:
     disk = {
         "driver": "nbd",
         "export": export,
         "server": {"type": "fd", "str": str(server.fileno())},
     }
     source = json.dumps({"driver": "raw", "file": disk})
-    limits = shop(room).limits(bound)
-    with naming_disk_problems("exporting the volume"):
-        made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with lent(uid, made):
+        done = await run(
+            ["qemu-img", "convert", "-p", "-O", form.value, f"json:{source}", f"/dev/fd/{made}"],
+            timeout=TIMEOUT,
+            limits=limits,
+            uid=uid,
+            env=ENVIRONMENT,
+            ok=ANY_CODE,
+            pass_fds=(server.fileno(), made),
+            on_line=on_line,
+        )
+    if done.code != 0:
+        if b"No space left" in done.stderr or b"File too large" in done.stderr:
+            raise disk_full(WHAT)
+        raise tool_failed(done)
+
+
+async def _publish(made: int, part: Path, target: Path) -> str:
+    """Give the file, once it is on the disk, its name and return its digest."""
+    os.fsync(made)
+    digest = await run_in_thread(lambda pulse: hash_file(part, pulse))
     try:
-        with lent(shop(room).uid, made):
-            done = await run(
-                [
-                    "qemu-img",
-                    "convert",
-                    "-p",
-                    "-O",
-                    form.value,
-                    f"json:{source}",
-                    f"/dev/fd/{made}",
-                ],
-                timeout=TIMEOUT,
-                limits=limits,
-                uid=shop(room).uid,
-                env=ENVIRONMENT,
-                ok=ANY_CODE,
-                pass_fds=(server.fileno(), made),
-                on_line=lambda line: _tell(line, size, report),
-            )
-        if done.code != 0:
-            if b"No space left" in done.stderr or b"File too large" in done.stderr:
-                raise disk_full("exporting the volume")
-            raise tool_failed(done)
-        with naming_disk_problems("exporting the volume"):
-            os.fsync(made)
-            digest = await run_in_thread(lambda pulse: hash_file(part, pulse))
-            try:
-                os.link(part, target)
-            except FileExistsError as error:
-                raise _there(target) from error
-            sync_folder(target.parent)
-        return digest
-    finally:
-        os.close(made)
-        part.unlink(missing_ok=True)
+        os.link(part, target)
+    except FileExistsError as error:
+        raise _there(target) from error
+    sync_folder(target.parent)
+    return digest
 
 
 def _tell(line: str, size: int, report: Callable[[int, int], None]) -> None:
