@@ -152,6 +152,30 @@ async def _open_engine(
 ) -> AsyncIterator[Engine]:
     """Build the engine, let it take up what is there; at the end let go, and stop no guest."""
     bus = Bus()
+    async with _open_house(settings, places, found, store, bus) as house:
+        journal, supervisor = house.journal, house.supervisor
+        engine = Engine(house, bus, _describe(places, found))
+        supervisor.start(journal.run(), name="journal")
+        try:
+            await _take_up(engine, journal)
+            supervisor.start(engine.upkeep().run(), name="upkeep")
+            supervisor.start(engine.run_schedules(), name="schedules")
+            yield engine
+        finally:
+            await engine.close()
+            house.closing.set()
+            await engine.store_usage()
+            journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
+            await journal.flush()
+            bus.close()
+            house.bases.close()
+
+
+@asynccontextmanager
+async def _open_house(
+    settings: Settings, places: Places, found: Found, store: Store, bus: Bus
+) -> AsyncIterator[House]:
+    """Build what every part of the engine is given; at the end wait for all that runs in it."""
     ballast = Ballast(places.ballast, settings.disk_reserve)
     ballast.fill()
     journal = Journal(store, bus, time.time, ballast)
@@ -168,8 +192,7 @@ async def _open_engine(
     ):
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         layers = LayerFolder(places.layers)
-        bases = Bases(places.run / "bases", memory)
-        house = House(
+        yield House(
             settings=settings,
             places=places,
             capabilities=found.capabilities,
@@ -183,7 +206,7 @@ async def _open_engine(
             memory=memory,
             firmware=FirmwareFolder(places.firmware),
             seeds=SeedFolder(places.seeds),
-            bases=bases,
+            bases=Bases(places.run / "bases", memory),
             shelf=Shelf(),
             timetable=Timetable(),
             cgroups=Cgroups(),
@@ -194,21 +217,6 @@ async def _open_engine(
             boot_id=_boot_id(),
             closing=asyncio.Event(),
         )
-        engine = Engine(house, bus, _describe(places, found))
-        supervisor.start(journal.run(), name="journal")
-        try:
-            await _take_up(engine, journal)
-            supervisor.start(engine.upkeep().run(), name="upkeep")
-            supervisor.start(engine.schedule_keeper.run(), name="schedules")
-            yield engine
-        finally:
-            await engine.close()
-            house.closing.set()
-            await engine.store_usage()
-            journal.tell(journal.event(EventKind.DAEMON_STOPPING, "", pid=str(os.getpid())))
-            await journal.flush()
-            bus.close()
-            bases.close()
 
 
 async def _take_up(engine: Engine, journal: Journal) -> None:

@@ -36,6 +36,10 @@ class ForwardKeeper:
         found = sorted(self._fabric.forwards.values(), key=lambda each: (each.host_port, each.id))
         return [self._fabric.show_forward(each, names.get(each.guest_id, "")) for each in found]
 
+    def guest_of(self, forward: str) -> str:
+        """Return the id of the guest that a forward leads into; NotFound (``forward-not-found``)."""
+        return self._fabric.forward(forward).guest_id
+
     async def add(self, driver: GuestDriver, action: AddForward, key: str) -> Job:
         """Let a port of the host lead into a guest, as a job. Nobody else gets it from here on."""
         fabric, guest = self._fabric, driver.record

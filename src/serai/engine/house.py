@@ -18,7 +18,7 @@ from serai.engine.journal import Journal
 from serai.engine.names import Names
 from serai.engine.shelf import Shelf
 from serai.engine.timetable import Timetable
-from serai.errors import Problem
+from serai.errors import Problem, error_from_problem
 from serai.host.cgroup import Cgroups
 from serai.host.supervise import Supervisor
 from serai.model.node import Capabilities
@@ -57,3 +57,8 @@ class House:
     new_id: Callable[[], str]
     boot_id: str
     closing: asyncio.Event
+
+    def check_fit(self) -> None:
+        """Raise what keeps this host from running guests, if anything does."""
+        if self.unfit is not None:
+            raise error_from_problem(self.unfit)

@@ -61,17 +61,20 @@ class ImageKeeper:
     def __init__(
         self,
         house: House,
-        images: Iterable[Image],
         in_use: Callable[[], set[str]],
         forget_snapshot: Callable[[str], Awaitable[None]],
     ) -> None:
         self._house = house
         self._forget_snapshot = forget_snapshot
-        self._images = {image.name: image for image in images}
+        self._images: dict[str, Image] = {}
         self._in_use = in_use
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._coming: dict[str, LiveJob] = {}
         self._names_coming: dict[str, str] = {}
+
+    def fill(self, images: Iterable[Image]) -> None:
+        """Know the images that the store has."""
+        self._images = {image.name: image for image in images}
 
     def all(self) -> list[Image]:
         """Return all images by name."""

@@ -6,7 +6,6 @@ nobody, which the next daemon removes; after it there is a guest whose creation 
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -49,7 +48,7 @@ class Create(Protocol):
 class GuestImporter:
     """Carries out every ImportGuest."""
 
-    def __init__(self, house: House, images: Callable[[], ImageKeeper], create: Create) -> None:
+    def __init__(self, house: House, images: ImageKeeper, create: Create) -> None:
         self._house = house
         self._images = images
         self._create = create
@@ -65,7 +64,7 @@ class GuestImporter:
         check_room(house.places.scratch, 0, reserve=reserve, what="importing a guest")
         house.names.claim(name, guest_id)
         try:
-            self._images().reserve(name, guest_id)
+            self._images.reserve(name, guest_id)
             job = await house.jobs.open(action, name, PHASES, key=key)
         except BaseException:
             self._let_go(name, guest_id)
@@ -77,7 +76,7 @@ class GuestImporter:
 
     def _let_go(self, name: str, guest_id: str) -> None:
         self._house.names.release(name, guest_id)
-        self._images().release(guest_id)
+        self._images.release(guest_id)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel an import; False when it is not one that is on its way."""
@@ -126,14 +125,14 @@ class GuestImporter:
         await job.enter("define")
         job.hold()
         notes = await self._define(action, imported, image, guest_id)
-        self._images().release(guest_id)
+        self._images.release(guest_id)
         await job.finish(message="; ".join(notes) or f"{name} is defined", results=(guest_id,))
 
     async def _define(
         self, action: ImportGuest, imported: ImportedMachine, image: Image, guest_id: str
     ) -> tuple[str, ...]:
         """Store image and guest together and wait for its volumes; return what is different."""
-        images, journal = self._images(), self._house.journal
+        images, journal = self._images, self._house.journal
         images.keep(image)
         try:
             spec, notes = plan_guest(
