@@ -1,26 +1,21 @@
 """New guests: what is asked for is checked, its names are claimed, and it is stored with its job."""
 
+from contextlib import ExitStack
 from functools import partial
 
 import msgspec
 
 from serai.disk.files import check_room as check_disk_room
+from serai.engine.driver import GuestDriver
 from serai.engine.guests import Guests
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
+from serai.engine.jobs import LiveJob
 from serai.engine.ports import PortKeeper
-from serai.engine.procedures import (
-    CREATE_PHASES,
-    create,
-    launch,
-    launch_phases,
-)
+from serai.engine.procedures import CREATE_PHASES, create, launch, launch_phases
 from serai.engine.volumes import VolumeKeeper
 from serai.host.tools import available_memory
-from serai.model.actions import (
-    CreateGuest,
-    LaunchGuest,
-)
+from serai.model.actions import CreateGuest, LaunchGuest
 from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Image
@@ -66,45 +61,51 @@ class GuestCreator:
         name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
         image = self._check_new(action, spec)
-        house.names.claim(name, guest_id)
-        try:
+        with ExitStack() as undo:
+            house.names.claim(name, guest_id)
+            undo.callback(house.names.release, name, guest_id)
             ports = self._ports.claim(guest_id, name, action.ports)
-        except BaseException:
-            house.names.release(name, guest_id)
-            raise
-        number = house.names.claim_number()
-        record = self._record(action, spec, image, guest_id, number, ports, mac)
-        try:
+            undo.callback(house.fabric.release, ports)
+            number = house.names.claim_number()
+            undo.callback(house.names.release_number, number)
+            record = self._record(action, spec, image, guest_id, number, ports, mac)
             self._volumes.check_wishes(action.volumes, record)
-        except BaseException:
-            house.fabric.release(ports)
-            house.names.release(name, guest_id)
-            house.names.release_number(number)
-            raise
-        driver = self._guests.make(record, image, GuestState.CREATING)
-        created = house.journal.event(EventKind.GUEST_CREATED, name, guest_id, image=image.name)
+            driver = self._guests.make(record, image, GuestState.CREATING)
+            job = await self._store(driver, action, key, changes, events)
+            undo.pop_all()
+        self._guests.own(driver)
+        procedure = launch if isinstance(action, LaunchGuest) else create
+        driver.begin(job, partial(procedure, furnish=self._volumes.furnish))
+        return job.job
+
+    async def _store(
+        self,
+        driver: GuestDriver,
+        action: LaunchGuest | CreateGuest,
+        key: str,
+        changes: tuple[Change, ...],
+        events: tuple[Event, ...],
+    ) -> LiveJob:
+        """Store a guest and its job as one; until then nobody deletes the image that it is of."""
+        house, image = self._house, driver.image
+        created = house.journal.event(
+            EventKind.GUEST_CREATED, driver.name, driver.record.id, image=image.name
+        )
         phases: tuple[str, ...] = CREATE_PHASES
         if isinstance(action, LaunchGuest):
             phases = launch_phases(action, image)
         self._guests.coming.add(driver)
         try:
-            job = await house.jobs.open(
+            return await house.jobs.open(
                 action,
-                name,
+                driver.name,
                 phases,
                 key=key,
-                changes=(*changes, PutGuest(record)),
+                changes=(*changes, PutGuest(driver.record)),
                 events=(*events, created),
             )
-        except BaseException:
-            self._guests.free_names(driver)
-            raise
         finally:
             self._guests.coming.discard(driver)
-        self._guests.own(driver)
-        procedure = launch if isinstance(action, LaunchGuest) else create
-        driver.begin(job, partial(procedure, furnish=self._volumes.furnish))
-        return job.job
 
     def _check_new(self, action: LaunchGuest | CreateGuest, spec: GuestSpec) -> Image:
         self._house.check_fit()

@@ -22,9 +22,7 @@ from serai.engine.reach import SshStream, open_ssh
 from serai.engine.taking_up import take_up
 from serai.engine.upkeep import Upkeep
 from serai.errors import SeraiError
-from serai.model.actions import (
-    AnyAction,
-)
+from serai.model.actions import AnyAction
 from serai.model.catalogue import Catalogue
 from serai.model.event import Event
 from serai.model.guest import Guest

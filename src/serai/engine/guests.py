@@ -8,11 +8,7 @@ it is forgotten.
 
 from serai.engine.driver import GuestDriver, Script
 from serai.engine.house import House
-from serai.engine.procedures import (
-    PHASES,
-    PROCEDURES,
-    start_by_policy,
-)
+from serai.engine.procedures import PHASES, PROCEDURES, start_by_policy
 from serai.engine.running import react
 from serai.errors import Code, Conflict, HostFailure, NotFound
 from serai.model.guest import GuestRecord
@@ -94,10 +90,6 @@ class Guests:
 
     def _forget(self, driver: GuestDriver) -> None:
         self.by_id.pop(driver.record.id, None)
-        self.free_names(driver)
-
-    def free_names(self, driver: GuestDriver) -> None:
-        """Release what a guest holds in the house."""
         self._house.names.release(driver.name, driver.record.id)
         self._house.names.release_number(driver.record.number)
         self._house.fabric.release(driver.record.ports)
