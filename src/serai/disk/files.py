@@ -89,6 +89,15 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         os.close(descriptor)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a private file that is whole or not there, whoever has the old one open."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    write_durably(new, content)
+    os.replace(new, path)
+    sync_folder(path.parent)
+
+
 def hash_file(
     path: Path, pulse: Pulse, *, done: int = 0, total: int = 0, algorithm: str = "sha256"
 ) -> str:

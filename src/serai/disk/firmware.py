@@ -7,13 +7,9 @@ here is blocking and quick: such a chip has half a megabyte.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-from serai.disk.files import naming_disk_problems
-from serai.disk.seeds import replace_file
+from serai.disk.files import naming_disk_problems, replace_file
+from serai.disk.named import NamedFolder
 from serai.errors import Code, HostFailure
 
 
@@ -22,12 +18,8 @@ def firmware_name(uefi_vars: bytes) -> str:
     return hashlib.sha256(uefi_vars).hexdigest() if uefi_vars else ""
 
 
-class FirmwareFolder:
+class FirmwareFolder(NamedFolder):
     """The folder of variables."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: Counter[str] = Counter()
 
     def put(self, uefi_vars: bytes) -> str:
         """Keep them and return their name; durable when this returns. HostFailure (``disk-full``)."""
@@ -55,29 +47,8 @@ class FirmwareFolder:
             )
         return found
 
-    def path(self, name: str) -> Path:
-        """Return where the variables of that name are, or would be."""
-        return self._path / name
-
     def _is_sound(self, name: str) -> bool:
         try:
             return bool(self.get(name))
         except HostFailure:
             return False
-
-    @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        """Keep it for the length of the block, though no record names it yet."""
-        self._held[name] += 1
-        try:
-            yield
-        finally:
-            self._held[name] -= 1
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Delete what is not among ``names`` and not held."""
-        if not self._path.exists():
-            return
-        for path in self._path.iterdir():
-            if path.name not in names and not self._held[path.name]:
-                path.unlink(missing_ok=True)

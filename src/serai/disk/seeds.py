@@ -10,16 +10,14 @@ here is blocking and quick.
 
 import hashlib
 import io
-import os
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pycdlib
 
-from serai.disk.files import naming_disk_problems, sync_folder, write_durably
+from serai.disk.files import naming_disk_problems, replace_file
+from serai.disk.named import NamedFolder
 from serai.errors import Code, HostFailure
 from serai.model.firstboot import FirstBoot
 
@@ -39,17 +37,13 @@ def name_of(first_boot: FirstBoot) -> str:
     return hashlib.sha256(msgspec.json.encode(first_boot)).hexdigest()
 
 
-class SeedFolder:
+class SeedFolder(NamedFolder):
     """The folder of what was asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: Counter[str] = Counter()
 
     def put(self, first_boot: FirstBoot) -> str:
         """Keep it and return its name; durable when this returns. HostFailure (``disk-full``)."""
         name = name_of(first_boot)
-        path = self._path / name
+        path = self.path(name)
         if path.exists():
             return name
         with naming_disk_problems("keeping what the guest is told"):
@@ -60,30 +54,13 @@ class SeedFolder:
     def get(self, name: str) -> FirstBoot:
         """Return what is kept under ``name``; HostFailure (``file-failed``) if it can't be read."""
         try:
-            return msgspec.json.decode((self._path / name).read_bytes(), type=FirstBoot)
+            return msgspec.json.decode(self.path(name).read_bytes(), type=FirstBoot)
         except (OSError, msgspec.DecodeError) as error:
             raise HostFailure(
                 Code.FILE_FAILED,
                 f"what the guest is told at its first boot can't be read: {error}",
                 details={"seed": name},
             ) from error
-
-    @contextmanager
-    def held(self, name: str) -> Iterator[None]:
-        """Keep it for the length of the block, though no record names it yet."""
-        self._held[name] += 1
-        try:
-            yield
-        finally:
-            self._held[name] -= 1
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Delete what is not among ``names`` and not held."""
-        if not self._path.exists():
-            return
-        for path in self._path.iterdir():
-            if path.name not in names and not self._held[path.name]:
-                path.unlink(missing_ok=True)
 
 
 def write_disc(path: Path, documents: Mapping[str, bytes]) -> None:
@@ -92,15 +69,6 @@ def write_disc(path: Path, documents: Mapping[str, bytes]) -> None:
     with naming_disk_problems("making the disc for the first boot"):
         if not path.exists() or path.read_bytes() != content:
             replace_file(path, content)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a private file that is whole or not there, whoever has the old one open."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    write_durably(new, content)
-    os.replace(new, path)
-    sync_folder(path.parent)
 
 
 def make_disc(documents: Mapping[str, bytes]) -> bytes:

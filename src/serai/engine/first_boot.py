@@ -11,8 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from serai.disk.files import naming_disk_problems
-from serai.disk.seeds import replace_file
+from serai.disk.files import naming_disk_problems, replace_file
 from serai.engine.driver import GuestDriver
 from serai.engine.jobs import LiveJob
 from serai.engine.reach import open_ssh
