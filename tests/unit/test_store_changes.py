@@ -1,6 +1,7 @@
 """Pure parts of the store: numbers, bodies, and SQL that PostgreSQL speaks too."""
 
 import logging
+from typing import get_args
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from serai.errors import Family, Problem
 from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.job import Job, JobState
 from serai.store import apply
-from serai.store.changes import DropGuest, Prune, PutGuest, free_number
+from serai.store.changes import AddEvent, Change, DropGuest, Prune, PutGuest, free_number
 from serai.store.records import GUEST_BODY, JOB_BODY, Damaged, decode, encode
 from serai.store.rows import prepare
 from serai.store.schema import GUESTS, JOBS, METADATA
@@ -119,3 +120,11 @@ def test_what_is_not_stored_needs_no_row():
     for change in (DropGuest("x"), Prune(events_kept=1, jobs_kept=1)):
         assert prepare(change).row == {}
     assert set(prepare(PutGuest(a_record("", 1, 0.0))).row) == set(GUESTS.c.keys())
+
+
+def test_every_change_to_a_kind_has_its_place():
+    put = {each for each in get_args(Change) if each.__name__.startswith("Put")}
+    drop = {each for each in get_args(Change) if each.__name__.startswith("Drop")}
+    assert set(apply._PUT) == put
+    assert set(apply._DROP) == drop
+    assert {*put, *drop, AddEvent, Prune} == set(get_args(Change))
