@@ -22,7 +22,7 @@ WORDS = (
     (r"\b__a(enter|exit)__", r"__\1__"),
     (r"\bAsync(?=[A-Z])", ""),
     (r"\basync_connection\b", "blocking"),
-    (rf"\b([a-z]+){SUFFIX}\b", r"\1"),
+    (rf"\b(\w+){SUFFIX}\b", r"\1"),
     (r"\bserai\.aio\b", "serai"),
     (r"\basync SDK\b", "blocking SDK"),
 )

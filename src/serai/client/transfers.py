@@ -28,7 +28,7 @@ from serai.errors import SeraiError
 from serai.model.talk import ExecRequest, ExecResult
 
 
-def ignore(_: str) -> None:
+def _ignore(_: str) -> None:
     """Take no notice of what is no file and was left out."""
 
 
@@ -37,7 +37,7 @@ def push(
     guest: str,
     source: Path,
     path: str,
-    on_left_out: OnLeftOut = ignore,
+    on_left_out: OnLeftOut = _ignore,
 ) -> str:
     """Copy a file or folder into a guest; return its path there."""
     must_exist(source)
