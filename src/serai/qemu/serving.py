@@ -5,6 +5,7 @@ listens on a socket that we made, and ends when the block ends, or with the daem
 at once; the allocation map (``base:allocation``) comes with it.
 """
 
+import asyncio
 import contextlib
 import socket
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 from serai.errors import Code, HostFailure, SeraiError
-from serai.host.process import Confinement, find_program, spawn
+from serai.host.process import Confinement, Process, find_program, spawn
 from serai.host.sockets import bind_unix
 from serai.model.machine import Drive, LayerFile, Media
 from serai.qemu import commands
@@ -25,6 +26,7 @@ from serai.qemu.qmp import Monitor
 
 EXPORT = "volume"
 START_TIMEOUT = 20.0
+EARLY_END = 1.0
 LISTENER = "listener"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 WORDS_KEPT = 2000
@@ -67,7 +69,7 @@ async def open_server(
             try:
                 monitor = await Monitor.connect(monitor_path, lambda _: None, timeout=START_TIMEOUT)
             except SeraiError as error:
-                raise _not_started(words.fileno(), error) from error
+                raise await _not_started(process, words.fileno(), error) from error
             try:
                 await _serve(monitor, chain, listener)
                 yield
@@ -88,13 +90,17 @@ async def _serve(monitor: Monitor, chain: tuple[LayerFile, ...], listener: socke
     await commands.add_export(monitor, node_name(drive, 0), EXPORT)
 
 
-def _not_started(words_fd: int, error: SeraiError) -> HostFailure:
+async def _not_started(process: Process, words_fd: int, error: SeraiError) -> HostFailure:
+    status = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(EARLY_END):
+            status = await process.wait()
     with open(words_fd, "rb", closefd=False) as file:
         file.seek(0)
         untrusted = file.read(WORDS_KEPT).decode(errors="replace").strip()
-    last = untrusted.rsplit("\n", 1)[-1]
+    last = untrusted.rsplit("\n", 1)[-1] or error.message
     return HostFailure(
         Code.TOOL_FAILED,
-        f"the volume can't be served: {last or error.message}",
-        details={"stderr": untrusted},
+        f"the volume can't be served: {last}" + (f" (it ended: {status})" if status else ""),
+        details={"stderr": untrusted, **error.details},
     )
