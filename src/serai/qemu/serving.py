@@ -7,6 +7,7 @@ at once; the allocation map (``base:allocation``) comes with it.
 
 import asyncio
 import contextlib
+import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
@@ -95,9 +96,7 @@ async def _not_started(process: Process, words_fd: int, error: SeraiError) -> Ho
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(EARLY_END):
             status = await process.wait()
-    with open(words_fd, "rb", closefd=False) as file:
-        file.seek(0)
-        untrusted = file.read(WORDS_KEPT).decode(errors="replace").strip()
+    untrusted = os.pread(words_fd, WORDS_KEPT, 0).decode(errors="replace").strip()
     last = untrusted.rsplit("\n", 1)[-1] or error.message
     return HostFailure(
         Code.TOOL_FAILED,
