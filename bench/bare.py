@@ -19,7 +19,7 @@ import msgspec
 from serai.model.machine import Machine
 from serai.qemu.commandline import build_argv
 
-SOCKETS = ("qmp", "agent", "console")
+SOCKETS = ("qmp", "agent", "birth", "console")
 UNLIMITED = 1 << 50
 POLL = 0.001
 AGENT_POLL = 0.1

@@ -185,7 +185,7 @@ def _check_folders(folder: Path, run: Path, guest: dict[str, Any], *, runs: bool
     known = heads | {"uefi-vars.fd", "serial.log", "qemu.log"}
     assert heads <= names_in(folder) <= known, (names_in(folder), heads)
     sockets = json.loads((run / "running.json").read_bytes()).get("sockets", "") if runs else ""
-    listening = {"qmp.sock", "agent.sock", "console.sock"} if runs else set()
+    listening = {"qmp.sock", "agent.sock", "birth.sock", "console.sock"} if runs else set()
     assert listening <= names_in(run / sockets), (names_in(run), sockets)
     left = {"running.json", "vnc.sock", sockets} if runs else set()
     assert names_in(run) <= left | (listening if not sockets else set()), names_in(run)

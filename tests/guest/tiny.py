@@ -18,6 +18,8 @@ MADE_FROM = (
     "disk/linux.py",
     "disk/cpio.py",
     "disk/boot.py",
+    "disk/reborn.py",
+    "disk/recipes/reborn.c",
     "disk/recipes/tiny/*",
     "store/*.py",
     "model/image.py",

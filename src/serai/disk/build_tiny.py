@@ -1,7 +1,7 @@
 """The ``tiny`` image: Debian's cloud kernel, busybox and the real guest agent in one initramfs.
 
-Made of packages that apt downloads; nothing of theirs is run but the dynamic loader, which lists
-the libraries that the agent needs. The same packages give the same bytes.
+Made of packages that apt downloads; nothing of theirs is run but a compiler and the dynamic loader,
+which lists the libraries that the agent needs. The same packages give the same bytes.
 
 What is in it and how it starts: ``recipes/tiny``. The order matters for the time to the agent's
 first answer: the modules of its port are loaded before anything else.
@@ -15,7 +15,7 @@ from pathlib import Path
 from serai.disk.cpio import Entry, a_device, a_file, a_folder, a_link, pack
 from serai.disk.images import NewImage
 from serai.disk.packages import depends_on, download, ensure_lists, unpack, versions
-from serai.disk.reseed import PROGRAM as RESEED
+from serai.disk.reborn import COMPILER, LIBRARY_FOLDERS, LOADER, compile_reborn
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure
 from serai.host.process import run
@@ -32,6 +32,7 @@ MATERIAL = (
     "libpcre2-8-0",
     "libudev1",
     "liburing2",
+    *(each for each in COMPILER if each != "libc6"),
 )
 KERNELS = ("linux-image-cloud-amd64", "linux-image-amd64")
 FIRST_MODULES = ("virtio_pci", "virtio_console")
@@ -46,8 +47,6 @@ THEN_MODULES = (
     "vmgenid",
     "acpiphp",
 )
-LIBRARY_FOLDERS = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
-LOADER = "lib64/ld-linux-x86-64.so.2"
 AGENT = "usr/sbin/qemu-ga"
 CMDLINE = (
     "console=ttyS0 quiet loglevel=3 rdinit=/sbin/init no_timer_check tsc=reliable mitigations=off "
@@ -79,10 +78,11 @@ async def build_tiny(scratch: Path, progress: Progress) -> NewImage:
     tree = scratch / "tree"
     await unpack(downloaded, tree, progress)
     libraries = await _libraries(tree)
+    reborn = await compile_reborn(tree, scratch / "reborn")
     progress("pack", 0, 1, "packing the initramfs")
     kernel = next(tree.glob("boot/vmlinuz-*"))
     initrd = scratch / "initrd"
-    initrd.write_bytes(pack(_entries(tree, libraries)))
+    initrd.write_bytes(pack(_entries(tree, libraries, reborn.read_bytes())))
     _check_size(kernel, initrd)
     return NewImage(
         name="tiny",
@@ -133,7 +133,7 @@ async def _libraries(tree: Path) -> list[str]:
     return found
 
 
-def _entries(tree: Path, libraries: Sequence[str]) -> list[Entry]:
+def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]:
     recipe = package_files("serai.disk") / "recipes" / "tiny"
     first = _in_order(tree, FIRST_MODULES)
     then = [name for name in _in_order(tree, THEN_MODULES) if name not in first]
@@ -148,7 +148,7 @@ def _entries(tree: Path, libraries: Sequence[str]) -> list[Entry]:
         a_file("etc/modules.then", " ".join(then).encode()),
     ]
     entries += [_module(tree, name) for name in (*first, *then)]
-    entries += [a_file("sbin/reseed", RESEED, 0o755)]
+    entries += [a_file("sbin/reborn", reborn, 0o755), a_link("sbin/reseed", "reborn")]
     entries += [_program(tree, name) for name in (AGENT, LOADER, *libraries)]
     return entries + _busybox(tree)
 

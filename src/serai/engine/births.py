@@ -5,6 +5,7 @@ state loaded into it, and, before anybody may talk to it, the words that make it
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -32,7 +33,7 @@ from serai.engine.running import (
     write_running,
 )
 from serai.engine.seeding import write_seed
-from serai.errors import SeraiError
+from serai.errors import Busy, SeraiError
 from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
@@ -40,7 +41,7 @@ from serai.model.machine import Machine
 from serai.model.network import Port, PortSpec
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
-from serai.plan.reborn import back_words, birth_words, macs_of, renewal_words
+from serai.plan.reborn import NewSelf, as_line, as_script, macs_of, renewal_words
 from serai.plan.snapshot import fork_record
 from serai.plan.volume import copies_over
 from serai.qemu.instance import Instance
@@ -49,7 +50,9 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
+LINE_TIMEOUT = 5.0
 SEED_BYTES = 32
+NONCE_BYTES = 8
 
 
 def new_record(
@@ -261,28 +264,50 @@ async def _tell_who_it_is(
 
     One that keeps its identity gets the first two only.
     """
-    record, now = driver.record, driver.house.journal.now()
-    seed = secrets.token_hex(SEED_BYTES)
-    if keep_identity:
-        argv, env = back_words(seed=seed, now=now)
-    else:
-        argv, env = birth_words(
+    new = new_self(driver)
+    if not keep_identity:
+        record = driver.record
+        new = dataclasses.replace(
+            new,
             name=record.spec.name,
             machine_id=record.id,
             macs=macs_of(parent, record),
             asks_anew=bool(record.ports),
-            seed=seed,
-            now=now,
         )
-    request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
     try:
-        await instance.agent.execute(request)
+        await tell_inside(driver, instance, new)
     except SeraiError as error:
         log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
         driver.first_words = lambda: _tell_late(
             driver, instance, parent, keep_identity=keep_identity
         )
+
+
+def new_self(driver: GuestDriver) -> NewSelf:
+    """Return what any copy of a guest needs: the time, and random numbers of its own."""
+    return NewSelf(seed=secrets.token_hex(SEED_BYTES), now=driver.house.journal.now())
+
+
+async def tell_inside(driver: GuestDriver, instance: Instance, new: NewSelf) -> None:
+    """Have the guest inside take on what it is now; it is noted whether its agent answers.
+
+    By what waits for that in it, for nothing has to be started there then; else by its agent. Raises as
+    ``Agent.execute`` does.
+    """
+    nonce = secrets.token_hex(NONCE_BYTES)
+    try:
+        await instance.tell_reborn(as_line(new, nonce), nonce, LINE_TIMEOUT)
+    except Busy:
+        pass  # nothing waits in this image
+    except SeraiError as error:
+        log.warning("%s is told who it is by its agent: %s", driver.name, error.message)
+    else:
+        with contextlib.suppress(SeraiError):  # then it is asked again when it opens its port
+            await instance.agent.ping(timeout=BIRTH_TIMEOUT)
+            note_agent(driver, AgentState.ANSWERING)
         return
+    argv, env = as_script(new)
+    await instance.agent.execute(ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT))
     note_agent(driver, AgentState.ANSWERING)
 
 

@@ -7,13 +7,12 @@ are verified, the new heads made, and a second QEMU holds the snapshot's memory 
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Iterable
 
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import SEED_BYTES, make_files, plug_missing, take_up, thaw
+from serai.engine.births import make_files, new_self, plug_missing, take_up, tell_inside, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob, error_of
@@ -26,25 +25,21 @@ from serai.engine.running import (
     dismiss,
     folder_of,
     let_go,
-    note_agent,
     write_running,
 )
 from serai.errors import SeraiError
 from serai.model.event import EventKind
-from serai.model.guest import AgentState, ExitReason, GuestRecord, Volume
+from serai.model.guest import ExitReason, GuestRecord, Volume
 from serai.model.image import Expect
 from serai.model.lifecycle import ON_STATES, GuestState, Happening
 from serai.model.snapshot import SnapshotRecord
-from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME
-from serai.plan.reborn import back_words
 from serai.plan.volume import copies_over, entry_of, head_stem
 from serai.qemu.instance import Instance
 from serai.store.changes import PutGuest
 
 log = logging.getLogger(__name__)
 
-CLOCK_TIMEOUT = 20.0
 FIRMWARE_ASIDE = ".uefi-vars.*.aside"
 """Where a firmware's variables are meanwhile; the star is the version of the record they belong to."""
 
@@ -236,10 +231,7 @@ async def _report_lost(driver: GuestDriver, upcoming: Instance, error: BaseExcep
 
 async def _tell_it_is_back(driver: GuestDriver, instance: Instance) -> None:
     """Give the guest the time and another seed; without an agent it keeps the snapshot's."""
-    argv, env = back_words(seed=secrets.token_hex(SEED_BYTES), now=driver.house.journal.now())
     try:
-        await instance.agent.execute(ExecRequest(argv=argv, env=dict(env), timeout=CLOCK_TIMEOUT))
+        await tell_inside(driver, instance, new_self(driver))
     except SeraiError as error:
         log.warning("the clock of %s was not set: %s", driver.name, error.message)
-        return
-    note_agent(driver, AgentState.ANSWERING)

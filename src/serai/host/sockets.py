@@ -50,10 +50,8 @@ def bind_unix(path: Path, *, mode: int, backlog: int = BACKLOG) -> socket.socket
     return listener
 
 
-async def connect_unix(
-    path: Path, *, limit: int = 64 << 10
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to the socket at ``path``; ``limit`` bounds a line of the reader.
+def call_unix(path: Path) -> socket.socket:
+    """Return a non-blocking socket that is connected to the one at ``path``.
 
     Never waits: a local socket takes a caller at once or not at all. Raises OSError;
     BlockingIOError when as many wait for the listener already as it lets wait (connect(2): EAGAIN,
@@ -64,6 +62,21 @@ async def connect_unix(
         caller.setblocking(False)
         with short_address(path) as address:
             caller.connect(address)
+    except BaseException:
+        caller.close()
+        raise
+    return caller
+
+
+async def connect_unix(
+    path: Path, *, limit: int = 64 << 10
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the socket at ``path``; ``limit`` bounds a line of the reader.
+
+    Raises as ``call_unix`` does.
+    """
+    caller = call_unix(path)
+    try:
         return await asyncio.open_unix_connection(sock=caller, limit=limit)
     except BaseException:
         caller.close()

@@ -78,7 +78,8 @@ class Machine:
     ``ram`` names the file that its memory is (a base, when ``ram_private``: then it is mapped
     copy-on-write, and the machine waits for a state to be loaded into it). ``boots``: it was frozen
     before it was known to be up, so it may still have to load its kernel. ``spares`` counts the PCIe
-    ports into which devices are plugged: "spare0", "spare1", ….
+    ports into which devices are plugged: "spare0", "spare1", …. ``birth_port``: it has the port at which
+    a guest that was copied is told who it is; those that were frozen before there was one have none.
     """
 
     id: str
@@ -103,3 +104,4 @@ class Machine:
     ram_private: bool = False
     boots: bool = False
     spares: int = 2
+    birth_port: bool = False

@@ -89,6 +89,7 @@ def plan_machine(
         devices=capabilities.devices,
         ram=ram,
         spares=len(PORTS),
+        birth_port=True,
     )
 
 

@@ -1,8 +1,9 @@
 """What a fork is told about itself before anybody talks to it: pure.
 
-A shell script that the guest's agent runs: the random numbers first, then the clock, host name,
-machine id and MAC address. Everything in it is ours: names and addresses were checked when the guest
-was made.
+The random numbers first, then the clock, host name, machine id and MAC address. In one of two ways, to the
+same end: a line for the program that waits for it in the guest (``disk/recipes/reborn.c``, docs/design/0047), or,
+where none does, a shell script that the guest's agent runs. Everything in both is ours: names and
+addresses were checked when the guest was made.
 
 A kernel with a driver of the VM generation id notices by itself that it was copied and seeds its
 random numbers anew, but when it gets round to it; Debian's cloud kernel has none. So it is given a
@@ -11,6 +12,7 @@ can call an ioctl. Where nothing can, the seed takes effect within a minute.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from serai.model.guest import GuestRecord
 
@@ -79,6 +81,37 @@ done
 """Has whatever asks for addresses in the guest do so again, as somebody new."""
 
 
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSelf:
+    """What a copied guest is to know of itself.
+
+    ``seed`` is a text without blanks that nobody can guess, ``now`` seconds since the epoch. Without a
+    ``name`` that is all: it was put back, and is who it was, but at another time. ``machine_id`` is a
+    UUID, ``macs`` says which MAC address becomes which. ``asks_anew``: it will ask for addresses again
+    (``renewal_words``), so it may lose those that it has; otherwise it keeps them, and its routes.
+    """
+
+    seed: str
+    now: float
+    name: str = ""
+    machine_id: str = ""
+    macs: Mapping[str, str] = field(default_factory=dict)
+    asks_anew: bool = False
+
+    @property
+    def pairs(self) -> list[str]:
+        """Each old MAC address with its new one."""
+        return [f"{old}={new}" for old, new in self.macs.items()]
+
+    @property
+    def plain_id(self) -> str:
+        """The machine id as systemd writes it."""
+        return self.machine_id.replace("-", "")
+
+
 def macs_of(parent: GuestRecord, child: GuestRecord) -> dict[str, str]:
     """Return which MAC address of a guest becomes which in its fork."""
     own = {port.name: port.mac for port in child.ports}
@@ -86,45 +119,29 @@ def macs_of(parent: GuestRecord, child: GuestRecord) -> dict[str, str]:
     return {**macs, parent.mac: child.mac}
 
 
-def birth_words(
-    *,
-    name: str,
-    machine_id: str,
-    macs: Mapping[str, str],
-    asks_anew: bool,
-    seed: str,
-    now: float,
-) -> tuple[list[str], Mapping[str, str]]:
-    """Return the command and its environment that make a forked guest somebody new.
+def as_line(new: NewSelf, nonce: str) -> str:
+    """Return the line for what waits in the guest; its answer will have the ``nonce`` in it."""
+    seconds, part = divmod(round(new.now * 1e6), 1_000_000)
+    words = ["serai1", nonce, new.seed, str(seconds), str(part * 1000)]
+    if new.name:
+        words += [new.name, new.plain_id, "anew" if new.asks_anew else "keep", *new.pairs]
+    return " ".join(words)
 
-    ``machine_id`` is a UUID, ``macs`` says which MAC address becomes which, ``seed`` is a text that
-    nobody can guess; ``now`` is seconds since the epoch. ``asks_anew``: it will ask for addresses again
-    (``renewal_words``), so it may lose those that it has; otherwise it keeps them, and its routes.
-    """
-    environment = {
-        "NAME": name,
-        "MACHINE_ID": machine_id.replace("-", ""),
-        "MACS": " ".join(f"{old}={new}" for old, new in macs.items()),
-        "ANEW": "yes" if asks_anew else "",
-        "SEED": seed,
-        "NOW": str(round(now)),
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+
+def as_script(new: NewSelf) -> tuple[list[str], Mapping[str, str]]:
+    """Return the command for the guest's agent, and its environment."""
+    environment = {"SEED": new.seed, "NOW": str(round(new.now)), "PATH": PATH}
+    if not new.name:
+        return ["/bin/sh", "-c", RESEED + CLOCK], environment
+    return ["/bin/sh", "-c", RESEED + CLOCK + SCRIPT], {
+        **environment,
+        "NAME": new.name,
+        "MACHINE_ID": new.plain_id,
+        "MACS": " ".join(new.pairs),
+        "ANEW": "yes" if new.asks_anew else "",
     }
-    return ["/bin/sh", "-c", RESEED + CLOCK + SCRIPT], environment
 
 
 def renewal_words(macs: Iterable[str]) -> tuple[list[str], Mapping[str, str]]:
     """Return the command that has a guest ask for the addresses of these NICs anew."""
-    return ["/bin/sh", "-c", RENEWAL], {
-        "MACS": " ".join(macs),
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    }
-
-
-def back_words(*, seed: str, now: float) -> tuple[list[str], Mapping[str, str]]:
-    """Return the command for a guest that was put back: it is who it was, but at another time."""
-    return ["/bin/sh", "-c", RESEED + CLOCK], {
-        "SEED": seed,
-        "NOW": str(round(now)),
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    }
+    return ["/bin/sh", "-c", RENEWAL], {"MACS": " ".join(macs), "PATH": PATH}

@@ -1,7 +1,7 @@
 """From a complete machine and open descriptors to QEMU's command line: pure.
 
 One small function a device. Descriptors are named as ``resources`` opened them: ``memory``, ``qmp``,
-``agent``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, ``tap:NIC`` for the taps, and
+``agent``, ``birth``, ``console``, ``log``, ``kernel``, ``initrd``, ``uefi-vars``, ``tap:NIC`` for the taps, and
 ``DRIVE/LAYER`` for the files of a drive's chain (``root/0`` is the writable head, ``root/0:read-only`` the same once more). What QEMU opens as a file is given as an
 fdset with the descriptor's own number (docs/design/0010). PCI places are fixed here, so that a
 machine looks the same to its guest at every start; 0x10 and up are ports kept free for later.
@@ -19,6 +19,7 @@ Fds = Mapping[str, int]
 READ_ONLY = ":read-only"
 """Ends the name of a second descriptor of a file, with which QEMU makes it read-only later."""
 AGENT_PORT = "org.qemu.guest_agent.0"
+BIRTH_PORT = "org.serai.birth"
 TCG_BUFFER_MIB = 256
 
 PLACE_VGA = 0x1
@@ -55,6 +56,7 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         *_monitor(fds),
         *_console(fds),
         *_agent(fds),
+        *(_birth_port(fds) if machine.birth_port else []),
         *_small_devices(machine),
     ]
     disks = [drive for drive in machine.drives if drive.media is Media.DISK]
@@ -203,6 +205,16 @@ def _agent(fds: Fds) -> list[Option]:
         "name": AGENT_PORT,
     }
     return [_listening("agent", fds), Option("device", bus), Option("device", port)]
+
+
+def _birth_port(fds: Fds) -> list[Option]:
+    port: dict[str, Value] = {
+        "driver": "virtserialport",
+        "chardev": "birth",
+        "id": "birth-port",
+        "name": BIRTH_PORT,
+    }
+    return [_listening("birth", fds), Option("device", port)]
 
 
 def _small_devices(machine: Machine) -> list[Option]:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 
-from serai.errors import Code, Conflict, HostFailure, SeraiError
+from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.host.borrow import borrow_taps
 from serai.host.pages import write_all
 from serai.host.sockets import connect_unix
@@ -404,6 +404,20 @@ class Instance(Life):
             ": ".join(["QEMU can't take the guest's state up", *gist(words)]),
             details={"stderr": words},
         )
+
+    async def tell_reborn(self, line: str, nonce: str, timeout: float) -> None:
+        """Tell a guest that was taken up who it is, by what waits for that in it (``birth_wire``).
+
+        Raises Busy (``agent-unavailable``: nothing was said) where nothing does, else as
+        ``BirthWire.tell``.
+        """
+        if not (self.machine.birth_port and await self._has_open("birth")):
+            raise Busy(Code.AGENT_UNAVAILABLE, "nothing in the guest waits to be told who it is")
+        await self._birth.tell(line, nonce, timeout)
+
+    async def _has_open(self, port: str) -> bool:
+        """Tell whether something in the guest has the serial port open."""
+        return await commands.is_port_open(await self._connected(TIMEOUT), port, TIMEOUT)
 
     # -- looking -----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from serai.model.node import Capabilities
 from serai.qemu import commands, drives
 from serai.qemu.agent import Agent
 from serai.qemu.agent_wire import Port
+from serai.qemu.birth_wire import BirthWire
 from serai.qemu.commandline import build_argv
 from serai.qemu.commands import CpuSlot
 from serai.qemu.events import (
@@ -52,6 +53,7 @@ class Life:
         self.process = process
         self.started_at = started_at
         self.agent = Agent(socket_path(run_dir, "agent"))
+        self._birth = BirthWire(socket_path(run_dir, "birth"))
         self.run_dir = run_dir
         self._state_dir = state_dir
         self._monitor: Monitor | None = None
@@ -129,7 +131,7 @@ class Life:
         """Wait for the first answer of a QEMU that was just started."""
         instance = cls(machine, process, time.time(), run_dir, state_dir)
         instance.agent.wire.set_port(Port.CLOSED)
-        instance._prepare_agent()
+        instance._prepare_wires()
         try:
             await instance._greet(timeout)
             await drives.keep_limits(await instance._connected(timeout), machine, timeout)
@@ -227,6 +229,7 @@ class Life:
             await self._monitor.close()
         await self._tasks.__aexit__(None, None, None)
         self.agent.wire.disconnect()
+        self._birth.disconnect()
         if self.process.has_ended:
             remove_sockets(self.run_dir)
         self.process.close()
@@ -274,7 +277,7 @@ class Life:
             case InstanceEventKind.AGENT_CLOSED | InstanceEventKind.RESET:
                 if not wire.is_prepared():
                     wire.disconnect()
-                    self._prepare_agent()
+                    self._prepare_wires()
                 wire.set_port(Port.CLOSED)
             case (
                 InstanceEventKind.POWERED_OFF
@@ -283,7 +286,10 @@ class Life:
             ):
                 wire.disconnect()
 
-    def _prepare_agent(self) -> None:
+    def _prepare_wires(self) -> None:
+        """Connect to what is inside, ahead of anybody's asking."""
+        if self.machine.birth_port:
+            self._birth.prepare()
         if self._preparing is None or self._preparing.done():
             self._preparing = self._tasks.start(self.agent.wire.prepare(), name="agent")
 
@@ -329,7 +335,7 @@ class Life:
                 monitor = await self._connect(timeout)
                 opened = await commands.is_port_open(monitor, "agent", timeout)
                 self.agent.wire.set_port(Port.OPEN if opened else Port.CLOSED)
-                self._prepare_agent()
+                self._prepare_wires()
                 return monitor
             return self._monitor
 

@@ -19,7 +19,7 @@ from serai.model.machine import Machine
 from serai.qemu.commandline import READ_ONLY, tap_name
 from serai.qemu.memory import ram_name
 
-SOCKETS = ("qmp", "agent", "console")
+SOCKETS = ("qmp", "agent", "birth", "console")
 PRIVATE = 0o600
 PUBLIC = 0o444
 BADGE_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -56,7 +56,7 @@ def open_resources(
 
 def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path) -> dict[str, int]:
     fds = {"badge": _make_badge(stack, machine, run_dir)}
-    for name in SOCKETS:
+    for name in _sockets_of(machine):
         listener = stack.enter_context(bind_unix(socket_path(run_dir, name), mode=PRIVATE))
         fds[name] = listener.fileno()
     for name, path, flags in _files(machine, state_dir):
@@ -78,6 +78,10 @@ def _open_taps(stack: ExitStack, machine: Machine, taps: Mapping[str, int]) -> d
             fds[tap_name(nic)] = open_tap(nic.tap)
             stack.callback(os.close, fds[tap_name(nic)])
     return fds
+
+
+def _sockets_of(machine: Machine) -> list[str]:
+    return [name for name in SOCKETS if name != "birth" or machine.birth_port]
 
 
 def remove_sockets(run_dir: Path) -> None:

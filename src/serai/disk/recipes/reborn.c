@@ -1,0 +1,320 @@
+/* reborn: tells a machine that was copied while it ran who it is now.
+
+   reborn          waits at the port org.serai.birth, for good
+   reseed TEXT     has all random numbers seeded anew with TEXT at once; the same program
+
+   A copy is told by one line, when it has been asleep in here since before it was copied. Nothing is
+   executed then, everything that can be is open already: what a machine does for the first time is
+   what takes time. A line has words with one blank between them, and at most LINE bytes:
+
+       serai1 NONCE SEED SECONDS NANOSECONDS
+       serai1 NONCE SEED SECONDS NANOSECONDS NAME MACHINE-ID keep|anew OLD=NEW...
+
+   The first is for one that is who it was, at another time. OLD and NEW are MAC addresses; "anew": its
+   links go down and up, so that they lose the addresses that came of the old ones. The answer is
+   "ok NONCE" or "error NONCE STEP ERRNO" (STEP is the letter of the one that failed first; the others
+   are done all the same). A line that is none is not answered, one that comes again is done once.
+
+   It is made without a C library, by tcc; system calls are those of x86-64 (Linux, man 2 syscalls). */
+
+enum {
+    READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, LSEEK = 8, SIGPROCMASK = 14, IOCTL = 16, PREAD = 17,
+    NANOSLEEP = 35, GETPID = 39, SOCKET = 41, EXIT = 60, FCNTL = 72, FTRUNCATE = 77,
+    SIGTIMEDWAIT = 128, SETHOSTNAME = 170, SETTIME = 227
+};
+enum {
+    O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_ASYNC = 020000, O_CLOEXEC = 02000000,
+    F_SETFL = 4, F_SETOWN = 8, SEEK_END = 2, SIG_BLOCK = 0, SIGIO = 29, ENOENT = 2, EROFS = 30
+};
+enum {
+    RNDRESEEDCRNG = 0x5207, GIFFLAGS = 0x8913, SIFFLAGS = 0x8914, SIFHWADDR = 0x8924,
+    GIFHWADDR = 0x8927, IFF_UP = 1, AF_INET = 2, SOCK_DGRAM = 2, CLOEXEC_SOCKET = 02000000
+};
+enum { LINE = 2048, WORDS = 64, NONCE = 32, MAC = 6, NAME = 16 };
+
+long sys(long number, ...);
+
+/* at the entry the stack has argc, argv; a call has its arguments elsewhere than the kernel wants them */
+asm(".globl _start\n"
+    "_start: mov %rsp, %rdi\n"
+    "and $-16, %rsp\n"
+    "call run\n"
+    ".globl sys\n"
+    "sys: mov %rdi, %rax\n"
+    "mov %rsi, %rdi\n"
+    "mov %rdx, %rsi\n"
+    "mov %rcx, %rdx\n"
+    "mov %r8, %r10\n"
+    "syscall\n"
+    "ret\n");
+
+struct port { char name[NAME]; unsigned short family; unsigned char mac[MAC]; char rest[16]; };
+struct flags { char name[NAME]; short flags; char rest[22]; };
+struct time { long seconds, nanoseconds; };
+
+static int port, urandom, socket, devices;
+static char line[LINE], done[NONCE], answer[NONCE + 64];
+static char *words[WORDS];
+static int failed_step, failed_with;
+
+static int length(const char *text)
+{
+    int n = 0;
+    while (text[n]) n++;
+    return n;
+}
+
+static int same(const char *one, const char *other)
+{
+    int n = 0;
+    while (one[n] && one[n] == other[n]) n++;
+    return one[n] == other[n];
+}
+
+static char *put(char *to, const char *text)
+{
+    while (*text) *to++ = *text++;
+    *to = 0;
+    return to;
+}
+
+static char *put_number(char *to, int number)
+{
+    if (number > 9) to = put_number(to, number / 10);
+    *to++ = '0' + number % 10;
+    *to = 0;
+    return to;
+}
+
+static long number_of(const char *text)
+{
+    long number = 0;
+    while (*text >= '0' && *text <= '9') number = number * 10 + *text++ - '0';
+    return number;
+}
+
+/* Note what came of a step; a file that is not there, or can't be written, is nothing to note. */
+static void note(int step, long result)
+{
+    if (result >= 0 || result == -ENOENT || result == -EROFS || failed_step) return;
+    failed_step = step;
+    failed_with = -result;
+}
+
+static void pause(long seconds)
+{
+    struct time time;
+    time.seconds = seconds;
+    time.nanoseconds = 0;
+    sys(NANOSLEEP, &time, 0);
+}
+
+static void reseed(const char *seed)
+{
+    note('r', sys(WRITE, urandom, seed, length(seed)));
+    note('r', sys(IOCTL, urandom, RNDRESEEDCRNG, 0));
+}
+
+static void set_clock(long seconds, long nanoseconds)
+{
+    struct time time;
+    time.seconds = seconds;
+    time.nanoseconds = nanoseconds;
+    note('c', sys(SETTIME, 0, &time));
+}
+
+/* Write TEXT and a newline to a file, where it has something else already. */
+static void rewrite(const char *path, char *text)
+{
+    int end = length(text);
+    long file = sys(OPEN, path, O_WRONLY | O_CLOEXEC, 0);
+    note('f', file);
+    if (file < 0) return;
+    if (sys(LSEEK, file, 0, SEEK_END) > 0) {
+        note('f', sys(FTRUNCATE, file, 0));
+        sys(LSEEK, file, 0, 0);
+        text[end] = '\n';
+        note('f', sys(WRITE, file, text, end + 1));
+        text[end] = 0;
+    }
+    sys(CLOSE, file);
+}
+
+static int digit(char hex)
+{
+    if (hex >= '0' && hex <= '9') return hex - '0';
+    if (hex >= 'a' && hex <= 'f') return hex - 'a' + 10;
+    return -1;
+}
+
+/* Read "52:54:00:12:34:56"; returns what follows it, 0 where it is none. */
+static const char *read_mac(const char *text, unsigned char *mac)
+{
+    int i;
+    for (i = 0; i < MAC; i++) {
+        if (digit(text[0]) < 0 || digit(text[1]) < 0) return 0;
+        mac[i] = digit(text[0]) * 16 + digit(text[1]);
+        text += 2;
+        if (i < MAC - 1 && *text++ != ':') return 0;
+    }
+    return text;
+}
+
+static void set_up(struct port *port, int up)
+{
+    struct flags wanted;
+    int i;
+    for (i = 0; i < NAME; i++) wanted.name[i] = port->name[i];
+    note('l', sys(IOCTL, socket, GIFFLAGS, &wanted));
+    wanted.flags = up ? wanted.flags | IFF_UP : wanted.flags & ~IFF_UP;
+    note('l', sys(IOCTL, socket, SIFFLAGS, &wanted));
+}
+
+/* Give a network port the address that belongs to the one it has. */
+static void readdress(struct port *port, char **pairs, int count, int anew)
+{
+    unsigned char old[MAC], new[MAC];
+    const char *rest;
+    int i, k;
+    if (sys(IOCTL, socket, GIFHWADDR, port) < 0 || port->family != 1) return;
+    for (i = 0; i < count; i++) {
+        rest = read_mac(pairs[i], old);
+        if (!rest || *rest != '=' || !read_mac(rest + 1, new)) continue;
+        for (k = 0; k < MAC && port->mac[k] == old[k]; k++);
+        if (k < MAC) continue;
+        for (k = 0; k < MAC; k++) port->mac[k] = new[k];
+        if (anew) set_up(port, 0);
+        note('m', sys(IOCTL, socket, SIFHWADDR, port));
+        if (anew) set_up(port, 1);
+        return;
+    }
+}
+
+/* Go through all network ports: /proc/net/dev has one a line, its name before a colon. */
+static void readdress_all(char **pairs, int count, int anew)
+{
+    static char list[4096];
+    struct port port;
+    long at = 0, got, i;
+    int n = 0, is_name = 1;
+    while (count && (got = sys(PREAD, devices, list, sizeof list, at)) > 0) {
+        for (i = 0; i < got; i++) {
+            if (list[i] == '\n') {
+                n = 0;
+                is_name = 1;
+            } else if (list[i] == ':' && is_name) {
+                while (n < NAME) port.name[n++] = 0;
+                readdress(&port, pairs, count, anew);
+                is_name = 0;
+            } else if (list[i] != ' ') {
+                if (n < NAME - 1) port.name[n++] = list[i];
+                else is_name = 0;
+            }
+        }
+        at += got;
+    }
+}
+
+static void reply(const char *nonce)
+{
+    char *to = put(answer, failed_step ? "error " : "ok ");
+    to = put(to, nonce);
+    if (failed_step) {
+        *to++ = ' ';
+        *to++ = failed_step;
+        *to++ = ' ';
+        to = put_number(to, failed_with);
+    }
+    *to++ = '\n';
+    sys(WRITE, port, answer, to - answer);
+}
+
+/* Do what a line says, and answer it. */
+static void obey(void)
+{
+    int count = 0;
+    char *at = line;
+    while (*at && count < WORDS) {
+        words[count++] = at;
+        while (*at && *at != ' ') at++;
+        if (*at) *at++ = 0;
+    }
+    if (*at || count < 5 || (count > 5 && count < 8) || !same(words[0], "serai1")) return;
+    if (length(words[1]) >= NONCE) return;
+    if (!same(words[1], done)) {
+        failed_step = 0;
+        reseed(words[2]);
+        set_clock(number_of(words[3]), number_of(words[4]));
+        if (count > 5) {
+            note('h', sys(SETHOSTNAME, words[5], length(words[5])));
+            rewrite("/etc/hostname", words[5]);
+            rewrite("/etc/machine-id", words[6]);
+            readdress_all(words + 8, count - 8, same(words[7], "anew"));
+        }
+        put(done, words[1]);
+    }
+    reply(words[1]);
+}
+
+/* Open /dev/vportXpY of that name; -1 where there is none (yet). */
+static long open_port(void)
+{
+    static char sysfs[64], name[32], path[32];
+    const char *wanted = "org.serai.birth\n";
+    int bus, number;
+    long file, got;
+    char *to;
+    for (bus = 0; bus < 4; bus++)
+        for (number = 0; number < 32; number++) {
+            to = put_number(put(path, "/dev/vport"), bus);
+            put_number(put(to, "p"), number);
+            put(put(put(sysfs, "/sys/class/virtio-ports/"), path + 5), "/name");
+            if ((file = sys(OPEN, sysfs, O_RDONLY | O_CLOEXEC, 0)) < 0) continue;
+            got = sys(READ, file, name, sizeof name - 1);
+            sys(CLOSE, file);
+            name[got > 0 ? got : 0] = 0;
+            if (same(name, wanted)) return sys(OPEN, path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0);
+        }
+    return -1;
+}
+
+/* Wait at the port for good. It says by SIGIO that a line has come, or that somebody has (dis)connected:
+   while nobody is, a read or a poll would return at once. */
+static void stay(void)
+{
+    unsigned long mask = 1UL << (SIGIO - 1);
+    int n = 0, is_too_long = 0;
+    char byte;
+    long got, i;
+    static char chunk[LINE];
+    sys(SIGPROCMASK, SIG_BLOCK, &mask, 0, 8);
+    while ((port = open_port()) < 0) pause(1);
+    socket = sys(SOCKET, AF_INET, SOCK_DGRAM | CLOEXEC_SOCKET, 0);
+    devices = sys(OPEN, "/proc/self/net/dev", O_RDONLY | O_CLOEXEC, 0);
+    sys(FCNTL, port, F_SETOWN, sys(GETPID));
+    sys(FCNTL, port, F_SETFL, O_NONBLOCK | O_ASYNC);
+    for (;;) {
+        got = sys(READ, port, chunk, sizeof chunk);
+        if (got <= 0) sys(SIGTIMEDWAIT, &mask, 0, 0, 8);
+        for (i = 0; i < got; i++) {
+            byte = chunk[i];
+            if (byte == '\n') {
+                line[n] = 0;
+                if (!is_too_long) obey();
+                n = is_too_long = 0;
+            } else if (n < LINE - 1) line[n++] = byte;
+            else is_too_long = 1;
+        }
+    }
+}
+
+void run(long *stack)
+{
+    char **argv = (char **)(stack + 1);
+    int is_reseed = length(argv[0]) >= 6 && same(argv[0] + length(argv[0]) - 6, "reseed");
+    urandom = sys(OPEN, "/dev/urandom", O_WRONLY | O_CLOEXEC, 0);
+    if (!is_reseed) stay();
+    if (!argv[1] || urandom < 0) sys(EXIT, 1);
+    reseed(argv[1]);
+    sys(EXIT, failed_step != 0);
+}
