@@ -20,7 +20,7 @@
 enum {
     READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, LSEEK = 8, SIGPROCMASK = 14, IOCTL = 16, PREAD = 17,
     NANOSLEEP = 35, GETPID = 39, SOCKET = 41, EXIT = 60, FCNTL = 72, FTRUNCATE = 77,
-    SIGTIMEDWAIT = 128, SETHOSTNAME = 170, SETTIME = 227
+    SIGTIMEDWAIT = 128, SETHOSTNAME = 170, GETDENTS = 217, SETTIME = 227
 };
 enum {
     O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_ASYNC = 020000, O_CLOEXEC = 02000000,
@@ -30,6 +30,8 @@ enum {
     RNDRESEEDCRNG = 0x5207, GIFFLAGS = 0x8913, SIFFLAGS = 0x8914, SIFHWADDR = 0x8924,
     GIFHWADDR = 0x8927, IFF_UP = 1, AF_INET = 2, SOCK_DGRAM = 2, CLOEXEC_SOCKET = 02000000
 };
+#define PORTS "/sys/class/virtio-ports"
+
 enum { LINE = 2048, WORDS = 64, NONCE = 32, MAC = 6, NAME = 16 };
 
 long sys(long number, ...);
@@ -256,26 +258,35 @@ static void obey(void)
     reply(words[1]);
 }
 
-/* Open /dev/vportXpY of that name; -1 where there is none (yet). */
+/* Tell whether a port of that name in /sys is ours. */
+static int is_ours(const char *port)
+{
+    static char path[128], name[32];
+    long file, got;
+    put(put(put(path, PORTS "/"), port), "/name");
+    if ((file = sys(OPEN, path, O_RDONLY | O_CLOEXEC, 0)) < 0) return 0;
+    got = sys(READ, file, name, sizeof name - 1);
+    sys(CLOSE, file);
+    name[got > 0 ? got : 0] = 0;
+    return same(name, "org.serai.birth\n");
+}
+
+/* Open our port, wherever the bus has put it; negative where there is none (yet). */
 static long open_port(void)
 {
-    static char sysfs[64], name[32], path[32];
-    const char *wanted = "org.serai.birth\n";
-    int bus, number;
-    long file, got;
-    char *to;
-    for (bus = 0; bus < 4; bus++)
-        for (number = 0; number < 32; number++) {
-            to = put_number(put(path, "/dev/vport"), bus);
-            put_number(put(to, "p"), number);
-            put(put(put(sysfs, "/sys/class/virtio-ports/"), path + 5), "/name");
-            if ((file = sys(OPEN, sysfs, O_RDONLY | O_CLOEXEC, 0)) < 0) continue;
-            got = sys(READ, file, name, sizeof name - 1);
-            sys(CLOSE, file);
-            name[got > 0 ? got : 0] = 0;
-            if (same(name, wanted)) return sys(OPEN, path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0);
-        }
-    return -1;
+    static char list[2048], path[64];
+    long folder = sys(OPEN, PORTS, O_RDONLY | O_CLOEXEC, 0), got, found = -1;
+    char *entry;
+    if (folder < 0) return -1;
+    while (found < 0 && (got = sys(GETDENTS, folder, list, sizeof list)) > 0)
+        for (entry = list; found < 0 && entry < list + got; entry += *(unsigned short *)(entry + 16))
+            if (length(entry + 19) < 32 && is_ours(entry + 19)) {
+                put(put(path, "/dev/"), entry + 19);
+                found = sys(OPEN, path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0);
+                break;
+            }
+    sys(CLOSE, folder);
+    return found;
 }
 
 /* Wait at the port for good. It says by SIGIO that a line has come, or that somebody has (dis)connected:
