@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -53,6 +54,14 @@ BIRTH_TIMEOUT = 20.0
 LINE_TIMEOUT = 5.0
 SEED_BYTES = 32
 NONCE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a guest was told, by a line that has the ``nonce`` in it."""
+
+    new: NewSelf
+    nonce: str
 
 
 def new_record(
@@ -227,11 +236,13 @@ async def be_born(
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
     await instance.set_links(False)
+    new = _new_self(driver, parent, keep_identity=keep_identity)
+    told = None if moment.quiesced else tell(instance, new)
     await instance.go_on()
-    if moment.quiesced:
+    if moment.quiesced:  # before that, who writes to a file there would not come back
         await thaw(driver, instance)
     if answering:
-        await _tell_who_it_is(driver, instance, parent, keep_identity=keep_identity)
+        await _tell_who_it_is(driver, instance, told or tell(instance, new), parent)
     if not keep_identity:  # who has another's addresses is not let out under them
         await instance.set_links(True)
     if answering and not keep_identity and driver.record.ports:
@@ -258,45 +269,56 @@ async def _renew_addresses(driver: GuestDriver, instance: Instance) -> None:
 
 
 async def _tell_who_it_is(
-    driver: GuestDriver, instance: Instance, parent: GuestRecord, *, keep_identity: bool
+    driver: GuestDriver, instance: Instance, told: Told, parent: GuestRecord
 ) -> None:
-    """Give the guest inside its own seed, clock, name and ids; without an agent it does without.
-
-    One that keeps its identity gets the first two only.
-    """
-    new = new_self(driver)
-    if not keep_identity:
-        record = driver.record
-        new = dataclasses.replace(
-            new,
-            name=record.spec.name,
-            machine_id=record.id,
-            macs=macs_of(parent, record),
-            asks_anew=bool(record.ports),
-        )
+    """See to it that the guest inside is what it was told; without an agent it does without."""
     try:
-        await tell_inside(driver, instance, new)
+        await see_told(driver, instance, told)
     except SeraiError as error:
         log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
+        keep_identity = not told.new.name
         driver.first_words = lambda: _tell_late(
             driver, instance, parent, keep_identity=keep_identity
         )
 
 
-def new_self(driver: GuestDriver) -> NewSelf:
+def _new_self(driver: GuestDriver, parent: GuestRecord, *, keep_identity: bool) -> NewSelf:
+    """Return what the guest inside is to be: with seed, clock, name and ids of its own.
+
+    One that keeps its identity gets the first two only.
+    """
+    new, record = same_self(driver), driver.record
+    if keep_identity:
+        return new
+    return dataclasses.replace(
+        new,
+        name=record.spec.name,
+        machine_id=record.id,
+        macs=macs_of(parent, record),
+        asks_anew=bool(record.ports),
+    )
+
+
+def same_self(driver: GuestDriver) -> NewSelf:
     """Return what any copy of a guest needs: the time, and random numbers of its own."""
     return NewSelf(seed=secrets.token_hex(SEED_BYTES), now=driver.house.journal.now())
 
 
-async def tell_inside(driver: GuestDriver, instance: Instance, new: NewSelf) -> None:
-    """Have the guest inside take on what it is now; it is noted whether its agent answers.
+def tell(instance: Instance, new: NewSelf) -> Told:
+    """Tell what waits for it in the guest; it may not run yet, then that is the first it does."""
+    told = Told(new=new, nonce=secrets.token_hex(NONCE_BYTES))
+    instance.say_reborn(as_line(new, told.nonce))
+    return told
 
-    By what waits for that in it, for nothing has to be started there then; else by its agent. Raises as
+
+async def see_told(driver: GuestDriver, instance: Instance, told: Told) -> None:
+    """Wait until the guest is what it was told; it is noted whether its agent answers.
+
+    Where nothing waits for that in it, its agent runs a script to the same end. Raises as
     ``Agent.execute`` does.
     """
-    nonce = secrets.token_hex(NONCE_BYTES)
     try:
-        await instance.tell_reborn(as_line(new, nonce), nonce, LINE_TIMEOUT)
+        await instance.hear_reborn(told.nonce, LINE_TIMEOUT)
     except Busy:
         pass  # nothing waits in this image
     except SeraiError as error:
@@ -306,7 +328,7 @@ async def tell_inside(driver: GuestDriver, instance: Instance, new: NewSelf) -> 
             await instance.agent.ping(timeout=BIRTH_TIMEOUT)
             note_agent(driver, AgentState.ANSWERING)
         return
-    argv, env = as_script(new)
+    argv, env = as_script(told.new)
     await instance.agent.execute(ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT))
     note_agent(driver, AgentState.ANSWERING)
 
@@ -317,4 +339,5 @@ async def _tell_late(
     """Tell it once its agent is there, for a guest that was frozen before it was."""
     driver.first_words = None
     if driver.instance is instance:
-        await _tell_who_it_is(driver, instance, parent, keep_identity=keep_identity)
+        told = tell(instance, _new_self(driver, parent, keep_identity=keep_identity))
+        await _tell_who_it_is(driver, instance, told, parent)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import make_files, new_self, plug_missing, take_up, tell_inside, thaw
+from serai.engine.births import make_files, plug_missing, same_self, see_told, take_up, tell, thaw
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob, error_of
@@ -232,6 +232,6 @@ async def _report_lost(driver: GuestDriver, upcoming: Instance, error: BaseExcep
 async def _tell_it_is_back(driver: GuestDriver, instance: Instance) -> None:
     """Give the guest the time and another seed; without an agent it keeps the snapshot's."""
     try:
-        await tell_inside(driver, instance, new_self(driver))
+        await see_told(driver, instance, tell(instance, same_self(driver)))
     except SeraiError as error:
         log.warning("the clock of %s was not set: %s", driver.name, error.message)

@@ -40,49 +40,59 @@ class BirthWire:
             self._socket.close()
         self._socket = None
 
-    async def tell(self, line: str, nonce: str, timeout: float) -> None:
-        """Send a line that holds ``nonce``; return when the guest has done as it says.
+    def say(self, line: str) -> None:
+        """Send a line; the guest has it once it runs and has its port open. Never raises.
 
-        To be asked once at a time. On failure the guest may have done it all the same, and doing it
-        again is harmless: Interrupted (``agent-unavailable``, ``agent-timeout``), HostFailure (``agent-protocol``).
+        What comes of it, ``hear`` tells.
+        """
+        message = line.encode()
+        self.prepare()
+        try:
+            if self._socket is None or len(message) > LINE_LIMIT:
+                raise ConnectionError
+            # a line that another has begun, before the guest was frozen, ends here
+            if self._socket.send(b"\n" + message + b"\n") != len(message) + 2:
+                raise ConnectionError
+        except OSError:
+            self.disconnect()
+
+    async def hear(self, nonce: str, timeout: float) -> None:
+        """Return when the guest has done as the line says that was sent last, with ``nonce`` in it.
+
+        On failure it may have done so all the same, and doing it again is harmless: Interrupted
+        (``agent-unavailable``, ``agent-timeout``), HostFailure (``agent-protocol``).
         """
         try:
             async with asyncio.timeout(timeout):
-                untrusted = await self._exchange(line, nonce)
-        except TimeoutError as error:
+                untrusted = await self._find_answer(nonce)
+            if untrusted != f"ok {nonce}".encode():
+                raise _protocol(f"it says {untrusted!r}")
+        except BaseException as error:
             self.disconnect()
-            raise Interrupted(
-                Code.AGENT_TIMEOUT, f"nobody answered at the guest's birth port in {timeout:g} s"
-            ) from error
-        except OSError as error:
-            self.disconnect()
-            raise Interrupted(Code.AGENT_UNAVAILABLE, "the guest's birth port went away") from error
-        except BaseException:
-            self.disconnect()
+            if isinstance(error, TimeoutError):
+                raise Interrupted(
+                    Code.AGENT_TIMEOUT, f"the guest's birth port was silent for {timeout:g} s"
+                ) from error
+            if isinstance(error, OSError):
+                raise Interrupted(
+                    Code.AGENT_UNAVAILABLE, "the guest's birth port went away"
+                ) from error
             raise
-        if untrusted != f"ok {nonce}".encode():
-            raise _protocol(f"it says {untrusted[:80]!r}")
 
-    async def _exchange(self, line: str, nonce: str) -> bytes:
-        """Return the first line that comes back with the nonce in its second place."""
-        message = line.encode()
-        if len(message) > LINE_LIMIT:
-            raise _protocol("it has too many ports to be told about")
-        self.prepare()
-        if self._socket is None:
-            raise ConnectionError
+    async def _find_answer(self, nonce: str) -> bytes:
+        """Return the first line that has the nonce as its second word."""
         loop = asyncio.get_running_loop()
-        # a line that another has begun, before the guest was frozen, ends here
-        await loop.sock_sendall(self._socket, b"\n" + message + b"\n")
         untrusted, skipped = b"", 0
         while skipped <= SKIP_LIMIT:
-            untrusted_line, end, rest = untrusted.partition(b"\n")
-            if end and untrusted_line.split(b" ")[1:2] == [nonce.encode()]:
-                return untrusted_line
+            line, end, rest = untrusted.partition(b"\n")
+            if end and line.split(b" ")[1:2] == [nonce.encode()] and len(line) <= ANSWER_LIMIT:
+                return line
             if end or len(untrusted) > ANSWER_LIMIT:
                 skipped += len(untrusted) - len(rest)
                 untrusted = rest
                 continue
+            if self._socket is None:
+                raise ConnectionError
             chunk = await loop.sock_recv(self._socket, CHUNK)
             if not chunk:
                 raise ConnectionError

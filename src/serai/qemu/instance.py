@@ -405,15 +405,20 @@ class Instance(Life):
             details={"stderr": words},
         )
 
-    async def tell_reborn(self, line: str, nonce: str, timeout: float) -> None:
-        """Tell a guest that was taken up who it is, by what waits for that in it (``birth_wire``).
+    def say_reborn(self, line: str) -> None:
+        """Tell a guest that was taken up who it is; what waits for that in it reads it once it runs."""
+        if self.machine.birth_port:
+            self._birth.say(line)
 
-        Raises Busy (``agent-unavailable``: nothing was said) where nothing does, else as
-        ``BirthWire.tell``.
+    async def hear_reborn(self, nonce: str, timeout: float) -> None:
+        """Wait until the guest, which runs, is who it was said to be (``BirthWire.hear``).
+
+        Raises Busy (``agent-unavailable``) where nothing waits for that in it.
         """
-        if not (self.machine.birth_port and await self._has_open("birth")):
+        if not self.machine.birth_port or not await self._has_open("birth"):
+            self._birth.disconnect()
             raise Busy(Code.AGENT_UNAVAILABLE, "nothing in the guest waits to be told who it is")
-        await self._birth.tell(line, nonce, timeout)
+        await self._birth.hear(nonce, timeout)
 
     async def _has_open(self, port: str) -> bool:
         """Tell whether something in the guest has the serial port open."""
