@@ -102,6 +102,7 @@ async def find_host(tiny_state: Path, folder: Path) -> Host:
         nics=(Nic(name="net0", mac="52:54:00:00:00:01"),),
         sandbox=capabilities.sandbox,
         devices=capabilities.devices,
+        birth_port=True,
     )
     return Host(capabilities, folder, machine)
 

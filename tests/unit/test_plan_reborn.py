@@ -1,31 +1,36 @@
-"""What a fork is told: every value comes by the environment, nothing is put into the script."""
+"""What a fork is told: one line for what waits for it, or a script that gets all by the environment."""
 
 import subprocess
+from dataclasses import replace
 
-from serai.plan.reborn import back_words, birth_words, renewal_words
+import pytest
+
+from serai.plan.reborn import NewSelf, as_line, as_script, renewal_words
+from serai.qemu.birth_wire import LINE_LIMIT
 
 SEED = "5eed" * 16
+BACK = NewSelf(seed=SEED, now=99.6)
+BORN = replace(
+    BACK,
+    name="web1",
+    machine_id="0a-1b",
+    macs={"52:54:00:00:00:01": "52:54:00:00:00:02", "02::3": "02::4"},
+    asks_anew=True,
+)
 
 
-def test_values_are_never_part_of_the_script():
-    argv, env = birth_words(
-        name="web1",
-        machine_id="0a-1b",
-        macs={"52:54:00:00:00:01": "52:54:00:00:00:02", "02::3": "02::4"},
-        asks_anew=True,
-        seed=SEED,
-        now=99.6,
-    )
+def test_values_are_never_part_of_the_script() -> None:
+    argv, env = as_script(BORN)
     told = ("web1", "0a1b", "52:54:00:00:00:01=52:54:00:00:00:02 02::3=02::4", SEED, "100")
     assert all(value in env.values() for value in told)
     assert not any(value in " ".join(argv) for value in told)
-    assert env.keys() >= back_words(seed=SEED, now=1.0)[1].keys()
+    assert env.keys() >= as_script(BACK)[1].keys()
 
 
-def test_the_shell_reads_both():
+def test_the_shell_reads_both() -> None:
     for argv, env in (
-        back_words(seed=SEED, now=1.0),
-        birth_words(name="a", machine_id="b", macs={"c": "d"}, asks_anew=False, seed=SEED, now=1.0),
+        as_script(BACK),
+        as_script(replace(BORN, asks_anew=False)),
         renewal_words(["c", "d"]),
     ):
         shell, _, script = argv
@@ -33,3 +38,27 @@ def test_the_shell_reads_both():
             [shell, "-n"], input=script.encode(), env=env, capture_output=True, check=False
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_line_of_one_that_was_put_back() -> None:
+    assert as_line(BACK, "n0") == f"serai1 n0 {SEED} 99 600000000"
+
+
+@pytest.mark.parametrize(("asks_anew", "word"), [(True, "anew"), (False, "keep")])
+def test_the_line_of_a_fork(asks_anew: bool, word: str) -> None:
+    line = as_line(replace(BORN, asks_anew=asks_anew), "n0")
+    pairs = "52:54:00:00:00:01=52:54:00:00:00:02 02::3=02::4"
+    assert line == f"{as_line(BACK, 'n0')} web1 0a1b {word} {pairs}"
+
+
+@pytest.mark.parametrize("now", [0.0, 1.0, 1.9999999, 1795815789.174012])
+def test_the_clock_in_the_line_is_the_clock(now: float) -> None:
+    _, _, _, seconds, nanoseconds = as_line(replace(BACK, now=now), "n0").split(" ")
+    assert 0 <= int(nanoseconds) < 1_000_000_000
+    assert abs(int(seconds) + int(nanoseconds) / 1e9 - now) < 1e-5
+
+
+def test_a_line_has_room_for_every_port() -> None:
+    macs = {f"52:54:00:00:00:{n:02x}": f"52:54:00:00:01:{n:02x}" for n in range(48)}
+    line = as_line(replace(BORN, name="n" * 63, machine_id="0" * 36, macs=macs), "0" * 16)
+    assert len(line) <= LINE_LIMIT

@@ -44,6 +44,7 @@ TINY = Machine(
     kernel="/srv/kernel",
     initrd="/srv/initrd",
     cmdline="console=ttyS0 quiet",
+    birth_port=True,
 )
 ROOT = Drive(
     name="root",
@@ -100,7 +101,11 @@ MACHINES: Mapping[str, Machine] = {
         ),
     ),
     "bare-qemu": dataclasses.replace(
-        TINY, nics=(), sandbox=False, devices=frozenset({"virtio-rng-pci", "isa-serial"})
+        TINY,
+        nics=(),
+        sandbox=False,
+        devices=frozenset({"virtio-rng-pci", "isa-serial"}),
+        birth_port=False,
     ),
     "nasty": dataclasses.replace(
         TINY,
@@ -114,7 +119,7 @@ MACHINES: Mapping[str, Machine] = {
 
 def descriptors(machine: Machine) -> dict[str, int]:
     """Return the descriptors of a start, numbered from 10 in the order in which they are opened."""
-    names = ["memory", "qmp", "agent", "console", "log"]
+    names = ["memory", "qmp", "agent", *(["birth"] if machine.birth_port else []), "console", "log"]
     for drive in machine.drives:
         for index, layer in enumerate(drive.chain):
             names += [f"{drive.name}/{index}"]

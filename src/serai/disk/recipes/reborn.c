@@ -24,7 +24,7 @@ enum {
 };
 enum {
     O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_ASYNC = 020000, O_CLOEXEC = 02000000,
-    F_SETFL = 4, F_SETOWN = 8, SEEK_END = 2, SIG_BLOCK = 0, SIGIO = 29, ENOENT = 2, EROFS = 30
+    F_SETFL = 4, F_SETOWN = 8, SEEK_END = 2, SIG_BLOCK = 0, SIGIO = 29, ENOENT = 2, EAGAIN = 11, EROFS = 30
 };
 enum {
     RNDRESEEDCRNG = 0x5207, GIFFLAGS = 0x8913, SIFFLAGS = 0x8914, SIFHWADDR = 0x8924,
@@ -57,7 +57,7 @@ struct time { long seconds, nanoseconds; };
 static int port, urandom, socket, devices;
 static char line[LINE], done[NONCE], answer[NONCE + 64];
 static char *words[WORDS];
-static int failed_step, failed_with;
+static int failed_step, failed_with, unsaid;
 
 static int length(const char *text)
 {
@@ -88,11 +88,13 @@ static char *put_number(char *to, int number)
     return to;
 }
 
+/* Read a number of at most 18 digits; -1 where it is none. */
 static long number_of(const char *text)
 {
     long number = 0;
-    while (*text >= '0' && *text <= '9') number = number * 10 + *text++ - '0';
-    return number;
+    int n = 0;
+    while (text[n] >= '0' && text[n] <= '9' && n < 19) number = number * 10 + text[n++] - '0';
+    return n && n < 19 && !text[n] ? number : -1;
 }
 
 /* Note what came of a step; a file that is not there, or can't be written, is nothing to note. */
@@ -228,13 +230,20 @@ static void reply(const char *nonce)
         to = put_number(to, failed_with);
     }
     *to++ = '\n';
-    sys(WRITE, port, answer, to - answer);
+    unsaid = to - answer;
+}
+
+/* Send the answer that is due, if there is one; while nobody is connected, it stays due. */
+static void say(void)
+{
+    if (unsaid && sys(WRITE, port, answer, unsaid) != -EAGAIN) unsaid = 0;
 }
 
 /* Do what a line says, and answer it. */
 static void obey(void)
 {
     int count = 0;
+    long seconds, nanoseconds;
     char *at = line;
     while (*at && count < WORDS) {
         words[count++] = at;
@@ -242,11 +251,14 @@ static void obey(void)
         if (*at) *at++ = 0;
     }
     if (*at || count < 5 || (count > 5 && count < 8) || !same(words[0], "serai1")) return;
-    if (length(words[1]) >= NONCE) return;
+    seconds = number_of(words[3]);
+    nanoseconds = number_of(words[4]);
+    if (length(words[1]) >= NONCE || seconds < 0 || nanoseconds < 0) return;
+    if (count > 5 && !same(words[7], "anew") && !same(words[7], "keep")) return;
     if (!same(words[1], done)) {
         failed_step = 0;
         reseed(words[2]);
-        set_clock(number_of(words[3]), number_of(words[4]));
+        set_clock(seconds, nanoseconds);
         if (count > 5) {
             note('h', sys(SETHOSTNAME, words[5], length(words[5])));
             rewrite("/etc/hostname", words[5]);
@@ -290,7 +302,8 @@ static long open_port(void)
 }
 
 /* Wait at the port for good. It says by SIGIO that a line has come, or that somebody has (dis)connected:
-   while nobody is, a read or a poll would return at once. */
+   while nobody is, a read or a poll would return at once, and a write would wait. A line may come before
+   the kernel has heard who it is from. */
 static void stay(void)
 {
     unsigned long mask = 1UL << (SIGIO - 1);
@@ -306,12 +319,14 @@ static void stay(void)
     sys(FCNTL, port, F_SETFL, O_NONBLOCK | O_ASYNC);
     for (;;) {
         got = sys(READ, port, chunk, sizeof chunk);
+        say();
         if (got <= 0) sys(SIGTIMEDWAIT, &mask, 0, 0, 8);
         for (i = 0; i < got; i++) {
             byte = chunk[i];
             if (byte == '\n') {
                 line[n] = 0;
                 if (!is_too_long) obey();
+                say();
                 n = is_too_long = 0;
             } else if (n < LINE - 1) line[n++] = byte;
             else is_too_long = 1;

@@ -1,0 +1,276 @@
+"""What waits in a guest to be told who it is: what it does, what it refuses, and what is done without it."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from instances import SOON, Host, find_host, tiny_machine, wait_inside
+from keeper import Daemon
+
+from serai import Guest
+from serai.errors import Busy, Code, HostFailure
+from serai.host.supervise import wait_until
+from serai.model.talk import ExecRequest
+from serai.plan.reborn import NewSelf, as_line
+from serai.qemu.instance import Instance
+from serai.qemu.resources import socket_path
+
+SEED = "5eed" * 16
+MAC, OTHER, GROUP = "52:54:00:00:00:01", "52:54:00:00:00:02", "53:54:00:00:00:03"
+LATER = 2_000_000_000.0
+ME = NewSelf(seed=SEED, now=LATER)
+BORN = dataclasses.replace(ME, name="born", machine_id="0a" * 16, macs={MAC: OTHER})
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def host(tiny_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return await find_host(tiny_state, tmp_path_factory.mktemp("reborn"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def booted(host: Host, tiny_state: Path) -> AsyncIterator[Instance]:
+    async with host.started(tiny_machine(host, tiny_state)) as instance:
+        yield await wait_inside(instance)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def inside(booted: Instance) -> Instance:
+    """The guest as it was booted, for whoever tells it something."""
+    await says(booted, f"ip link set eth0 up; ip link set eth0 address {MAC}; hostname tiny")
+    await wait_until("it waits", lambda: waits(booted), timeout=SOON, every=0.05)
+    return booted
+
+
+async def waits(instance: Instance) -> bool:
+    return await instance._has_open("birth")
+
+
+async def says(instance: Instance, script: str) -> str:
+    done = await instance.agent.execute(ExecRequest(argv=["sh", "-c", script]))
+    assert done.code == 0, done
+    return done.stdout.decode().strip()
+
+
+async def tell(instance: Instance, new: NewSelf, nonce: str, timeout: float = SOON) -> None:
+    instance.say_reborn(as_line(new, nonce))
+    await instance.hear_reborn(nonce, timeout)
+
+
+async def mac_of(instance: Instance) -> str:
+    return await says(instance, "cat /sys/class/net/eth0/address")
+
+
+async def year_of(instance: Instance) -> str:
+    return await says(instance, "date -u +%Y")
+
+
+async def test_it_takes_all_on(inside: Instance) -> None:
+    await says(inside, "echo old >/etc/hostname; echo 0123456789abcdefXX >/etc/machine-id")
+    await says(inside, "date -u -s @1000000; ip address add 192.0.2.1/24 dev eth0")
+    await tell(inside, BORN, "all")
+    assert await says(inside, "hostname; cat /etc/hostname /etc/machine-id") == "\n".join(
+        ["born", "born", "0a" * 16]
+    )
+    assert await mac_of(inside) == OTHER
+    assert abs(int(await says(inside, "date +%s")) - LATER) < SOON
+    assert "192.0.2.1" in await says(inside, "ip address show dev eth0")
+    await says(inside, "rm /etc/hostname /etc/machine-id; ip -4 address flush dev eth0")
+
+
+async def test_files_that_say_nothing_stay_so(inside: Instance) -> None:
+    await says(inside, "rm -f /etc/hostname; : >/etc/machine-id")
+    await tell(inside, BORN, "none")
+    assert await says(inside, "ls /etc/hostname 2>&1; cat /etc/machine-id; hostname") == (
+        "ls: /etc/hostname: No such file or directory\nborn"
+    )
+
+
+async def test_links_go_down_and_up_for_new_addresses_only(inside: Instance) -> None:
+    find = "ip -6 address show dev eth0 scope link | grep -c inet6 || :"
+
+    async def has_one() -> bool:
+        return await says(inside, find) == "1"
+
+    await says(inside, "ip link set eth0 down; ip link set eth0 up")
+    await wait_until("it has an address of its own making", has_one, timeout=SOON, every=0.1)
+    old = await says(inside, "ip -6 address show dev eth0 scope link")
+    await tell(inside, dataclasses.replace(BORN, asks_anew=True), "anew")
+    await wait_until("it has made another", has_one, timeout=SOON, every=0.1)
+    assert "ff:fe00:2/" in await says(inside, "ip -6 address show dev eth0 scope link") != old
+    await tell(inside, dataclasses.replace(BORN, macs={OTHER: MAC}), "keep")
+    assert await mac_of(inside) == MAC
+    assert "ff:fe00:2/" in await says(inside, "ip -6 address show dev eth0 scope link")
+
+
+async def test_one_that_was_put_back_stays_who_it_is(inside: Instance) -> None:
+    await says(inside, "date -u -s @1000000")
+    await tell(inside, ME, "back")
+    assert await year_of(inside) == "2033"
+    assert (await says(inside, "hostname"), await mac_of(inside)) == ("tiny", MAC)
+
+
+async def test_a_line_that_comes_again_is_done_once(inside: Instance) -> None:
+    await tell(inside, BORN, "twice")
+    await says(inside, "hostname later; date -u -s @1000000")
+    await tell(inside, BORN, "twice")
+    assert await says(inside, "hostname") == "later"
+    assert await year_of(inside) == "1970"
+    await tell(inside, BORN, "thrice")
+    assert await says(inside, "hostname") == "born"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "serai1",
+        f"serai1 n0 {SEED} 1",
+        f"serai1 n0 {SEED}  1 0",
+        f"serai1 n0 {SEED} 1 0 name",
+        f"serai1 n0 {SEED} 1 0 name id",
+        f"serai2 n0 {SEED} 1 0",
+        f"serai1 {'n' * 32} {SEED} 1 0",
+        f"{as_line(BORN, 'n0')}{' a=b' * 70}",
+        "x" * 9000,
+        "\0" * 100,
+        "serai1 " * 64,
+        f"serai1 n0 {SEED} 1 0 name id perhaps",
+        f"serai1 n0 {SEED} -1 0 name id keep",
+        f"serai1 n0 {SEED} 1 {'9' * 19}",
+    ],
+)
+async def test_a_line_that_is_none_does_nothing(inside: Instance, line: str) -> None:
+    await says(inside, "date -u -s @1000000")
+    reader, writer = await asyncio.open_unix_connection(_freed(inside))
+    try:
+        async with asyncio.timeout(SOON):
+            right = as_line(dataclasses.replace(ME, now=1e6), f"n{len(line)}")
+            writer.write(f"{line}\n{right}\n".encode())
+            answer = await reader.readline()
+    finally:
+        writer.close()
+    assert answer == f"ok n{len(line)}\n".encode(), "nothing else is answered"
+    assert await year_of(inside) == "1970"
+    assert await says(inside, "hostname") == "tiny"
+
+
+def _freed(instance: Instance) -> Path:
+    """Return the port's socket, with nobody connected to it."""
+    instance._birth.disconnect()
+    return socket_path(instance.run_dir, "birth")
+
+
+async def test_it_says_what_it_could_not_do(inside: Instance) -> None:
+    with pytest.raises(HostFailure) as raised:
+        await tell(inside, dataclasses.replace(BORN, macs={MAC: GROUP}), "group")
+    assert raised.value.code is Code.AGENT_PROTOCOL
+    assert "error group m 99" in raised.value.message
+    assert (await says(inside, "hostname"), await mac_of(inside)) == ("born", MAC)
+    await tell(inside, ME, "after")
+
+
+async def test_nobody_who_hears_it_holds_it_up(inside: Instance) -> None:
+    _, writer = await asyncio.open_unix_connection(_freed(inside))
+    lines = "".join(f"{as_line(ME, f'n{number}')}\n" for number in range(3000))
+    writer.write(lines.encode())
+    await writer.drain()
+    writer.transport.abort()
+    await tell(inside, BORN, "heard")
+    assert await says(inside, "hostname") == "born"
+
+
+async def test_it_sleeps_where_nobody_is_connected(inside: Instance) -> None:
+    _freed(inside)
+    count = "grep ctxt_switches /proc/$(pidof reborn)/status"
+    before = await says(inside, count)
+    await asyncio.sleep(1.0)
+    assert await says(inside, count) == before
+    await tell(inside, BORN, "woken")
+
+
+async def test_it_comes_back_when_it_was_killed(inside: Instance) -> None:
+    await says(inside, "kill -9 $(pidof reborn)")
+    await wait_until("it waits again", lambda: waits(inside), timeout=SOON, every=0.05)
+    await tell(inside, BORN, "again")
+
+
+async def test_where_nothing_waits_that_is_said_at_once(inside: Instance) -> None:
+    await says(inside, "mv /sbin/reborn /sbin/away; kill -9 $(pidof reborn)")
+    try:
+
+        async def is_gone() -> bool:
+            return not await waits(inside)
+
+        await wait_until("it is gone", is_gone, timeout=SOON, every=0.05)
+        with pytest.raises(Busy):
+            await tell(inside, BORN, "nobody")
+    finally:
+        await says(inside, "mv /sbin/away /sbin/reborn")
+
+
+async def test_a_machine_without_the_port_is_as_before(host: Host, tiny_state: Path) -> None:
+    folder = host.folder / "old"
+    folder.mkdir()
+    old = await find_host(tiny_state, folder)
+    async with old.started(tiny_machine(old, tiny_state, birth_port=False)) as instance:
+        await wait_inside(instance)
+        assert not socket_path(instance.run_dir, "birth").exists()
+        with pytest.raises(Busy):
+            await tell(instance, BORN, "old")
+
+
+# -- by the daemon ---------------------------------------------------------------------------------
+
+NO_SHELL = "rm /bin/sh"
+
+
+def first(guest: Guest, *argv: str) -> str:
+    return guest.run(argv).stdout.strip()
+
+
+async def test_nothing_is_started_in_a_fork(guest: Guest) -> None:
+    guest.run("echo old >/etc/machine-id; date -u -s @1000000")
+    assert guest.run(NO_SHELL).ok
+    for fork in guest.fork(2, name="twin"):
+        assert first(fork, "hostname") == fork.name
+        assert first(fork, "cat", "/sys/class/net/eth0/address") == fork.info.mac
+        assert first(fork, "cat", "/etc/machine-id") == fork.id.replace("-", "")
+        assert abs(float(first(fork, "date", "+%s")) - time.time()) < SOON
+    assert first(guest, "hostname") not in ("twin-1", "twin-2")
+
+
+async def test_nothing_is_started_in_one_that_is_put_back(guest: Guest) -> None:
+    guest.run(f"hostname mine; date -u -s @1000000; {NO_SHELL}")
+    guest.snapshot("then")
+    guest.restore("then", force=True)
+    assert abs(float(first(guest, "date", "+%s")) - time.time()) < SOON
+    assert first(guest, "hostname") == "mine"
+
+
+@pytest.mark.parametrize(
+    "harm", ["mv /sbin/reborn /tmp; kill -9 $(pidof reborn)", "kill -STOP $(pidof reborn)"]
+)
+async def test_its_agent_does_it_where_nothing_waits(guest: Guest, harm: str) -> None:
+    guest.run("echo old >/etc/machine-id; date -u -s @1000000")
+    assert guest.run(harm).ok
+    fork = guest.fork(name="twin")
+    assert first(fork, "hostname") == "twin"
+    assert first(fork, "cat", "/sys/class/net/eth0/address") == fork.info.mac
+    assert first(fork, "cat", "/etc/machine-id") == fork.id.replace("-", "")
+    assert abs(float(first(fork, "date", "+%s")) - time.time()) < SOON
+
+
+async def test_a_fork_of_a_fork_after_a_restart_of_the_daemon(daemon: Daemon, guest: Guest) -> None:
+    assert guest.run(NO_SHELL).ok
+    guest.fork(name="one")
+    daemon.kill()
+    daemon.start()
+    last = daemon.inn.guest("one").fork(name="two").fork(name="three")
+    assert first(last, "hostname") == "three"
+    assert first(last, "cat", "/sys/class/net/eth0/address") == last.info.mac
