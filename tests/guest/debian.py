@@ -11,7 +11,13 @@ from tiny import CACHE, ROOT, built_once
 
 from serai import Guest, SeraiError
 
-MADE_FROM = ("disk/build_debian.py", "disk/boot_disk.py", "disk/recipes/debian/*")
+MADE_FROM = (
+    "disk/build_debian.py",
+    "disk/boot_disk.py",
+    "disk/reborn.py",
+    "disk/recipes/reborn.c",
+    "disk/recipes/debian/*",
+)
 HOST_LISTS = Path("/var/lib/apt/lists")
 
 

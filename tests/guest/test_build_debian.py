@@ -39,8 +39,9 @@ def test_it_boots_from_its_own_disk(debian: Daemon, firmware: str) -> None:
     assert "VERSION_CODENAME" in guest.run("cat /etc/os-release").stdout
     assert guest.run("ip -4 -o address show scope global").stdout
     assert len(guest.run("cat /etc/machine-id").stdout.strip()) == 32
-    services = "systemctl is-active ssh qemu-guest-agent systemd-networkd"
-    wait_for("all is up", lambda: guest.run(services).stdout.split() == ["active"] * 3, limit=120.0)
+    services = "systemctl is-active ssh qemu-guest-agent systemd-networkd reborn"
+    wait_for("all is up", lambda: guest.run(services).stdout.split() == ["active"] * 4, limit=120.0)
+    assert guest.run("ls -l /proc/$(pidof reborn)/fd | grep -q /dev/vport").ok, "it waits"
     assert guest.run("test -e /run/cloud-init/disabled").ok  # nobody told it anything
     fork = guest.fork(name="d2")
     check_fork(fork, guest)

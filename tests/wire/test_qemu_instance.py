@@ -1,6 +1,7 @@
 """An instance around a process that is no QEMU, and a monitor that misbehaves."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -14,6 +15,7 @@ from fake_qemu import FakeQemu, fake_qemu
 
 from serai.errors import Busy, Code, HostFailure, Interrupted, SeraiError
 from serai.host.process import Confinement, Process, spawn
+from serai.host.supervise import wait_until
 from serai.model.guest import Accel, Firmware
 from serai.model.image import DiskFormat
 from serai.model.machine import Drive, LayerFile, Machine, Media
@@ -71,9 +73,11 @@ async def inside(tmp_path: Path) -> AsyncIterator[FakeAgent]:
         yield fake
 
 
-async def adopt(process: Process, folder: Path, timeout: float = SOON) -> Instance:
+async def adopt(
+    process: Process, folder: Path, timeout: float = SOON, machine: Machine = MACHINE
+) -> Instance:
     return await Instance.adopt(
-        MACHINE, process, started_at=1.0, run_dir=folder, state_dir=folder, timeout=timeout
+        machine, process, started_at=1.0, run_dir=folder, state_dir=folder, timeout=timeout
     )
 
 
@@ -544,3 +548,88 @@ async def test_a_switch_of_unknown_outcome_is_left_alone(
     with pytest.raises(Interrupted):
         await holder.switch_heads(two_drives, SHORT)
     assert qemu.names()[-1] == "transaction"
+
+
+# -- the birth port ----------------------------------------------------------------------------------
+
+BORN = dataclasses.replace(MACHINE, birth_port=True)
+
+
+@dataclasses.dataclass
+class BirthPort:
+    """What is behind the socket of the birth port: answers each line with its second word."""
+
+    connected: int = 0
+    lines: list[bytes] = dataclasses.field(default_factory=list)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connected += 1
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                if line.strip():
+                    self.lines.append(line)
+                    writer.write(b"ok " + line.split()[1] + b"\n")
+        self.connected -= 1
+        writer.close()
+
+
+@pytest.fixture
+async def birth(tmp_path: Path) -> AsyncIterator[BirthPort]:
+    port = BirthPort()
+    server = await asyncio.start_unix_server(port.serve, tmp_path / "birth.sock")
+    yield port
+    server.close()
+    await server.wait_closed()
+
+
+async def wait_connected(birth: BirthPort, count: int) -> None:
+    await wait_until(
+        "connections", lambda: birth.connected == count, timeout=SOON, every=0.01, slowest=0.01
+    )
+
+
+def opened(qemu: FakeQemu, is_open: bool) -> None:
+    qemu.answers["query-chardev"] = [
+        {"label": "agent", "frontend-open": True},
+        {"label": "birth", "frontend-open": is_open},
+    ]
+
+
+async def test_an_adopted_one_is_connected_to_its_birth_port(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, birth: BirthPort, tmp_path: Path
+) -> None:
+    opened(qemu, True)
+    instance = await adopt(process, tmp_path, machine=BORN)
+    await wait_connected(birth, 1)
+    instance.say_reborn("serai1 n0")
+    await instance.hear_reborn("n0", SOON)
+    await instance.close()
+    await wait_connected(birth, 0)
+    assert birth.lines == [b"serai1 n0\n"]
+
+
+async def test_nothing_is_told_where_the_port_is_closed(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, birth: BirthPort, tmp_path: Path
+) -> None:
+    opened(qemu, False)
+    instance = await adopt(process, tmp_path, machine=BORN)
+    instance.say_reborn("serai1 n0")
+    with pytest.raises(Busy):
+        await instance.hear_reborn("n0", SOON)
+    await wait_connected(birth, 0)
+    opened(qemu, True)
+    instance.say_reborn("serai1 n1")
+    await instance.hear_reborn("n1", SOON)
+    await instance.close()
+
+
+async def test_a_machine_without_the_port_is_not_asked(
+    process: Process, qemu: FakeQemu, inside: FakeAgent, birth: BirthPort, tmp_path: Path
+) -> None:
+    opened(qemu, True)
+    instance = await adopt(process, tmp_path)
+    instance.say_reborn("serai1 n0")
+    with pytest.raises(Busy):
+        await instance.hear_reborn("n0", SOON)
+    await instance.close()
+    assert not birth.lines

@@ -19,6 +19,7 @@ from pathlib import Path
 from serai.disk.boot_disk import DiskPlan, make_boot_disk
 from serai.disk.images import NewImage
 from serai.disk.packages import ensure_lists
+from serai.disk.reborn import build_reborn
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure, Invalid
 from serai.host.process import find_program, run
@@ -55,6 +56,7 @@ async def build_debian(
     if os.geteuid() != 0:
         find_program("newuidmap")  # mmdebstrap's own words for this tell nobody what to do
     await ensure_lists()
+    await build_reborn(scratch, progress)
     ids = _ids(suite, include)
     with as_file(files("serai.disk") / "recipes" / "debian") as recipe:
         await _bootstrap(scratch, recipe, suite, include, ids, progress)
@@ -120,7 +122,10 @@ async def _bootstrap(
     ids: dict[str, str],
     progress: Progress,
 ) -> None:
-    """Run mmdebstrap; its last hook leaves the root file system in ``scratch``."""
+    """Run mmdebstrap; its last hook leaves the root file system in ``scratch``.
+
+    It takes the program ``reborn`` from there.
+    """
     serial = _esp_serial(ids)
     env = {
         "SOURCE_DATE_EPOCH": str(EPOCH),

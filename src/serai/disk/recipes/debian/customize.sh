@@ -1,6 +1,6 @@
 #!/bin/sh
 # Run by mmdebstrap when all packages are installed: settle the system, then make its file system.
-# ROOT_UUID, ESP_UUID, EPOCH, ROOT_SIZE (bytes), OUT (a folder) and RECIPE come from build_debian.
+# ROOT_UUID, ESP_UUID, EPOCH, ROOT_SIZE (bytes), OUT (a folder, with reborn in it) and RECIPE come from build_debian.
 set -eu
 root=$1
 
@@ -46,6 +46,12 @@ install -D -m 644 "$RECIPE/ssh-keys.service" "$root/etc/systemd/system/ssh-keys.
 chroot "$root" systemctl -q enable ssh-keys
 install -D -m 644 "$RECIPE/grow-root.service" "$root/etc/systemd/system/grow-root.service"
 chroot "$root" systemctl -q enable grow-root
+
+# what waits to tell a copy of it who it is
+install -D -m 755 "$OUT/reborn" "$root/usr/sbin/reborn"
+ln -s reborn "$root/usr/sbin/reseed"
+install -D -m 644 "$RECIPE/reborn.service" "$root/etc/systemd/system/reborn.service"
+chroot "$root" systemctl -q enable reborn
 
 # what is only in the way
 chroot "$root" apt-get clean
