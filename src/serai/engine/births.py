@@ -275,11 +275,19 @@ async def _tell_who_it_is(
     try:
         await see_told(driver, instance, told)
     except SeraiError as error:
-        log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
-        keep_identity = not told.new.name
-        driver.first_words = lambda: _tell_late(
-            driver, instance, parent, keep_identity=keep_identity
-        )
+        _tell_again(driver, instance, parent, error, keep_identity=not told.new.name)
+
+
+def _tell_again(
+    driver: GuestDriver,
+    instance: Instance,
+    parent: GuestRecord,
+    error: SeraiError,
+    *,
+    keep_identity: bool,
+) -> None:
+    log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
+    driver.first_words = lambda: _tell_late(driver, instance, parent, keep_identity=keep_identity)
 
 
 def _new_self(driver: GuestDriver, parent: GuestRecord, *, keep_identity: bool) -> NewSelf:
@@ -328,7 +336,11 @@ async def see_told(driver: GuestDriver, instance: Instance, told: Told) -> None:
             await instance.agent.ping(timeout=BIRTH_TIMEOUT)
             note_agent(driver, AgentState.ANSWERING)
         return
-    argv, env = as_script(told.new)
+    await _tell_by_agent(driver, instance, told.new)
+
+
+async def _tell_by_agent(driver: GuestDriver, instance: Instance, new: NewSelf) -> None:
+    argv, env = as_script(new)
     await instance.agent.execute(ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT))
     note_agent(driver, AgentState.ANSWERING)
 
@@ -338,6 +350,16 @@ async def _tell_late(
 ) -> None:
     """Tell it once its agent is there, for a guest that was frozen before it was."""
     driver.first_words = None
-    if driver.instance is instance:
-        told = tell(instance, _new_self(driver, parent, keep_identity=keep_identity))
-        await _tell_who_it_is(driver, instance, told, parent)
+    if driver.instance is not instance:
+        return
+    new = _new_self(driver, parent, keep_identity=keep_identity)
+    try:
+        async with instance.agent.quiet(BIRTH_TIMEOUT):  # so that no moment falls into it
+            await instance.hear_reborn(tell(instance, new).nonce, LINE_TIMEOUT)
+        return
+    except SeraiError as error:
+        log.info("%s is told who it is by its agent: %s", driver.name, error.message)
+    try:
+        await _tell_by_agent(driver, instance, new)
+    except SeraiError as error:
+        _tell_again(driver, instance, parent, error, keep_identity=keep_identity)
