@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(240)
 CHAIN = ("link */root", "commit PutGuest,PutLayer", "committed PutGuest,PutLayer", "unlink */root")
 PRIVATE = ("qmp transaction", "qmp remove-fd", "rename */.running", "qmp xen-save", "unlink */held")
 STORE = ("rename memory/", "committed PutGuest,PutSnapshot")
-BIRTH = ("committed PutGuest", "spawned", "rename */.running", "agent guest-exec")
+BIRTH = ("committed PutGuest", "spawned", "rename */.running", "birth say", "birth hear")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_qemu_is_killed_in_the_midst(victim: Victim) -> None:
         assert look(source).partition("\n")[0] != wanted  # the case has written another byte since
         source.snapshot("private").delete()
     case = fork_case(victim)
-    for name in ("qmp migrate-incoming", "agent guest-exec"):
+    for name in ("qmp migrate-incoming", "birth hear"):
         assert hurt(case, name, -1)
         case.check(victim, False)
     case = restore_case(victim, "back")

@@ -22,6 +22,7 @@ from typing import Any
 from serai import daemon as daemon_module
 from serai.qemu import life
 from serai.qemu.agent_wire import AgentWire
+from serai.qemu.birth_wire import BirthWire
 from serai.qemu.qmp import Monitor
 from serai.settings import current_places, read_settings
 from serai.store.database import Store
@@ -117,7 +118,18 @@ def wrap(trap: Trap) -> None:
             trap.step(f"agent {command}")
         return await call(self, command, *arguments, **options)
 
+    say, hear = BirthWire.say, BirthWire.hear
+
+    def saying(self: BirthWire, line: str) -> None:
+        trap.step("birth say")
+        say(self, line)
+
+    async def hearing(self: BirthWire, nonce: str, timeout: float) -> None:
+        trap.step("birth hear")
+        await hear(self, nonce, timeout)
+
     AgentWire.call = calling  # type: ignore[method-assign]
+    BirthWire.say, BirthWire.hear = saying, hearing  # type: ignore[method-assign]
     Store.commit = committing  # type: ignore[method-assign]
     Monitor.execute = executing  # type: ignore[method-assign]
     setattr(life, "spawn", spawning)  # noqa: B010 - it is not one that others import
