@@ -21,6 +21,8 @@ from serai.qemu.agent_wire import CHUNK, NUMBER, AgentWire, Decoder, Refused, Re
 BULK_LIMIT = 48 << 20
 """guest-exec keeps at most 16 MiB of each stream, which is 44 MiB as base64 for both."""
 BULK_TIMEOUT = 60.0
+BEGIN_TIMEOUT = 30.0
+"""The first program that a fork starts takes a tenth of a second of a processor, and many may do so at once."""
 STDIN_INLINE = 256 << 10
 ARGV_LIMIT = 1 << 20
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1
@@ -154,7 +156,7 @@ class Agent:
         if request.stdin:
             arguments["input-data"] = request.stdin
         try:
-            started = await self.wire.call("guest-exec", EXEC, arguments)
+            started = await self.wire.call("guest-exec", EXEC, arguments, timeout=BEGIN_TIMEOUT)
         except Refused as error:
             raise Invalid(Code.EXEC_FAILED, f"the guest can't run it: {error.message}") from error
         status = await self._wait_exec(started.pid, request.timeout)
