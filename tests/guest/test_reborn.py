@@ -194,6 +194,13 @@ async def test_it_sleeps_where_nobody_is_connected(inside: Instance) -> None:
     await tell(inside, BORN, "woken")
 
 
+async def test_an_answer_to_whom_it_has_not_seen_yet_is_not_lost(inside: Instance) -> None:
+    for turn in range(5):
+        _freed(inside)
+        await asyncio.sleep(0.3)
+        await tell(inside, ME, f"unseen{turn}", timeout=5.0)
+
+
 async def test_it_comes_back_when_it_was_killed(inside: Instance) -> None:
     await says(inside, "kill -9 $(pidof reborn)")
     await wait_until("it waits again", lambda: waits(inside), timeout=SOON, every=0.05)
