@@ -29,7 +29,7 @@ from serai.disk.seeds import SeedFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
-from serai.engine.cabling import Ground, open_cabling
+from serai.engine.cabling import open_cabling
 from serai.engine.engine import Engine
 from serai.engine.fabric import Fabric
 from serai.engine.house import House
@@ -37,6 +37,7 @@ from serai.engine.jobs import Jobs
 from serai.engine.journal import Journal
 from serai.engine.names import Names
 from serai.engine.shelf import Shelf
+from serai.engine.site import Ground
 from serai.engine.timetable import Timetable
 from serai.errors import Code, Conflict, HostFailure, Problem
 from serai.host.cgroup import Cgroups

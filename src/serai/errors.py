@@ -124,6 +124,7 @@ class Code(StrEnum):
     FORWARD_NOT_FOUND = "forward-not-found"
     FORWARD_EXISTS = "forward-exists"
     FORWARD_FAILED = "forward-failed"
+    GUEST_IN_BUBBLE = "guest-in-bubble"
     # jobs and events
     JOB_NOT_FOUND = "job-not-found"
     JOB_NOT_CANCELLABLE = "job-not-cancellable"
@@ -139,6 +140,7 @@ class Code(StrEnum):
     DAEMON_STOPPING = "daemon-stopping"
     DISK_FULL = "disk-full"
     MEMORY_SHORT = "memory-short"
+    MOMENT_MISSED = "moment-missed"
     TOOL_MISSING = "tool-missing"
     TOOL_FAILED = "tool-failed"
     TOOL_TOO_OLD = "tool-too-old"

@@ -34,7 +34,7 @@ class Daemon:
 
     def __init__(self, home: Path, *, namespace: str = "", **settings: str) -> None:
         self.home = home
-        self.prefix = ["ip", "netns", "exec", namespace] if namespace else []
+        self.prefix = ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"

@@ -147,7 +147,7 @@ class Land:
     guests: dict[str, Guest] = field(default_factory=dict)
     groups: dict[str, GroupRecord] = field(default_factory=dict)
     forwards: list[ForwardRecord] = field(default_factory=list)
-    uplinks: tuple[str, ...] = ()
+    bubbles: dict[str, str] = field(default_factory=dict)
     prefix: str = ""
 
     async def network(self, name: str, **spec: object) -> NetworkRecord:
@@ -250,7 +250,7 @@ class Land:
             prefix=f"{prefix}-",
             guests={},
             forwards=[],
-            uplinks=(),
+            bubbles={},
         )
 
     async def _configure(self, guest: Guest, spec: NetworkSpec) -> None:
@@ -290,7 +290,7 @@ class Land:
             ports=[each.port for each in self.guests.values()],
             groups=self.groups.values(),
             forwards=self.forwards,
-            uplinks=self.uplinks,
+            bubbles=self.bubbles,
         )
 
     async def apply(self) -> int:

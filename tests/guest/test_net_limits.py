@@ -102,7 +102,7 @@ async def test_bubbles_hold_the_same_addresses_and_reach_out(land: Land) -> None
         bubbles.append(Bubble(id=str(uuid.uuid4()), label=f"group{number}", transfer=transfer))
         assert await ensure_bubble(land.links, bubbles[-1])
         assert not await ensure_bubble(land.links, bubbles[-1])
-    land.uplinks = tuple(each.transfer for each in bubbles)
+    land.bubbles = {each.id: each.transfer for each in bubbles}
     await land.apply()
     assert len(await list_bubbles(land.links)) == 2
     address, far = original.port.address, peer.port.address

@@ -6,7 +6,6 @@ the machine that runs the tests is never touched.
 
 import concurrent.futures
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,73 +15,28 @@ from pathlib import Path
 
 import pytest
 from keeper import Daemon, wait_for
-from tiny import copy_state
+from namespaced import in_namespace, left_of_networks, open_daemon, open_namespace, resolvers
 
 from serai import Guest, SeraiError
-from serai.engine.cabling import RUN
 from serai.errors import Code
 from serai.host.namespaces import inside
 from serai.model.network import PortCounters
-from serai.plan.network import owner_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
 
 GREET = "(while :; do echo hello from {name} | nc -l -p {port}; done) >/dev/null 2>&1 &"
 
 
-def in_namespace(name: str, *argv: str) -> str:
-    words = ["ip", "netns", "exec", name, *argv]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.fixture
 def namespace() -> Iterator[str]:
-    """A network namespace with nothing in it; it is gone afterwards."""
-    name = f"serai-test-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        in_namespace(name, "ip", "link", "set", "lo", "up")
+    with open_namespace() as name:
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 @pytest.fixture
 def daemon(serai_home: Path, tiny_state: Path, namespace: str) -> Iterator[Daemon]:
-    """A daemon in the namespace; afterwards nothing of any network may be left there."""
-    copy_state(tiny_state, serai_home)
-    keeper = Daemon(serai_home, namespace=namespace)
-    keeper.start()
-    try:
+    with open_daemon(serai_home, tiny_state, namespace) as keeper:
         yield keeper
-        keeper.delete_all()
-        for forwarded in keeper.inn.forwards():
-            keeper.inn.remove_forward(forwarded.id)
-        for network in keeper.inn.networks():
-            keeper.inn.delete_network(network.name)
-        assert left_of_networks(namespace) == []
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
-    finally:
-        keeper.kill_all()
-        for pid in resolvers(namespace):
-            os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(RUN / owner_of(str(serai_home / "state")), ignore_errors=True)
-
-
-def resolvers(namespace: str) -> list[int]:
-    """Return the processes of dnsmasq in the namespace."""
-    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-    names = {int(pid): Path(f"/proc/{pid}/comm").read_text() for pid in pids.stdout.split()}
-    return [pid for pid, name in names.items() if name.startswith("dnsmasq")]
-
-
-def left_of_networks(namespace: str) -> list[str]:
-    """Return what there is of networks in the namespace."""
-    left = [f"dnsmasq {pid}" for pid in resolvers(namespace)]
-    links = in_namespace(namespace, "ip", "-br", "link")
-    left += [line.split()[0] for line in links.splitlines() if not line.startswith("lo")]
-    return left + in_namespace(namespace, "nft", "list", "tables").splitlines()
 
 
 def pings(guest: Guest, target: str) -> bool:

@@ -93,9 +93,10 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
         for number in sorted(draw(st.sets(st.integers(0, 5), max_size=3)))
     ]  # fmt: skip
     networks = [NETWORKS[each] for each in sorted(draw(st.sets(st.integers(0, 3))))]
-    uplinks = draw(st.sets(st.sampled_from(["100.64.0.0/30", "100.64.0.4/30"])))
+    bubbles = draw(st.sets(st.sampled_from([("b0", "100.64.0.0/30"), ("b1", "100.64.0.4/30")])))
     return build_ruleset(
-        "0123abcd", networks=networks, ports=ports, groups=groups, forwards=forwards, uplinks=uplinks
+        "0123abcd", networks=networks, ports=ports, groups=groups, forwards=forwards,
+        bubbles=dict(bubbles)
     )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def test_networks_are_listed_shown_changed_and_deleted(web: Stage) -> None:
         "-",
         "0",
         "253",
+        "-",
         *lines[1].split()[-2:],
     ]
     assert (

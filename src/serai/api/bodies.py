@@ -276,7 +276,9 @@ class ForkBody(Body, frozen=True):
 
     One is called ``name``, several ``name-1``, ``name-2``, …; without a name they get one. Each is born
     again with an id, MAC address, host name, machine id and random numbers of its own; with
-    ``keep_identity`` it keeps what the guest inside knows of itself. With ``wait_agent`` the job
+    ``keep_identity`` it keeps what the guest inside knows of itself and its addresses, in a bubble.
+    ``together`` names other guests that are forked at the same moment into the same bubble; the forks
+    are then called ``name-SOURCE``, or ``name-1-SOURCE`` and so on. With ``wait_agent`` the job
     lasts until the agents answer. They are deleted after ``ttl`` seconds (0: never).
     """
 
@@ -284,6 +286,7 @@ class ForkBody(Body, frozen=True):
     name: str = ""
     count: int = 1
     keep_identity: bool = False
+    together: tuple[str, ...] = ()
     ttl: Ttl = 0.0
     wait_agent: bool = True
 

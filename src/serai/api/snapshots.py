@@ -95,6 +95,7 @@ def fork_guest(call: Call[WaitQuery, ForkBody]) -> ForkGuest:
         name=body.name,
         count=body.count,
         keep_identity=body.keep_identity,
+        together=body.together,
         ttl=body.ttl,
         wait=body.wait_agent,
     )

@@ -20,23 +20,35 @@ from serai.units import format_duration, split_source
 @click.argument("name", metavar="[NAME]", required=False, default="")
 @click.option("--count", type=int, default=1, show_default=True, metavar="N",
               help="How many; they are called NAME-1, NAME-2 and so on.")  # fmt: skip
-@click.option(
-    "--keep-identity", is_flag=True, help="Leave them what the guest inside knows of itself."
-)
+@click.option("--keep-identity", is_flag=True,
+              help="Leave them what the guest inside knows of itself, addresses too, in a bubble.")  # fmt: skip
+@click.option("--with", "together", multiple=True, metavar="GUEST", shell_complete=complete_source,
+              help="Fork that guest too, at the same moment into the same bubble; may be repeated.")  # fmt: skip
 @TTL
 @click.option("--wait/--no-wait", default=True, show_default="wait",
               help="Wait until their agents answer, or only until they run.")  # fmt: skip
 @format_option
 def fork(
-    source: str, name: str, count: int, keep_identity: bool, ttl: float, wait: bool, form: str
+    source: str,
+    name: str,
+    count: int,
+    keep_identity: bool,
+    together: tuple[str, ...],
+    ttl: float,
+    wait: bool,
+    form: str,
 ) -> None:
     """Make new guests from a guest or from a snapshot.
 
     A fork of a guest that runs, or of a snapshot with memory, runs at once: it shares disk and
     memory with its source and keeps only what it changes. The source goes on. Each fork is born
     again before anyone talks to it: id, MAC address, host name, machine id, random numbers and
-    clock are its own; --keep-identity leaves host name, machine id and addresses as they were, and
-    the cables of its network ports out.
+    clock are its own.
+
+    --keep-identity leaves host name, machine id and addresses as they were. So that nothing collides,
+    each such fork lives in a bubble: a copy of its networks for it alone, with a way out through NAT.
+    With --with several guests are forked at one moment into one bubble, where they find each other
+    under their old addresses and names; the forks are called NAME-GUEST.
 
     Without NAME the daemon picks one. Interrupted by ctrl-C nothing is left of them. With --format
     json: an array of guests.
@@ -46,7 +58,7 @@ def fork(
     daemon = connection()
     call = fork_guest(
         guest, snapshot=snapshot, name=name, count=count,
-        keep_identity=keep_identity, ttl=ttl, wait_agent=wait,
+        keep_identity=keep_identity, together=together, ttl=ttl, wait_agent=wait,
     )  # fmt: skip
     made = _guests(daemon, finish(daemon, call, cancel=True).results)
     if form == "json":

@@ -94,10 +94,18 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
 def _ports(guest: Guest) -> list[tuple[str, str]]:
     if not guest.ports:
         return [("network", f"user mode, MAC {guest.mac}")]
-    return [
+    pairs = [
         (each.name, ", ".join(filter(None, (each.network, each.address, each.address6, each.mac))))
         for each in guest.ports
     ]
+    return pairs + _bubble(guest)
+
+
+def _bubble(guest: Guest) -> list[tuple[str, str]]:
+    first = guest.ports[0]
+    if not first.bubble:
+        return []
+    return [("bubble", f"{first.bubble[:8]}, where it is known as {first.known_as}")]
 
 
 def _state(guest: Guest, now: float) -> str:

@@ -14,7 +14,7 @@ from serai.client.network_words import network_change_of, network_of
 from serai.model.network import Network, NetworkMode
 from serai.units import format_duration
 
-COLUMNS = ("NAME", "MODE", "SUBNET", "SUBNET6", "PORTS", "FREE", "AGE", "STATE")
+COLUMNS = ("NAME", "MODE", "SUBNET", "SUBNET6", "PORTS", "FREE", "BUBBLES", "AGE", "STATE")
 MODES = "|".join((*map(str, list(NetworkMode)[:-1]), "bridge=INTERFACE"))
 
 
@@ -85,7 +85,8 @@ def _addresses(each: Network) -> str:
 def list_networks(form: str) -> None:
     """List networks.
 
-    Sorted by name. FREE counts IPv4 addresses. With --format json: an array.
+    Sorted by name. FREE counts IPv4 addresses, BUBBLES the bubbles with a copy of it, whose ports
+    are not counted here. With --format json: an array.
     """
     found = connection().all_of(network_calls.list_networks)
     if form == "json":
@@ -105,6 +106,7 @@ def _row(each: Network, now: float) -> tuple[str, ...]:
         each.subnet6 or "-",
         str(each.ports),
         str(each.free) if each.subnet else "-",
+        str(each.bubbles) if each.bubbles else "-",
         age(each.created_at, now),
         "up" if each.problem is None else each.problem.code,
     )
@@ -128,6 +130,7 @@ def show(name: str, form: str) -> None:
         ("interface", each.interface),
         ("dns", ", ".join(each.dns) or "as the host does"),
         ("ports", f"{each.ports}, {each.free} addresses free" if each.subnet else str(each.ports)),
+        ("bubbles", f"{each.bubbles}, each with a copy of it" if each.bubbles else "-"),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(each.labels.items())) or "-"),
         ("created", f"{age(each.created_at, time.time())} ago"),
     ]

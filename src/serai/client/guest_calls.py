@@ -105,13 +105,15 @@ def fork_guest(
     name: str = "",
     count: int = 1,
     keep_identity: bool = False,
+    together: tuple[str, ...] = (),
     ttl: float = 0.0,
     wait_agent: bool = True,
 ) -> Call[Job]:
     """Make new guests from one as it is, or from its snapshot."""
     body = {
         "snapshot": snapshot, "name": name, "count": count,
-        "keep_identity": keep_identity, "ttl": ttl, "wait_agent": wait_agent,
+        "keep_identity": keep_identity, "together": together, "ttl": ttl,
+        "wait_agent": wait_agent,
     }  # fmt: skip
     return post(f"{guest_path(guest)}/fork", Job, body)
 

@@ -220,8 +220,10 @@ class AsyncGuest:
         """Make new guests of it as it is now; they share disk and memory with it, and it goes on.
 
         Without ``count`` one guest, with it a list of so many: ``name`` or ``name-1``, ``name-2``, ….
-        ``keep_identity`` leaves each what the guest inside knows of itself, ``ttl`` ("2h" or seconds)
-        is when it is deleted by itself, ``wait`` false does not wait for its agent.
+        ``keep_identity`` leaves each what the guest inside knows of itself, addresses too, in a bubble;
+        with ``together``, other guests, so do they, and the list (``count`` is needed) has group after
+        group, the forks of this guest first. ``ttl`` ("2h" or seconds) is when it is deleted by itself,
+        ``wait`` false does not wait for its agent.
         """
         call = guest_calls.fork_guest(
             self.id, count=1 if count is None else count, **fork_words(**how)

@@ -280,17 +280,24 @@ class ForkOptions(TypedDict, total=False):
 
     name: str
     keep_identity: bool
+    together: Iterable[str]
     ttl: Duration
     wait: bool
 
 
 def fork_words(
-    *, name: str = "", keep_identity: bool = False, ttl: Duration = 0.0, wait: bool = True
+    *,
+    name: str = "",
+    keep_identity: bool = False,
+    together: Iterable[str] = (),
+    ttl: Duration = 0.0,
+    wait: bool = True,
 ) -> dict[str, Any]:
     """Return the options of a fork as the API takes them; TypeError for one that is none."""
     return {
         "name": name,
         "keep_identity": keep_identity,
+        "together": tuple(together),
         "ttl": seconds_of(ttl),
         "wait_agent": wait,
     }

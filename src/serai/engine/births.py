@@ -39,7 +39,7 @@ from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import Machine
-from serai.model.network import Port, PortSpec
+from serai.model.network import InBubble, Port, PortSpec
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
 from serai.plan.reborn import NewSelf, as_line, as_script, macs_of, renewal_words
@@ -76,13 +76,16 @@ def new_record(
     more: tuple[PortSpec, ...] = (),
     seed: str = "",
     hostname: str = "",
+    bubble: InBubble | None = None,
+    same: bool = False,
 ) -> GuestRecord:
     """Return the record of a new guest of what was frozen; it has a number and addresses from now on.
 
-    Its ports are like those of the frozen guest, and ``more``. ``seed`` "" means what its source was
-    told, ``hostname`` "" its own name. Raises as ``Fabric.claim`` does.
+    Its ports are like those of the frozen guest, and ``more``, all in ``bubble``; there they have the
+    ``same`` addresses if wished. ``seed`` "" means what its source was told, ``hostname`` "" its own
+    name. Raises as ``Fabric.claim`` does.
     """
-    ports = _claim_ports(house, frozen, (guest_id, spec.name), more)
+    ports = _claim_ports(house, frozen, (guest_id, spec.name), more, bubble, same=same)
     random, now = house.new_id(), house.journal.now()
     # what nobody is shown is no reader of a volume either; the layer it has all the same
     known = () if coming == POOL else house.shelf.volumes
@@ -104,13 +107,19 @@ def new_record(
 
 
 def _claim_ports(
-    house: House, frozen: Frozen, owner: tuple[str, str], more: tuple[PortSpec, ...]
+    house: House,
+    frozen: Frozen,
+    owner: tuple[str, str],
+    more: tuple[PortSpec, ...],
+    bubble: InBubble | None,
+    *,
+    same: bool,
 ) -> tuple[Port, ...]:
     like = {house.new_id(): port for port in frozen.record.ports}
-    ports = house.fabric.claim_like(owner, like)
+    ports = house.fabric.claim_like(owner, like, bubble, same=same)
     names = {each.name for each in frozen.record.ports} or {USER_NIC}
     try:
-        new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names)
+        new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names, bubble)
     except BaseException:
         house.fabric.release(ports)
         raise
@@ -183,7 +192,7 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     await write_seed(driver)
     present = driver.instance
-    with _taps_of(present) as taps:
+    with _taps_of(present) as given, house.cabling.open_taps(record.ports, given) as taps:
         instance = await Instance.prepare(
             machine,
             memory_fd=base.fd,
@@ -243,8 +252,7 @@ async def be_born(
         await thaw(driver, instance)
     if answering:
         await _tell_who_it_is(driver, instance, told or tell(instance, new), parent)
-    if not keep_identity:  # who has another's addresses is not let out under them
-        await instance.set_links(True)
+    await instance.set_links(True)
     if answering and not keep_identity and driver.record.ports:
         await _renew_addresses(driver, instance)
     driver.happen(Happening.UP)

@@ -1,22 +1,25 @@
-"""What there is of networks, put up on this host: bridges, taps, rules, DHCP and names.
+"""What there is of networks, put up on this host: bridges, taps, rules, DHCP and names, bubbles.
 
 Everything follows from ``fabric``: each method looks at what should be there and has the hands
 (``serai.net``) do what is missing, so it may be called again at any time. ``reconcile`` does it for
-all, after a restart of daemon or host and now and then; it says what it had to mend.
+all, after a restart of daemon or host and now and then; it says what it had to mend. The host and each
+bubble are a ``Site``; what is done in one is in ``serai.engine.site``.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from ipaddress import ip_network
-from pathlib import Path
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from serai.engine.fabric import Fabric, Held
-from serai.errors import Code, Conflict, Denied, Problem, SeraiError, error_from_problem
+from serai.engine.site import RUN, Ground, Mended, Site
+from serai.errors import Code, Denied, Problem, SeraiError, error_from_problem
+from serai.host.namespaces import has_namespace, inside, network_error
 from serai.model.guest import GuestRecord
 from serai.model.network import (
+    InBubble,
     NetworkMode,
     NetworkRecord,
     NetworkSpec,
@@ -24,204 +27,153 @@ from serai.model.network import (
     PortCounters,
     PortUsage,
 )
-from serai.net.dnsmasq import Resolver
-from serai.net.firewall import Firewall
-from serai.net.forwarding import ensure_forwarding
-from serai.net.links import Bridge, Link, Links, Tap, open_links
-from serai.net.shaping import ensure_limits
-from serai.plan.firewall import build_ruleset
-from serai.plan.network import (
-    bridge_of,
-    counted,
-    gateway6_of,
-    gateway_of,
-    own_addresses6,
-    shaper_of,
+from serai.net.bubbles import (
+    Bubble,
+    ensure_bubble,
+    list_bubbles,
+    remove_bubble,
+    remove_namespace_of,
 )
-from serai.plan.resolver import Lease
+from serai.net.dnsmasq import Resolver
+from serai.net.forwarding import ensure_forwarding
+from serai.net.links import open_links
+from serai.plan.network import bridge_of, counted
 
 INSTEAD = (
     "Run the daemon as root for networks. A guest without one reaches out through QEMU's own, "
     "and `serai forward add` leads in."
 )
-
-
-RUN = Path("/run/serai-networks")
-"""For what answers DHCP and names: not our own run folder, into which no other user may look."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """Where the cables lie: ``owner`` marks what is ours, ``uid`` is who answers DHCP.
-
-    ``memory`` is a file that remembers whether the host routed before.
-    """
-
-    owner: str
-    memory: Path
-    uid: int
-
-    @property
-    def folder(self) -> Path:
-        """One folder a network, named by id."""
-        return RUN / self.owner
-
-
-@dataclass(slots=True)
-class Mended:
-    """What a turn of the reconciler found and did; ``taps`` were made anew."""
-
-    sentences: list[str] = field(default_factory=list)
-    taps: set[str] = field(default_factory=set)
+MENDED_AT_ONCE = 8
+"""How many bubbles are looked at in a turn of the reconciler, besides those that it has not seen."""
 
 
 class Cabling:
     """Keeps the host as ``fabric`` wants it. Make it with ``open_cabling``.
 
-    Without ``links`` this host has no networks, and ``unavailable`` says why.
+    Without a ``host`` there are no networks here, and ``unavailable`` says why.
     """
 
     def __init__(
-        self, fabric: Fabric, ground: Ground, links: Links | None, unavailable: Problem | None
+        self, fabric: Fabric, ground: Ground, host: Site | None, unavailable: Problem | None
     ) -> None:
         self._fabric = fabric
         self._ground = ground
-        self._links = links
+        self._host = host
         self._unavailable = unavailable
-        self._firewall = Firewall(ground.owner)
-        self._resolvers: dict[str, Resolver] = {}
+        self._bubbles: dict[str, Site] = {}
         self._lock = asyncio.Lock()
         self._unsaved: set[str] = set()
 
-    def check(self) -> Links:
+    def check(self) -> Site:
         """Raise Denied (``network-unavailable``) where this host has no networks."""
-        if self._links is not None:
-            return self._links
+        if self._host is not None:
+            return self._host
         if self._unavailable is None:
             raise Denied(Code.NETWORK_UNAVAILABLE, "this host has no networks", hint=INSTEAD)
         raise error_from_problem(self._unavailable)
 
     async def check_bridge(self, name: str) -> None:
         """Raise Conflict (``bridge-missing``) when the host has no bridge of that name."""
-        if not await self.check().has_bridge(name):
-            raise Conflict(
-                Code.BRIDGE_MISSING,
-                f"this host has no bridge {name}",
-                hint="See which there are: ip link show type bridge",
-            )
+        await self.check().check_bridge(name)
 
     async def routes(self) -> list[str]:
         """Return what this host routes already, but for our own networks."""
-        return await self.check().routes()
+        return await self.check().links.routes()
+
+    def _sites(self) -> list[Site]:
+        return [*([self._host] if self._host else []), *self._bubbles.values()]
 
     # -- networks ----------------------------------------------------------------------------------
 
     async def put_up(self, record: NetworkRecord) -> None:
         """Have a network on the host, its rules with it. On failure some of it may be there."""
-        self.check()
+        host = self.check()
         self._ground.folder.mkdir(parents=True, exist_ok=True)
         for folder in (RUN, self._ground.folder):
             folder.chmod(0o755)  # whatever our umask is
         async with self._lock:
-            await self._rules()
+            await host.rules()
             await self._route()
-            await self._raise(record)
+            await host.raise_network(record)
 
     async def take_down(self, record: NetworkRecord) -> None:
         """Have nothing of a network on the host; it is not in the fabric any more."""
-        links = self.check()
+        host = self.check()
         async with self._lock:
-            resolver = self._resolvers.pop(record.id, None) or self._resolver(record)
-            if resolver is not None:
-                await resolver.remove()
-            if record.spec.mode is not NetworkMode.BRIDGE:
-                await links.remove(bridge_of(record.id))
+            await host.lower_network(record)
             await self._route()
-            self._fabric.problems.pop(record.id, None)
-            await (self._rules() if self._fabric.all_networks() else self._leave())
+            await (host.rules() if self._fabric.all_networks() else self._leave(host))
 
-    async def _leave(self) -> None:
+    async def _leave(self, host: Site) -> None:
         """Have nothing on this host: there are no networks. The folder says so, and goes last."""
-        await self._firewall.remove()
-        await self._firewall.close()
+        await host.remove_rules()
         with contextlib.suppress(OSError):  # another daemon has something there
             self._ground.folder.rmdir()
             RUN.rmdir()
 
     async def change(self, before: NetworkRecord, after: NetworkRecord) -> None:
-        """Have a network on the host as it is now."""
-        self.check()
+        """Have a network on the host, and its copies in bubbles, as it is now."""
+        host = self.check()
+        inside = {each.port.site for each in self._fabric.ports_in(after.id)}
         async with self._lock:
-            resolver = self._resolvers.pop(before.id, None)
-            if resolver is not None:
-                await resolver.remove()
-            await self._rules()
-            await self._raise(after)
-
-    async def _raise(self, record: NetworkRecord) -> bool:
-        """Have bridge and resolver; True if the bridge had to be changed."""
-        links, spec = self.check(), record.spec
-        if spec.mode is NetworkMode.BRIDGE:
-            await self.check_bridge(spec.bridge)
-            return False
-        changed = await links.ensure_bridge(self._bridge(record))
-        await self._resolve(record)
-        return changed
-
-    def _bridge(self, record: NetworkRecord) -> Bridge:
-        spec = record.spec
-        pairs = ((gateway_of(spec), spec.subnet), (gateway6_of(spec), spec.subnet6))
-        ports = {each.port.id for each in self._fabric.ports_in(record.id)}
-        return Bridge(
-            name=bridge_of(record.id),
-            label=spec.name,
-            addresses=tuple(f"{own}/{ip_network(net).prefixlen}" for own, net in pairs if net),
-            reach_localhost=any(each.port in ports for each in self._fabric.forwards.values()),
-        )
-
-    def _resolver(self, record: NetworkRecord) -> Resolver | None:
-        if record.spec.mode is NetworkMode.BRIDGE:
-            return None
-        return Resolver(
-            self._ground.folder / record.id,
-            bridge=bridge_of(record.id),
-            spec=record.spec,
-            uid=self._ground.uid,
-        )
-
-    async def _resolve(self, record: NetworkRecord) -> str:
-        """Have DHCP and names running with the leases of the network's ports; say what was done."""
-        resolver = self._resolvers.get(record.id) or self._resolver(record)
-        if resolver is None:
-            return ""
-        self._resolvers[record.id] = resolver
-        held = self._fabric.ports_in(record.id)
-        return await resolver.ensure(
-            tuple(Lease(port=each.port, guest=each.guest) for each in held)
-        )
-
-    async def _rules(self) -> None:
-        """Have the rules of everything that there is, and of networks that are coming."""
-        fabric = self._fabric
-        await self._firewall.apply(
-            build_ruleset(
-                self._ground.owner,
-                networks=fabric.all_networks(),
-                ports=[each.port for each in fabric.ports()],
-                groups=fabric.groups.values(),
-                forwards=[each for each in fabric.forwards.values() if each.port],
-            )
-        )
+            for site in (host, *(each for key, each in self._bubbles.items() if key in inside)):
+                await site.forget_resolver(before)
+                await site.rules()
+                await site.raise_network(after)
 
     async def _route(self) -> None:
-        """Have the host route as far as its networks need it."""
+        """Have the host route as far as its networks and bubbles need it."""
         out = (NetworkMode.NAT, NetworkMode.ROUTED)
         routed = [spec for spec in self._fabric.specs() if spec.mode in out]
         await ensure_forwarding(
             self._ground.memory,
-            v4=any(spec.subnet for spec in routed),
+            v4=any(spec.subnet for spec in routed) or bool(self._fabric.bubbles()),
             v6=any(spec.subnet6 for spec in routed),
         )
+
+    # -- bubbles -----------------------------------------------------------------------------------
+
+    async def _site(self, bubble: InBubble | None) -> Site:
+        """Return where a port is to be: the host, or its bubble, which is there then."""
+        host = self.check()
+        if bubble is None:
+            return host
+        await host.rules()  # they keep it from the networks here before it has a way out
+        await self._route()
+        wish, owner = _wish(bubble), self._ground.owner
+        if not has_namespace(wish.namespace(owner)):
+            await self._forget(bubble.id)
+        await ensure_bubble(host.links, wish)
+        if bubble.id not in self._bubbles:
+            stack = AsyncExitStack()
+            links = await stack.enter_async_context(
+                open_links(owner, namespace=wish.namespace(owner))
+            )
+            self._bubbles[bubble.id] = Site(
+                self._fabric, self._ground, links, bubble=bubble.id, stack=stack
+            )
+        return self._bubbles[bubble.id]
+
+    async def _forget(self, bubble_id: str) -> None:
+        site = self._bubbles.pop(bubble_id, None)
+        if site is not None:
+            await site.close()
+
+    async def _burst(self, bubble: InBubble) -> None:
+        """Have nothing of a bubble on the host: no port is in it any more."""
+        host = self.check()
+        await self._forget(bubble.id)
+        await self._end_resolvers(f"@{bubble.id}")
+        await remove_bubble(host.links, _wish(bubble))
+
+    async def _end_resolvers(self, ending: str) -> None:
+        folder = self._ground.folder
+        for each in list(folder.iterdir()) if folder.exists() else []:
+            if each.name.endswith(ending):
+                network_id = each.name.partition("@")[0]
+                gone = NetworkSpec(name=each.name)
+                bridge = bridge_of(network_id)
+                await Resolver(each, bridge=bridge, spec=gone, uid=self._ground.uid).remove()
 
     # -- ports -------------------------------------------------------------------------------------
 
@@ -231,97 +183,137 @@ class Cabling:
 
     async def attach(self, guest: str, ports: Iterable[Port]) -> None:
         """Have these ports of a guest: rules, addresses, names, taps, limits. Rules come first."""
-        ports = list(ports)
-        if not ports:
-            return
-        links = self.check()
-        async with self._lock:
-            await self._rules()
-            for network_id in {port.network for port in ports}:
-                await self._raise(self._fabric.network(network_id))
-                if network_id in self._resolvers:
-                    await self._resolvers[network_id].wait_ready()
-            for port in ports:
-                await self._lay(links, guest, port)
-
-    async def _lay(self, links: Links, guest: str, port: Port) -> bool:
-        record = self._fabric.network(port.network)
-        bridge = record.spec.bridge or bridge_of(record.id)
-        tap = Tap(name=port.tap, label=f"{guest} {port.name}", bridge=bridge, uid=0)
-        changed = await links.ensure_tap(tap)
-        await ensure_limits(links, port.tap, port.limits)
-        return changed
+        by_site: dict[str, list[Port]] = {}
+        for port in ports:
+            by_site.setdefault(port.site, []).append(port)
+        for some in by_site.values():
+            self.check()
+            async with self._lock:
+                await (await self._site(some[0].bubble)).attach(guest, some)
 
     async def detach(self, ports: Iterable[Port]) -> None:
-        """Have nothing of these ports on the host; they are not in the fabric any more."""
+        """Have nothing of these ports on the host; they are not in the fabric any more.
+
+        A bubble goes with its last port.
+        """
         ports = list(ports)
-        if not ports or self._links is None:
+        if not ports or self._host is None:
             return
         async with self._lock:
             for port in ports:
-                await self._links.remove(port.tap)
-                await self._links.remove(shaper_of(port.tap))
                 self._fabric.usage.pop(port.id, None)
-            for network_id in {port.network for port in ports}:
-                if network_id in self._fabric.networks:
-                    await self._resolve(self._fabric.networks[network_id])
-            await self._rules()
+            here = [port for port in ports if port.bubble is None]
+            if here:
+                await self._host.detach(here)
+            bubbles = {port.site: port.bubble for port in ports if port.bubble is not None}
+            for bubble in bubbles.values():
+                if not self._fabric.ports_at(bubble.id):
+                    await self._burst(bubble)
+                elif bubble.id in self._bubbles:
+                    mine = [port for port in ports if port.site == bubble.id]
+                    await self._bubbles[bubble.id].detach(mine)
+            if bubbles:
+                await self._host.rules()
+                await self._route()
+
+    @contextmanager
+    def open_taps(
+        self, ports: Iterable[Port], given: Mapping[str, int]
+    ) -> Iterator[dict[str, int]]:
+        """Open the taps in bubbles, which nobody finds by name, as long as the block lasts.
+
+        Those that are ``given`` are only added.
+        """
+        opened: dict[str, int] = {}
+        try:
+            for port in ports:
+                if port.site in self._bubbles and port.tap not in given:
+                    opened[port.tap] = self._bubbles[port.site].open_tap(port)
+            yield {**given, **opened}
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+
+    def open_tap(self, port: Port) -> int:
+        """Open the tap of a port that is attached; the descriptor is the caller's."""
+        return (self._bubbles[port.site] if port.site else self.check()).open_tap(port)
+
+    def open_socket(self, bubble: InBubble, family: int) -> socket.socket:
+        """Open a TCP socket in a bubble, that does not block; HostFailure (``network-failed``)."""
+        namespace = _wish(bubble).namespace(self._ground.owner)
+        try:
+            found = inside(namespace, lambda: socket.socket(family, socket.SOCK_STREAM))
+        except OSError as error:
+            raise network_error("reach into the bubble", error) from error
+        found.setblocking(False)
+        return found
 
     async def refresh(self) -> None:
         """Have the rules and names of everything as it is now."""
-        if self._links is None:
-            return
         async with self._lock:
-            await self._rules()
-            for record in self._fabric.networks.values():
-                await self._resolve(record)
+            for site in self._sites():
+                await site.rules()
+                await site.resolve_all()
 
     async def refresh_rules(self, *changed: Port) -> None:
-        """Have all rules as they should be now, and the limits of ``changed``: in one transaction."""
-        if self._links is None:
-            return
+        """Have all rules as they should be now, and the limits of ``changed``."""
         async with self._lock:
-            await self._rules()
+            for site in self._sites():
+                await site.rules()
             for port in changed:
-                await ensure_limits(self._links, port.tap, port.limits)
+                if self._host is not None:
+                    await (self._bubbles.get(port.site) or self._host).limit([port])
 
     async def refresh_bridge(self, network_id: str) -> None:
         """Have a bridge as its forwards need it now."""
         record = self._fabric.networks.get(network_id)
-        if record is not None and self._links is not None:
+        if record is not None and self._host is not None:
             async with self._lock:
-                await self._raise(record)
+                await self._host.raise_network(record)
 
     # -- mending -----------------------------------------------------------------------------------
 
     async def reconcile(self) -> Mended:
         """Put back what is not as it should be; never raises, whatever it finds."""
         mended = Mended()
-        if self._links is None or not (self._fabric.networks or self._resolvers):
+        if self._host is None or not self._fabric.networks:
             return mended
         async with self._lock:
             try:
-                await self._mend(self._links, mended)
+                await self._host.mend(mended)
+                await self._route()
             except SeraiError as error:
                 mended.sentences.append(f"networks: {error.message}")
+            for bubble in self._whose_turn():
+                try:
+                    await (await self._site(bubble)).mend(mended)
+                except SeraiError as error:
+                    mended.sentences.append(f"the bubble {bubble.id}: {error.message}")
         return mended
 
+    def _whose_turn(self) -> list[InBubble]:
+        """Return the bubbles that are looked at: all that are new to us, and some others in turn."""
+        known = self._fabric.bubbles()
+        new = [each for key, each in known.items() if key not in self._bubbles]
+        turn = [key for key in self._bubbles if key in known][:MENDED_AT_ONCE]
+        for key in turn:  # to the end of the row
+            self._bubbles[key] = self._bubbles.pop(key)
+        return new + [known[key] for key in turn]
+
     async def sweep(self) -> list[str]:
-        """Remove what an earlier daemon has left of networks and ports that are gone."""
-        if self._links is None:
+        """Remove what an earlier daemon has left of networks, ports and bubbles that are gone."""
+        if self._host is None:
             return []
         said = []
         async with self._lock:
             try:
-                expected = self._expected()
-                for link in await self._links.list_ours():
-                    if link.name not in expected:
-                        await self._links.remove(link.name)
-                        said.append(f"{link.name} ({link.label}) was left over and is gone")
                 said += await self._end_strangers()
+                said += await self._burst_strangers(self._host)
+                for site in self._sites():
+                    said += await site.sweep()
                 if not self._fabric.networks and self._ground.folder.exists():
                     await self._route()
-                    await self._leave()
+                    await self._leave(self._host)
             except SeraiError as error:
                 said.append(f"networks: {error.message}")
         return said
@@ -329,90 +321,38 @@ class Cabling:
     async def _end_strangers(self) -> list[str]:
         """End what answers DHCP for networks that are gone."""
         said = []
-        folder = self._ground.folder
+        folder, ports = self._ground.folder, [each.port for each in self._fabric.ports()]
+        known = {self._ground.folder_of(port.network, port.site).name for port in ports}
         for each in list(folder.iterdir()) if folder.exists() else []:
-            if each.name not in self._fabric.networks:
-                gone = NetworkSpec(name=each.name)
-                bridge = bridge_of(each.name)
-                await Resolver(each, bridge=bridge, spec=gone, uid=self._ground.uid).remove()
+            if each.name not in known.union(self._fabric.networks):
+                await self._end_resolvers(each.name)
                 said.append(f"DHCP and names of {each.name} were left over and are gone")
         return said
 
-    def _expected(self) -> set[str]:
-        names = {bridge_of(each.id) for each in self._fabric.all_networks()}
-        for each in self._fabric.ports():
-            names |= {each.port.tap, shaper_of(each.port.tap)}
-        return names
-
-    async def _mend(self, links: Links, mended: Mended) -> None:
-        said = await self._firewall.mend()
-        if said:
-            mended.sentences.append(said)
-        await self._rules()
-        await self._route()
-        for record in list(self._fabric.networks.values()):
-            await self._mend_network(record, mended)
-        there = {link.name: link for link in await links.list_ours()}
-        for held in self._fabric.ports():
-            await self._mend_port(links, held, there, mended)
-
-    async def _mend_network(self, record: NetworkRecord, mended: Mended) -> None:
-        name, problems = record.spec.name, self._fabric.problems
-        try:
-            if await self._raise(record):
-                mended.sentences.append(f"the bridge of {name} was put back")
-        except SeraiError as error:
-            if problems.get(record.id) != error.problem():
-                mended.sentences.append(f"{name} is not up: {error.message}")
-            problems[record.id] = error.problem()
-            return
-        if problems.pop(record.id, None) is not None:
-            mended.sentences.append(f"{name} is up again")
-
-    async def _mend_port(
-        self, links: Links, held: Held, there: dict[str, Link], mended: Mended
-    ) -> None:
-        port = held.port
-        record = self._fabric.networks.get(port.network)
-        if record is None or record.id in self._fabric.problems:
-            return
-        link = there.get(port.tap)
-        bridge = record.spec.bridge or bridge_of(record.id)
-        if link is not None and link.is_up and link.bridge == bridge:
-            return
-        try:
-            await self._lay(links, held.guest, port)
-        except SeraiError as error:
-            mended.sentences.append(f"{port.name} of {held.guest} is not up: {error.message}")
-            return
-        mended.sentences.append(f"{port.name} of {held.guest} was put back")
-        if link is None:
-            mended.taps.add(port.tap)
+    async def _burst_strangers(self, host: Site) -> list[str]:
+        """Remove the namespaces of bubbles that are gone; what led into them goes as it is found."""
+        owner = self._ground.owner
+        known = {_wish(each).namespace(owner) for each in self._fabric.bubbles().values()}
+        said = []
+        for namespace in await list_bubbles(host.links):
+            if namespace not in known:
+                await remove_namespace_of(namespace)
+                said.append(f"the bubble {namespace} was left over and is gone")
+        return said
 
     # -- counting ----------------------------------------------------------------------------------
 
     async def count(self) -> None:
         """Add what has passed each port since it was last looked."""
-        if self._links is None or not self._fabric.ports():
+        if self._host is None or not self._fabric.ports():
             return
         async with self._lock:
-            reading = await self._firewall.read_counters(self._addresses())
+            readings = {site: await site.read_counters() for site in self._sites()}
         for held in self._fabric.ports():
-            now = reading.ports.get(held.port.tap)
-            if now is not None:
-                self._add(held, now, reading.generation)
-
-    def _addresses(self) -> dict[str, tuple[str, ...]]:
-        """Return the addresses of each port, by its tap."""
-        networks = self._fabric.networks
-        return {
-            each.port.tap: (
-                *((each.port.address,) if each.port.address else ()),
-                *own_addresses6(each.port, networks[each.port.network].spec),
-            )
-            for each in self._fabric.ports()
-            if each.port.network in networks
-        }
+            for reading in readings.values():
+                now = reading.ports.get(held.port.tap)
+                if now is not None:
+                    self._add(held, now, reading.generation)
 
     def _add(self, held: Held, now: PortCounters, generation: str) -> None:
         usage, port = self._fabric.usage, held.port
@@ -436,9 +376,13 @@ class Cabling:
 
     async def close(self) -> None:
         """Let go of everything; it stays on the host."""
-        await self._firewall.close()
-        for resolver in self._resolvers.values():
-            resolver.close()
+        for site in self._sites():
+            await site.close()
+        self._bubbles.clear()
+
+
+def _wish(bubble: InBubble) -> Bubble:
+    return Bubble(id=bubble.id, label=bubble.id[:8], transfer=bubble.transfer)
 
 
 @asynccontextmanager
@@ -455,7 +399,7 @@ async def open_cabling(
         yield Cabling(fabric, ground, None, unavailable.problem())
         return
     async with open_links(ground.owner) as links:
-        cabling = Cabling(fabric, ground, links, None)
+        cabling = Cabling(fabric, ground, Site(fabric, ground, links), None)
         try:
             yield cabling
         finally:

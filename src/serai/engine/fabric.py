@@ -17,6 +17,7 @@ from serai.model.network import (
     ForwardRecord,
     Group,
     GroupRecord,
+    InBubble,
     Network,
     NetworkRecord,
     NetworkSpec,
@@ -27,7 +28,16 @@ from serai.model.network import (
     PortUsage,
     PortView,
 )
-from serai.plan.network import bridge_of, capacity, gateway6_of, gateway_of, make_port
+from serai.plan.network import (
+    address_taken,
+    bridge_of,
+    capacity,
+    gateway6_of,
+    gateway_of,
+    make_port,
+    pick_transfer,
+    tap_of,
+)
 from serai.plan.rules import shown_rules
 from serai.units import shorten
 
@@ -39,6 +49,11 @@ class Held:
     guest_id: str
     guest: str
     port: Port
+
+    @property
+    def known_as(self) -> str:
+        """The name by which others at its network find the guest."""
+        return self.port.bubble.known_as if self.port.bubble else self.guest
 
 
 class Fabric:
@@ -132,8 +147,27 @@ class Fabric:
         return list(self._held.values())
 
     def ports_in(self, network_id: str) -> list[Held]:
-        """Return the ports at a network."""
+        """Return the ports at a network, on the host and in bubbles."""
         return [each for each in self._held.values() if each.port.network == network_id]
+
+    def ports_at(self, site: str) -> list[Held]:
+        """Return the ports in a bubble, "": on the host itself."""
+        return [each for each in self._held.values() if each.port.site == site]
+
+    def neighbours(self, network_id: str, site: str) -> list[Held]:
+        """Return the ports that reach each other at a network: in a bubble, "": on the host itself."""
+        return [each for each in self.ports_in(network_id) if each.port.site == site]
+
+    def bubbles(self) -> dict[str, InBubble]:
+        """Return all bubbles by id: those that a port is in."""
+        return {
+            each.port.site: each.port.bubble for each in self._held.values() if each.port.bubble
+        }
+
+    def pick_transfer(self, taken: Iterable[str], routes: Iterable[str]) -> str:
+        """Return a subnet to join a bubble to the host, ``taken`` aside; nobody has it yet."""
+        known = {each.transfer for each in self.bubbles().values()}
+        return pick_transfer(known.union(taken), routes)
 
     def ports_with(self, group_id: str) -> list[Port]:
         """Return the ports in a security group."""
@@ -150,26 +184,38 @@ class Fabric:
             self._held.pop(port.id, None)
 
     def claim(
-        self, owner: tuple[str, str], specs: Mapping[str, PortSpec], names: Iterable[str] = ()
+        self,
+        owner: tuple[str, str],
+        specs: Mapping[str, PortSpec],
+        names: Iterable[str] = (),
+        bubble: InBubble | None = None,
     ) -> tuple[Port, ...]:
-        """Take a port for each of ``specs`` (by id), with addresses that nobody else has.
+        """Take a port for each of ``specs`` (by id), with addresses that nobody else there has.
 
-        ``owner`` is a guest's id and name, ``names`` those that its other NICs have. All or none;
-        raises as ``make_port`` does.
+        ``owner`` is a guest's id and name, ``names`` those that its other NICs have, ``bubble`` where it
+        is. All or none; raises as ``make_port`` does.
         """
         taken_names, made = set(names), list[Port]()
         try:
             for port_id, spec in specs.items():
                 name = _free_name(taken_names)
                 taken_names.add(name)
-                made.append(self._claim_one(owner, port_id, name, spec))
+                made.append(self._claim_one(owner, port_id, name, spec, bubble))
         except BaseException:
             self.release(made)
             raise
         return tuple(made)
 
-    def _claim_one(self, owner: tuple[str, str], port_id: str, name: str, spec: PortSpec) -> Port:
+    def _claim_one(
+        self,
+        owner: tuple[str, str],
+        port_id: str,
+        name: str,
+        spec: PortSpec,
+        bubble: InBubble | None,
+    ) -> Port:
         network = self.network(spec.network)
+        site = bubble.id if bubble else ""
         port = make_port(
             spec,
             port_id=port_id,
@@ -177,23 +223,36 @@ class Fabric:
             network_id=network.id,
             network=network.spec,
             groups=self.group_ids(),
-            taken=[each.port for each in self.ports_in(network.id)],
+            taken=[each.port for each in self.neighbours(network.id, site)],
         )
+        port = msgspec.structs.replace(port, bubble=bubble)
         self.hold(*owner, [port])
         return port
 
-    def claim_like(self, owner: tuple[str, str], ports: Mapping[str, Port]) -> tuple[Port, ...]:
+    def claim_like(
+        self,
+        owner: tuple[str, str],
+        ports: Mapping[str, Port],
+        bubble: InBubble | None = None,
+        *,
+        same: bool = False,
+    ) -> tuple[Port, ...]:
         """Take ports that are like ``ports`` (by the new id), with the same names, for a fork.
 
-        One whose network is gone is left out, and so are groups that are gone. All or none.
+        One whose network is gone is left out, and so are groups that are gone. All or none. With
+        ``same`` they keep their addresses, for a ``bubble``; Conflict (``address-taken``) where another
+        in it has one of those.
         """
         made = list[Port]()
         try:
             for port_id, like in ports.items():
                 if like.network not in self.networks:
                     continue
-                spec = PortSpec(network=like.network, limits=like.limits)
-                port = self._claim_one(owner, port_id, like.name, spec)
+                if same:
+                    port = self._same(port_id, like, bubble)
+                else:
+                    spec = PortSpec(network=like.network, limits=like.limits)
+                    port = self._claim_one(owner, port_id, like.name, spec, bubble)
                 groups = tuple(each for each in like.groups if each in self.groups)
                 made.append(msgspec.structs.replace(port, groups=groups))
                 self.hold(*owner, made[-1:])
@@ -201,6 +260,16 @@ class Fabric:
             self.release(made)
             raise
         return tuple(made)
+
+    def _same(self, port_id: str, like: Port, bubble: InBubble | None) -> Port:
+        """Return the same port in a bubble: only its id and its tap are others."""
+        port = msgspec.structs.replace(like, id=port_id, tap=tap_of(port_id), bubble=bubble)
+        own = {port.mac, port.address, port.address6} - {""}
+        for other in self.neighbours(port.network, port.site):
+            both = own & {other.port.mac, other.port.address, other.port.address6}
+            if both:
+                raise address_taken(min(both), self.networks[port.network].spec)
+        return port
 
     def forget_forwards(self, guest_id: str) -> None:
         """Forget the forwards that lead to a guest that is gone."""
@@ -224,6 +293,8 @@ class Fabric:
                 mac=port.mac,
                 address=port.address,
                 address6=port.address6,
+                bubble=port.site,
+                known_as=port.bubble.known_as if port.bubble else "",
             )
             for port in ports
         )
@@ -245,11 +316,13 @@ class Fabric:
             limits=port.limits,
             interface=port.tap,
             counters=usage.total if usage else PortCounters(),
+            bubble=port.site,
+            known_as=port.bubble.known_as if port.bubble else "",
         )
 
     def show_network(self, record: NetworkRecord) -> Network:
         """Return what is shown of a network."""
-        spec, used = record.spec, len(self.ports_in(record.id))
+        spec, used = record.spec, len(self.neighbours(record.id, ""))
         return Network(
             name=spec.name,
             id=record.id,
@@ -266,6 +339,7 @@ class Fabric:
             version=record.version,
             created_at=record.created_at,
             problem=self.problems.get(record.id),
+            bubbles=len({each.port.site for each in self.ports_in(record.id)} - {""}),
         )
 
     def show_group(self, record: GroupRecord) -> Group:

@@ -7,8 +7,8 @@ If one fails, all that this job made are gone.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,10 +17,11 @@ from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
+from serai.engine.meeting import Meeting
 from serai.engine.procedures import remove_guest, wait_inside, waits_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
 from serai.engine.spares import Adopt, Spare, SparePool, name_spare
-from serai.errors import SeraiError
+from serai.errors import Busy, SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
 from serai.model.event import EventKind
@@ -29,8 +30,8 @@ from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
-from serai.model.network import PortSpec
-from serai.plan.snapshot import check_fork_room, fork_names
+from serai.model.network import InBubble, PortSpec
+from serai.plan.snapshot import check_fork_room, check_group, fork_names, group_names
 from serai.store.changes import PutGuest
 
 log = logging.getLogger(__name__)
@@ -45,14 +46,16 @@ class Wish:
     """What is to be made: a guest for each name, from what ``find`` gives.
 
     ``origin`` is the snapshot's id, "" for a guest as it is now. ``seed`` and ``hostname`` are what it
-    is told at its first boot, "" for what its source was.
+    is told at its first boot, "" for what its source was. In a group each of ``groups`` has a name for
+    everything that ``find`` gives, in the same order; guests of a group share a bubble. ``bubble`` is
+    the one in which the source is.
     """
 
     names: list[str]
     source: str
     subject: str
     origin: str
-    find: Callable[[], Awaitable[Frozen]]
+    find: Callable[[], Awaitable[Sequence[Frozen]]]
     spec: Callable[[GuestSpec], GuestSpec]
     ttl: float
     keep_identity: bool
@@ -61,6 +64,12 @@ class Wish:
     wait_for: WaitFor = WaitFor.AGENT
     seed: str = ""
     hostname: str = ""
+    groups: list[list[str]] = field(default_factory=list)
+    bubble: InBubble | None = None
+
+    def which(self, name: str) -> int:
+        """Return the place, in what ``find`` gives, of what the guest is made from."""
+        return next((group.index(name) for group in self.groups if name in group), 0)
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
@@ -70,19 +79,29 @@ def _same(spec: GuestSpec) -> GuestSpec:
 class Forker:
     """Makes forks. ``adopt`` takes a stored record into the house and returns its driver.
 
-    ``pool`` has the spares.
+    ``find`` finds a guest by name or id. ``pool`` has the spares.
     """
 
-    def __init__(self, house: House, snapshots: SnapshotKeeper, adopt: Adopt) -> None:
+    def __init__(
+        self,
+        house: House,
+        snapshots: SnapshotKeeper,
+        adopt: Adopt,
+        find: Callable[[str], GuestDriver],
+    ) -> None:
         self._house = house
         self._snapshots = snapshots
         self._adopt = adopt
+        self._find = find
+        self._meeting = asyncio.Lock()
         self.pool = SparePool(house, snapshots, adopt, lambda: bool(self._under_way))
         self._slots = asyncio.Semaphore(BIRTHS_AT_ONCE)
         self._under_way: dict[str, LiveJob] = {}
 
     async def fork(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
         """Take a fork on; raises what refuses it, with nothing changed."""
+        if action.together:
+            return await self._fork_group(source, action, key)
         names = fork_names(action.name or self._pick(), action.count)
         origin = ""
         if action.snapshot:
@@ -90,12 +109,12 @@ class Forker:
         else:
             check_admitted(source, Verb.SNAPSHOT)
 
-        async def find() -> Frozen:
+        async def find() -> list[Frozen]:
             if origin:
-                return await self._snapshots.load(self._snapshots.check_usable(source, origin))
-            return await source.do(
-                Verb.SNAPSHOT, lambda: freeze(source, memory=True, quiesce=False)
-            )
+                return [await self._snapshots.load(self._snapshots.check_usable(source, origin))]
+            return [
+                await source.do(Verb.SNAPSHOT, lambda: freeze(source, memory=True, quiesce=False))
+            ]
 
         wish = Wish(
             names=names,
@@ -107,8 +126,56 @@ class Forker:
             ttl=action.ttl,
             keep_identity=action.keep_identity,
             wait=action.wait,
+            groups=[[name] for name in names],
+            bubble=_bubble_of(source.record),
         )
         return await self._begin(action, wish, key)
+
+    async def _fork_group(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
+        """Take the fork of several guests at one moment on."""
+        sources = [source, *map(self._find, action.together)]
+        told = [each.name for each in sources]
+        check_group(told, keep_identity=action.keep_identity, snapshot=action.snapshot)
+        groups = group_names(action.name or self._pick(), action.count, told)
+        for each in sources:
+            check_admitted(each, Verb.SNAPSHOT)
+        wish = Wish(
+            names=[name for group in groups for name in group],
+            source=", ".join(told),
+            subject=source.name,
+            origin="",
+            find=lambda: self._freeze_all(sources),
+            spec=_same,
+            ttl=action.ttl,
+            keep_identity=True,
+            wait=action.wait,
+            groups=groups,
+        )
+        return await self._begin(action, wish, key)
+
+    async def _freeze_all(self, sources: Sequence[GuestDriver]) -> list[Frozen]:
+        """Freeze all at one moment. Two groups never wait for each other's guests."""
+        meeting = Meeting(len(sources))
+        found: dict[str, Frozen] = {}
+
+        async def one(source: GuestDriver) -> None:
+            try:
+                found[source.record.id] = await source.do(
+                    Verb.SNAPSHOT,
+                    lambda: freeze(source, memory=True, quiesce=False, meeting=meeting),
+                )
+            except BaseException:
+                await meeting.break_off()
+                raise
+
+        async with self._meeting:
+            results = await asyncio.gather(*map(one, sources), return_exceptions=True)
+        problem = _first_problem(results)
+        if problem is not None:
+            for each in found.values():
+                each.close()
+            raise problem
+        return [found[each.record.id] for each in sources]
 
     async def launch(self, image: Image, action: LaunchGuest, key: str) -> Job:
         """Take the launch of a published image on: it is a fork of its snapshot."""
@@ -118,8 +185,8 @@ class Forker:
             self._house.cabling.check()
             self._house.fabric.network(port.network)
 
-        async def find() -> Frozen:
-            return await self._snapshots.load(snapshot)
+        async def find() -> list[Frozen]:
+            return [await self._snapshots.load(snapshot)]
 
         def spec(frozen: GuestSpec) -> GuestSpec:
             return msgspec.structs.replace(
@@ -175,7 +242,7 @@ class Forker:
 
     def _spares_for(self, wish: Wish) -> list[Spare]:
         """Take what the pool has; who is to keep what it knows of itself can't be made ahead."""
-        if not wish.origin or wish.keep_identity or wish.ports:
+        if not wish.origin or wish.keep_identity or wish.ports or wish.bubble:
             return []
         return self.pool.take(wish.origin, len(wish.names))
 
@@ -217,7 +284,8 @@ class Forker:
                     made += cold
                     await self._let_live(job, found, wish, cold)
                 finally:
-                    found.close()
+                    for each in found:
+                        each.close()
             await self._finish(job, wish, made)
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():
@@ -297,10 +365,13 @@ class Forker:
             await wait_inside(child, job, each)
 
     async def _make(
-        self, job: LiveJob, found: Frozen, wish: Wish, ids: dict[str, str]
+        self, job: LiveJob, found: Sequence[Frozen], wish: Wish, ids: dict[str, str]
     ) -> list[GuestDriver]:
         """Store the new guests, all together; they are in the house from then on."""
-        house, records = self._house, self._records(job, found, wish, ids)
+        house, routes = self._house, list[str]()
+        if wish.keep_identity and any(each.record.ports for each in found):
+            routes = await house.cabling.routes()
+        records = self._records(job, found, wish, ids, routes)
         events = tuple(
             house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=wish.source)
             for each in records
@@ -314,17 +385,24 @@ class Forker:
         return [self._adopt(record) for record in records]
 
     def _records(
-        self, job: LiveJob, found: Frozen, wish: Wish, ids: dict[str, str]
+        self,
+        job: LiveJob,
+        found: Sequence[Frozen],
+        wish: Wish,
+        ids: dict[str, str],
+        routes: Sequence[str],
     ) -> list[GuestRecord]:
         """Return the records of the new guests; their numbers and addresses are taken."""
-        spec, records = wish.spec(found.record.spec), list[GuestRecord]()
+        records = list[GuestRecord]()
+        bubbles = self._bubbles(wish, found, routes)
         try:
             for name, guest_id in ids.items():
-                own = msgspec.structs.replace(spec, name=name)
+                frozen = found[wish.which(name)]
+                own = msgspec.structs.replace(wish.spec(frozen.record.spec), name=name)
                 records.append(
                     new_record(
                         self._house,
-                        found,
+                        frozen,
                         own,
                         guest_id=guest_id,
                         origin=wish.origin,
@@ -332,7 +410,9 @@ class Forker:
                         ttl=wish.ttl,
                         more=wish.ports,
                         seed=wish.seed,
-                        hostname=found.record.hostname if wish.keep_identity else wish.hostname,
+                        hostname=frozen.record.hostname if wish.keep_identity else wish.hostname,
+                        bubble=bubbles.get(name),
+                        same=wish.keep_identity,
                     )
                 )
         except BaseException:
@@ -341,8 +421,30 @@ class Forker:
             raise
         return records
 
+    def _bubbles(
+        self, wish: Wish, found: Sequence[Frozen], routes: Sequence[str]
+    ) -> dict[str, InBubble]:
+        """Return the bubble of each guest by name: a new one for each group, or the source's own."""
+        if not wish.keep_identity:
+            own = wish.bubble
+            inside = {} if own is None else dict.fromkeys(wish.names, own)
+            return {n: msgspec.structs.replace(each, known_as=n) for n, each in inside.items()}
+        bubbles: dict[str, InBubble] = {}
+        taken: list[str] = []
+        for group in wish.groups if any(each.record.ports for each in found) else ():
+            bubble_id = self._house.new_id()
+            taken.append(self._house.fabric.pick_transfer(taken, routes))
+            for name, frozen in zip(group, found, strict=True):
+                before = _bubble_of(frozen.record)
+                bubbles[name] = InBubble(
+                    id=bubble_id,
+                    transfer=taken[-1],
+                    known_as=before.known_as if before else frozen.record.spec.name,
+                )
+        return bubbles
+
     async def _let_live(
-        self, job: LiveJob, frozen: Frozen, wish: Wish, made: list[GuestDriver]
+        self, job: LiveJob, found: Sequence[Frozen], wish: Wish, made: list[GuestDriver]
     ) -> None:
         """Bring all to life, a few at a time; the first failure ends the others."""
         done = 0
@@ -350,6 +452,7 @@ class Forker:
         async def one(child: GuestDriver) -> None:
             nonlocal done
             async with self._slots:
+                frozen = found[wish.which(child.name)]
                 await child.do_first(
                     lambda: bring_to_life(child, frozen, keep_identity=wish.keep_identity)
                 )
@@ -376,6 +479,20 @@ class Forker:
         if live is not None:
             await live.fail(interrupted(live))
         return f"{job.subject}: {job.kind} was undone"
+
+
+def _bubble_of(record: GuestRecord) -> InBubble | None:
+    """Return the bubble in which a guest is."""
+    return next((port.bubble for port in record.ports), None)
+
+
+def _first_problem(results: Iterable[object]) -> BaseException | None:
+    """Return what went wrong first, but for those who only waited for that one."""
+    problems = [each for each in results if isinstance(each, BaseException)]
+    waited = (asyncio.CancelledError, Busy)
+    return next(
+        (each for each in problems if not isinstance(each, waited)), next(iter(problems), None)
+    )
 
 
 async def remove_unfinished(drivers: Iterable[GuestDriver]) -> list[str]:

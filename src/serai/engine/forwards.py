@@ -11,6 +11,7 @@ from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.leading import close_one, open_one
 from serai.engine.ports import find_port
+from serai.errors import Code, Conflict
 from serai.model.actions import AddForward, RemoveForward
 from serai.model.event import Event, EventKind
 from serai.model.job import Job
@@ -44,6 +45,7 @@ class ForwardKeeper:
         """Let a port of the host lead into a guest, as a job. Nobody else gets it from here on."""
         fabric, guest = self._fabric, driver.record
         port = _port_of(driver, action.spec.port)
+        _check_outside(driver.name, port)
         spec = check_forward(action.spec, fabric.forwards.values())
         record = ForwardRecord(
             id=self._house.new_id(),
@@ -101,6 +103,17 @@ class ForwardKeeper:
     def _event(self, kind: EventKind, driver: GuestDriver, record: ForwardRecord) -> Event:
         outside = f"{record.protocol} {record.host_port}"
         return self._house.journal.event(kind, driver.name, driver.record.id, outside=outside)
+
+
+def _check_outside(guest: str, port: Port | None) -> None:
+    """Raise Conflict (``guest-in-bubble``) for a port that the host does not reach by its address."""
+    if port is not None and port.bubble is not None:
+        raise Conflict(
+            Code.GUEST_IN_BUBBLE,
+            f"{guest} is in a bubble, where no forward leads",
+            hint=f"Use what needs none: serai ssh {guest}, serai exec {guest}, or a fork of it "
+            "without --keep-identity.",
+        )
 
 
 def _port_of(driver: GuestDriver, name: str) -> Port | None:

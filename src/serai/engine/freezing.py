@@ -29,6 +29,7 @@ from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.leading import open_forwards
+from serai.engine.meeting import ALONE, Meeting
 from serai.engine.plugging import finish_plugging
 from serai.engine.running import (
     attach,
@@ -116,17 +117,21 @@ async def freeze(
     quiesce: bool,
     also: Also = nothing_else,
     only: Collection[str] | None = None,
+    meeting: Meeting = ALONE,
 ) -> Frozen:
     """Freeze the guest; ``also`` gives what is to be stored together with its new chain.
 
-    With ``only`` just those of its volumes get new heads; what is shared read-only never does.
+    With ``only`` just those of its volumes get new heads; what is shared read-only never does. At a
+    ``meeting`` several guests are frozen at one moment: none goes on before all are held.
 
     What is returned is to be closed. A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
     ids = [driver.house.new_id() for _ in driver.record.volumes]
     with driver.house.shelf.under_way.on(*ids):
-        return await _freeze(driver, ids, memory=memory, quiesce=quiesce, also=also, only=only)
+        return await _freeze(
+            driver, ids, memory=memory, quiesce=quiesce, also=also, only=only, meeting=meeting
+        )
 
 
 async def _freeze(
@@ -137,6 +142,7 @@ async def _freeze(
     quiesce: bool,
     also: Also,
     only: Collection[str] | None,
+    meeting: Meeting,
 ) -> Frozen:
     record = driver.record
     heads = await _make_heads(driver, ids, only)
@@ -148,7 +154,9 @@ async def _freeze(
         if heads.layers or also is not nothing_else:
             await _store(driver, heads, also(frozen))
         driver.is_being_frozen = True  # it is we who hold it: nobody takes it for paused
-        moment = await _freeze_running(driver, switched, memory=memory, quiesce=quiesce)
+        moment = await _freeze_running(
+            driver, switched, memory=memory, quiesce=quiesce, meeting=meeting
+        )
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=quiesce)
     except BaseException:
@@ -270,10 +278,12 @@ async def _drop_old_heads(driver: GuestDriver, before: GuestRecord) -> None:
 
 
 async def _freeze_running(
-    driver: GuestDriver, switched: _Switched, *, memory: bool, quiesce: bool
+    driver: GuestDriver, switched: _Switched, *, memory: bool, quiesce: bool, meeting: Meeting
 ) -> Moment | None:
     instance = driver.instance
     if instance is None:
+        await meeting.wait_ready()
+        await meeting.wait_held()
         switched.done = True
         return None
     async with _quiet(driver, instance, quiesce=quiesce):
@@ -281,8 +291,8 @@ async def _freeze_running(
             await _switch(driver, instance, switched)
             return None
         if instance.machine.ram_private:
-            return await _freeze_private(driver, instance, switched)
-        return await _freeze_shared(driver, instance, switched)
+            return await _freeze_private(driver, instance, switched, meeting)
+        return await _freeze_shared(driver, instance, switched, meeting)
 
 
 @asynccontextmanager
@@ -328,14 +338,18 @@ def _wanted_heads(driver: GuestDriver) -> dict[str, LayerFile]:
     }
 
 
-async def _freeze_private(driver: GuestDriver, instance: Instance, switched: _Switched) -> Moment:
+async def _freeze_private(
+    driver: GuestDriver, instance: Instance, switched: _Switched, meeting: Meeting
+) -> Moment:
     """Hold the guest, switch its heads, save what it changed of its memory, let it go on."""
     base = await driver.house.bases.find(instance.machine.ram, instance)
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
     moment = Moment(base=base.id, machine=instance.machine, state_fd=state_fd, pages_fd=pages_fd)
     try:
+        await meeting.wait_ready()
         async with _held(driver, instance):
+            await meeting.wait_held()
             await _switch(driver, instance, switched)
             await instance.save_private(state_fd, base.state_fd, pages_fd, FREEZE_TIMEOUT)
     except BaseException:
@@ -394,7 +408,9 @@ async def _thaw_late(driver: GuestDriver, instance: Instance) -> str:
     return "; its file systems were thawed"
 
 
-async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched) -> Moment:
+async def _freeze_shared(
+    driver: GuestDriver, old: Instance, switched: _Switched, meeting: Meeting
+) -> Moment:
     """Make a base of the guest's memory; a second QEMU goes on with the guest."""
     house = driver.house
     machine = dataclasses.replace(
@@ -409,9 +425,11 @@ async def _freeze_shared(driver: GuestDriver, old: Instance, switched: _Switched
         with old.tap_fds() as taps:
             upcoming = await _prepare(driver, machine, fd, taps)
         try:
+            await meeting.wait_ready()
             if driver.state is GuestState.RUNNING:
                 held_mark(driver).touch()
             await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+            await meeting.wait_held()
             await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
             house.bases.keep_state(machine.ram, state_fd)
             write_running(driver, upcoming)

@@ -93,7 +93,7 @@ def build_keepers(house: House, submit: Submit) -> Keepers:
         publisher=Publisher(house, snapshots, images),
         snapshots=snapshots,
         schedules=ScheduleKeeper(house, guests.by_id.get, snapshots, submit),
-        forker=Forker(house, snapshots, adopt),
+        forker=Forker(house, snapshots, adopt, guests.find),
         layers=layers,
         checker=Checker(house, layers, guests.by_id.values(), digests_named),
         volumes=volumes,

@@ -19,7 +19,6 @@ from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.running import write_running
 from serai.errors import Code, Conflict, Invalid, NotFound, SeraiError
-from serai.host.tap import open_tap
 from serai.model.actions import AddPort, RemovePort, SetPort
 from serai.model.event import Event, EventKind
 from serai.model.guest import GuestRecord
@@ -90,7 +89,8 @@ class PortKeeper:
         if driver.instance is not None:
             names |= {nic.name for nic in driver.instance.machine.nics}
         owner, wanted = (guest.id, driver.name), {self._house.new_id(): spec}
-        [port] = self._fabric.claim(owner, wanted, names)
+        bubble = guest.ports[0].bubble if guest.ports else None
+        [port] = self._fabric.claim(owner, wanted, names, bubble)
         return port
 
     async def _add(self, driver: GuestDriver, job: LiveJob, port: Port) -> None:
@@ -214,7 +214,7 @@ async def plug(driver: GuestDriver, port: Port) -> None:
     instance = driver.instance
     assert instance is not None
     nic = Nic(name=port.name, mac=port.mac, tap=port.tap)
-    fd = await asyncio.to_thread(open_tap, port.tap)
+    fd = await asyncio.to_thread(driver.house.cabling.open_tap, port)
     try:
         await instance.plug_nic(nic, fd)
     finally:

@@ -46,7 +46,7 @@ async def open_ssh(driver: GuestDriver, timeout: float) -> SshStream:
     instance = check_talk(driver)
     try:
         async with asyncio.timeout(timeout), _address_of(driver, instance) as (host, port):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await _connect(driver, host, port)
             try:
                 greeting = await reader.read(GREETING_LIMIT)
                 if not greeting.startswith(GREETING):
@@ -59,6 +59,23 @@ async def open_ssh(driver: GuestDriver, timeout: float) -> SshStream:
     except OSError as error:
         raise _unreachable(driver, error.strerror or str(error)) from error
     return SshStream(greeting, reader, writer)
+
+
+async def _connect(
+    driver: GuestDriver, host: str, port: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect from where the guest's port is: in a bubble its address is another's outside."""
+    bubble = next((each.bubble for each in driver.record.ports), None)
+    if bubble is None:
+        return await asyncio.open_connection(host, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = await asyncio.to_thread(driver.house.cabling.open_socket, bubble, family)
+    try:
+        await asyncio.get_running_loop().sock_connect(found, (host, port))
+        return await asyncio.open_connection(sock=found)
+    except BaseException:
+        found.close()
+        raise
 
 
 def _unreachable(driver: GuestDriver, why: str) -> Conflict:

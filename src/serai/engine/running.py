@@ -183,14 +183,16 @@ async def open_instance(driver: GuestDriver) -> Instance:
     await write_seed(driver)
     _write_running(driver, machine, run_dir, house.journal.now())
     try:
-        return await Instance.start(
-            machine,
-            capabilities=house.capabilities,
-            run_dir=run_dir,
-            state_dir=house.places.guests / record.id,
-            confinement=confinement_of(driver, machine),
-            timeout=house.settings.start_timeout,
-        )
+        with house.cabling.open_taps(record.ports, {}) as taps:
+            return await Instance.start(
+                machine,
+                taps=taps,
+                capabilities=house.capabilities,
+                run_dir=run_dir,
+                state_dir=house.places.guests / record.id,
+                confinement=confinement_of(driver, machine),
+                timeout=house.settings.start_timeout,
+            )
     except BaseException:
         house.cgroups.remove(record.id)
         forget_running(driver)

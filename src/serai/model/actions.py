@@ -270,7 +270,9 @@ class ForkGuest(GuestAction, frozen=True, tag="fork"):
     They share disk and memory with it copy-on-write and run at once if there is memory to take up.
     One is called ``name``; several ``name-1``, ``name-2``, …. Each is born again before anyone talks
     to it: id, MAC address, host name, machine id, random numbers, clock; with ``keep_identity`` it
-    keeps what the guest inside knows of itself. ``ttl`` seconds later it is deleted (0: never).
+    keeps what the guest inside knows of itself, addresses too, in a bubble. ``together`` are other
+    guests, forked at the same moment into the same bubble: each fork is then called after its source,
+    ``name-SOURCE``. ``ttl`` seconds later they are deleted (0: never).
     Phases: freeze, start, agent. On failure none of them is left.
     """
 
@@ -278,6 +280,7 @@ class ForkGuest(GuestAction, frozen=True, tag="fork"):
     name: str = ""
     count: int = 1
     keep_identity: bool = False
+    together: tuple[str, ...] = ()
     ttl: float = 0.0
     wait: bool = True
 

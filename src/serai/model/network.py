@@ -4,6 +4,7 @@
     PortSpec / Port / PortView               a guest's attachment to one of them
     Rule, GroupSpec / GroupRecord / Group    security groups: what may pass at the ports in them
     ForwardSpec / ForwardRecord              a port of the host that leads into a guest
+    InBubble                                 where a fork lives that has kept its addresses
 
 Addresses are texts in their normal form (RFC 5952 for IPv6); rates are bytes a second. A guest
 without any port has QEMU's own user-mode network: it reaches out, and nobody reaches in.
@@ -62,6 +63,7 @@ class NetworkRecord(msgspec.Struct, frozen=True, kw_only=True):
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """What is shown of a network. ``interface`` is its bridge on the host; ``free`` counts addresses.
 
+    ``ports`` are those on the host; in each of ``bubbles`` there is a copy of it with others.
     ``problem`` says what of it could not be put up on this host, if anything.
     """
 
@@ -80,6 +82,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created_at: float
     problem: Problem | None = None
+    bubbles: int = 0
 
 
 class PortLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,11 +119,24 @@ class PortChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     limits: PortLimits | msgspec.UnsetType = msgspec.UNSET
 
 
+class InBubble(msgspec.Struct, frozen=True, kw_only=True):
+    """The bubble that a port is in: there is one as long as a port says so (docs/design/0048).
+
+    ``transfer`` is the subnet that joins it to the host, its own. ``known_as`` is the name by which the
+    others in it find the port's guest: that of the guest which it was a fork of.
+    """
+
+    id: str
+    transfer: str
+    known_as: str
+
+
 class Port(msgspec.Struct, frozen=True, kw_only=True):
     """An attachment of a guest, kept in its record. ``name`` ("net0") is unique in the guest.
 
     ``network`` and ``groups`` are ids. ``tap`` is its interface on the host, the same for the whole
-    life of the port. ``address`` and ``address6`` are "" where the network has none to give.
+    life of the port. ``address`` and ``address6`` are "" where the network has none to give. With a
+    ``bubble`` all of that is in there, and others may have the same addresses elsewhere.
     """
 
     id: str
@@ -132,16 +148,27 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     address6: str = ""
     groups: tuple[str, ...] = ()
     limits: PortLimits = PortLimits()
+    bubble: InBubble | None = None
+
+    @property
+    def site(self) -> str:
+        """Where it is: the id of its bubble, "" for the host itself."""
+        return self.bubble.id if self.bubble else ""
 
 
 class PortBrief(msgspec.Struct, frozen=True, kw_only=True):
-    """A port in a few words, as it stands with its guest; the network by name."""
+    """A port in a few words, as it stands with its guest; the network by name.
+
+    ``bubble`` is the id of the bubble that it is in ("": none), ``known_as`` its guest's name there.
+    """
 
     name: str
     network: str
     mac: str
     address: str
     address6: str
+    bubble: str = ""
+    known_as: str = ""
 
 
 class PortCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +189,7 @@ class PortCounters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PortView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is shown of a port; networks and groups by name."""
+    """What is shown of a port; networks and groups by name, ``bubble`` and ``known_as`` as in brief."""
 
     name: str
     id: str
@@ -175,6 +202,8 @@ class PortView(msgspec.Struct, frozen=True, kw_only=True):
     limits: PortLimits
     interface: str
     counters: PortCounters = PortCounters()
+    bubble: str = ""
+    known_as: str = ""
 
 
 class PortUsage(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,12 @@ async def remove_bubble(links: Links, bubble: Bubble) -> None:
     Programs inside are ended by whoever started them, beforehand.
     """
     await links.remove(uplink_of(bubble.id))
-    await asyncio.to_thread(remove_namespace, bubble.namespace(links.owner))
+    await remove_namespace_of(bubble.namespace(links.owner))
+
+
+async def remove_namespace_of(namespace: str) -> None:
+    """Remove the namespace of a bubble that nobody knows; what led into it goes with it."""
+    await asyncio.to_thread(remove_namespace, namespace)
 
 
 async def list_bubbles(links: Links) -> list[str]:

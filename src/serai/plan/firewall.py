@@ -26,7 +26,7 @@ from serai.model.network import (
     Port,
     Rule,
 )
-from serai.plan.network import ASKED_AGAIN, bridge_of, own_addresses6
+from serai.plan.network import ASKED_AGAIN, bridge_of, own_addresses6, uplink_of
 from serai.plan.nftables import (
     ACCEPT,
     DROP,
@@ -117,6 +117,7 @@ INET_SETS: Mapping[str, Kind] = {
     "within": Kind(type=("ifname", "ifname")),
     "isolated": Kind(type=("ifname",)),
     "guarded": Kind(type=("ifname",)),
+    "uplinks": Kind(type=("ifname",)),
     "natted4": Kind(type=("ipv4_addr",), intervals=True),
     "natted6": Kind(type=("ipv6_addr",), intervals=True),
     "out4": Kind(type=("ipv4_addr",), counts=True),
@@ -315,6 +316,11 @@ def _routing() -> dict[str, list[Line]]:
             # seen here only where bridges ask these tables too, or a guest reaches a neighbour by
             # the host's address
             line(match(concat(IIF, OIF), "@within"), ACCEPT),
+            # out of a bubble, and back what was asked for; to no network here and no other bubble
+            line(match(IIF, "@uplinks"), match(OIF, "@uplinks"), DROP),
+            line(match(IIF, "@uplinks"), to_ours, DROP),
+            line(match(OIF, "@uplinks"), is_answer, ACCEPT),
+            line(match(OIF, "@uplinks"), DROP),
             line(match(IIF, "@bridges", "!="), to_others, ACCEPT),
             line(match(IIF, "@isolated"), is_answer, goto("passed")),
             line(match(OIF, "@isolated"), was_forwarded, goto("passed")),
@@ -367,6 +373,9 @@ def _fixed_chains() -> dict[Name, Chain]:
 # -- what follows from the records -----------------------------------------------------------------
 
 
+NO_BUBBLES: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
     """The records, looked at once."""
@@ -386,9 +395,9 @@ def build_ruleset(
     ports: Iterable[Port],
     groups: Iterable[GroupRecord] = (),
     forwards: Iterable[ForwardRecord] = (),
-    uplinks: Iterable[str] = (),
+    bubbles: Mapping[str, str] = NO_BUBBLES,
 ) -> Ruleset:
-    """Return the whole ruleset. ``uplinks`` are the transfer subnets of bubbles, let out by NAT.
+    """Return the whole ruleset. ``bubbles`` are the transfer subnets by id, let out by NAT.
 
     Only ports that are up need be in it, but all of them may: a rule for a tap that is not there
     costs nothing. Ports of networks that are not among ``networks`` are left out.
@@ -404,7 +413,8 @@ def build_ruleset(
     elements: dict[Name, dict[Key, str]] = {name: {} for name in sets}
     for port in known.ports:
         _add_port(elements, port, known)
-    _add_networks(elements, known, uplinks)
+    _add_networks(elements, known)
+    _add_bubbles(elements, bubbles)
     sets = {name: Set(kind=each.kind, elements=elements[name]) for name, each in sets.items()}
     sets |= _member_sets(known)
     chains = _fixed_chains() | _port_chains(known) | _group_chains(known)
@@ -443,9 +453,7 @@ def _add_counted(elements: dict[Name, dict[Key, str]], port: Port, subnet6: str)
             elements["inet", name][port.address6,] = ""
 
 
-def _add_networks(
-    elements: dict[Name, dict[Key, str]], known: _Known, uplinks: Iterable[str]
-) -> None:
+def _add_networks(elements: dict[Name, dict[Key, str]], known: _Known) -> None:
     for network in known.networks.values():
         spec = network.spec
         if spec.mode is NetworkMode.BRIDGE:
@@ -460,8 +468,12 @@ def _add_networks(
             elements["inet", "natted4"][spec.subnet,] = ""
             if spec.subnet6:
                 elements["inet", "natted6"][spec.subnet6,] = ""
-    for uplink in uplinks:
-        elements["inet", "natted6" if ":" in uplink else "natted4"][uplink,] = ""
+
+
+def _add_bubbles(elements: dict[Name, dict[Key, str]], bubbles: Mapping[str, str]) -> None:
+    for bubble_id, transfer in bubbles.items():
+        elements["inet", "uplinks"][uplink_of(bubble_id),] = ""
+        elements["inet", "natted4"][transfer,] = ""
 
 
 def _neighbour_chain(port: Port) -> str:

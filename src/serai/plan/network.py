@@ -104,6 +104,13 @@ def pick_transfer(taken: Collection[str], routes: Iterable[str] = ()) -> str:
     raise Conflict(Code.SUBNET_EXHAUSTED, f"all of {TRANSFERS} is taken")
 
 
+def spec_in_bubble(spec: NetworkSpec) -> NetworkSpec:
+    """Return what a network is in a bubble: nobody outside knows a way back to its addresses there."""
+    if spec.mode is NetworkMode.ROUTED:
+        return msgspec.structs.replace(spec, mode=NetworkMode.NAT)
+    return spec
+
+
 def mac_of(port_id: str) -> str:
     """Return a port's MAC address: locally administered, unicast, from its id."""
     digits = hashlib.sha256(f"mac {port_id}".encode()).hexdigest()[:10]
@@ -375,7 +382,7 @@ def make_port(
     """
     mac = check_mac(spec.mac) if spec.mac else mac_of(port_id)
     if any(mac == port.mac for port in taken):
-        raise _taken_address(mac, network)
+        raise address_taken(mac, network)
     return Port(
         id=port_id,
         name=name,
@@ -440,7 +447,7 @@ def _pick_address(text: str, network: NetworkSpec, taken: Collection[str]) -> st
     if address not in subnet or address in not_for_guests:
         raise _outside(address, network, f"{subnet[2]} to {subnet[-2]}")
     if str(address) in taken:
-        raise _taken_address(str(address), network)
+        raise address_taken(str(address), network)
     return str(address)
 
 
@@ -468,7 +475,7 @@ def _pick_address6(text: str, mac: str, network: NetworkSpec, taken: Collection[
     if address not in subnet or address in (subnet[0], subnet[1]):
         raise _outside(address, network, f"{subnet[2]} to {subnet[-1]}")
     if any(str(address) in own_addresses6(port, network) for port in taken):
-        raise _taken_address(str(address), network)
+        raise address_taken(str(address), network)
     return str(address)
 
 
@@ -502,7 +509,8 @@ def _outside(address: IPv4Address | IPv6Address, network: NetworkSpec, can_be: s
     )
 
 
-def _taken_address(address: str, network: NetworkSpec) -> Conflict:
+def address_taken(address: str, network: NetworkSpec) -> Conflict:
+    """Return the error for an address that another port of the network has."""
     return Conflict(
         Code.ADDRESS_TAKEN,
         f"{address} is taken in {network.name}",

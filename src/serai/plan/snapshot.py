@@ -188,6 +188,39 @@ def fork_names(name: str, count: int) -> list[str]:
     return [check_guest_name(f"{name}-{number}") for number in range(1, count + 1)]
 
 
+def group_names(name: str, count: int, sources: Sequence[str]) -> list[list[str]]:
+    """Return, for each of ``count`` forks of a group, the names of its members.
+
+    ``name-SOURCE``, or ``name-1-SOURCE`` and so on. Raises as ``fork_names`` does.
+    """
+    if count * len(sources) > MOST_FORKS:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            f"{count} forks of {len(sources)} guests at once: {MOST_FORKS} guests can be made",
+            hint="Ask several times for more.",
+        )
+    groups = fork_names(name, count)
+    return [[check_guest_name(f"{group}-{source}") for source in sources] for group in groups]
+
+
+def check_group(sources: Sequence[str], *, keep_identity: bool, snapshot: str) -> None:
+    """Raise Invalid (``value-invalid``) where these guests can't be forked as a group."""
+    if not keep_identity:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            "guests that are forked together keep their identity: they know each other by it",
+            hint="Add --keep-identity, or fork each by itself.",
+        )
+    if snapshot:
+        raise Invalid(
+            Code.VALUE_INVALID,
+            "guests are forked together as they are now, not as they were in a snapshot",
+            hint="Snapshots of two guests are of two moments: fork each by itself.",
+        )
+    if len(set(sources)) < len(sources):
+        raise Invalid(Code.VALUE_INVALID, "a guest is named twice", hint="Name each guest once.")
+
+
 def check_fork_room(count: int, available: int) -> None:
     """Raise Busy (``memory-short``) with the arithmetic when so many forks don't fit now."""
     needed = count * ROOM_PER_FORK

@@ -36,7 +36,7 @@ from serai.qemu.events import (
 )
 from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
-from serai.qemu.resources import open_resources, remove_sockets, socket_path
+from serai.qemu.resources import NO_TAPS, open_resources, remove_sockets, socket_path
 from serai.qemu.words import gist, open_words, read_last_words
 
 EARLY_END = 1.0
@@ -79,15 +79,17 @@ class Life:
         state_dir: Path,
         confinement: Confinement,
         timeout: float,
+        taps: Mapping[str, int] = NO_TAPS,
     ) -> Self:
         """Start QEMU and wait until its monitor answers; the guest runs by then.
 
-        Its memory is a new file called ``machine.ram`` (``machine.id`` if that is empty). On
+        Its memory is a new file called ``machine.ram`` (``machine.id`` if that is empty). ``taps`` that
+        are open already stay the caller's, others are opened by name. On
         failure nothing is left, and HostFailure (``guest-start-failed``, ``disk-full``) tells
         QEMU's last words, or which file could not be opened.
         """
         paths = run_dir, state_dir
-        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None, {})
+        process = await _open_and_spawn(machine, capabilities, *paths, confinement, None, taps)
         return await cls._begin(machine, process, *paths, timeout)
 
     @classmethod

@@ -26,7 +26,7 @@ from serai.store.changes import (
     PutSnapshot,
     PutVolume,
 )
-from serai.store.rows import Step, outside
+from serai.store.rows import Step, link_of, outside
 from serai.store.schema import (
     FORWARDS,
     GROUPS,
@@ -132,7 +132,7 @@ def _addresses(guest: GuestRecord) -> Iterator[Claim]:
         ):
             if value:
                 others = sa.select(PORTS.c.id).where(
-                    PORTS.c.network_id == port.network,
+                    PORTS.c.network_id == link_of(port),
                     PORTS.c.guest_id != guest.id,
                     column == value,
                 )

@@ -98,12 +98,17 @@ def port_row(guest_id: str, port: Port) -> dict[str, object]:
     return {
         "id": port.id,
         "guest_id": guest_id,
-        "network_id": port.network,
+        "network_id": link_of(port),
         "mac": port.mac,
         "tap": port.tap,
         "address": port.address or None,
         "address6": port.address6 or None,
     }
+
+
+def link_of(port: Port) -> str:
+    """Return what a port's addresses are unique in: its network, or its network in a bubble."""
+    return f"{port.network} {port.site[:24]}" if port.site else port.network
 
 
 def outside(forward: ForwardRecord) -> str:

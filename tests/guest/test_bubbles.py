@@ -1,0 +1,242 @@
+"""Forks that keep their addresses, each group in a bubble: they see each other and nobody else.
+
+The daemon is in a network namespace that the test makes, joined by a wire to another one, the world
+outside. Bubbles are namespaces that the daemon makes.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from keeper import Daemon, wait_for
+from namespaced import bubbles, in_namespace, open_daemon, open_namespace, resolvers
+
+from serai import Guest, SeraiError
+from serai.errors import Code
+from serai.host.namespaces import inside
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
+
+GREET = "(while :; do echo hello from {name} | nc -l -p {port}; done) >/dev/null 2>&1 &"
+HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
+TELL = """(n=0; while :; do n=$((n+1)); echo $n >/tmp/told; echo $n | nc -w 1 two 9000; done) >/dev/null 2>&1 &"""
+HEAR = """(last=0; while :; do n=$(nc -l -p 9000); [ -n "$n" ] || continue
+[ "$n" -lt "$last" ] && echo "$n after $last" >>/tmp/wrong; last=$n; echo $n >/tmp/heard
+done) >/dev/null 2>&1 &"""
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    with open_namespace() as name:
+        yield name
+
+
+@pytest.fixture
+def outside(namespace: str) -> Iterator[str]:
+    """The world outside of the host; it knows no way to any network of ours."""
+    with open_namespace("-out") as name:
+        peer = ["type", "veth", "peer", "name", "wire", "netns", name]
+        in_namespace(namespace, "ip", "link", "add", "wire", *peer)
+        for space, address in ((namespace, HOST), (name, OUTSIDE)):
+            in_namespace(space, "ip", "address", "add", f"{address}/24", "dev", "wire")
+            in_namespace(space, "ip", "link", "set", "wire", "up")
+        yield name
+
+
+@pytest.fixture
+def daemon(serai_home: Path, tiny_state: Path, namespace: str, outside: str) -> Iterator[Daemon]:
+    with open_daemon(serai_home, tiny_state, namespace) as keeper:
+        yield keeper
+
+
+def pings(guest: Guest, target: str) -> bool:
+    return guest.run(f"ping -c 1 -W 2 {target}").ok
+
+
+def fetches(guest: Guest, address: str, port: int) -> str:
+    return guest.run(f"nc -w 2 {address} {port} </dev/null").stdout.strip()
+
+
+def greet(guest: Guest, port: int) -> None:
+    guest.run(GREET.format(port=port, name=guest.name))
+
+
+def caller_of(guest: Guest, outside: str) -> str:
+    """Let the guest call a server outside; return the address that the server saw."""
+    server = inside(outside, lambda: socket.create_server((OUTSIDE, 0)))
+    seen: list[str] = []
+
+    def serve() -> None:
+        server.settimeout(20)
+        there, address = server.accept()
+        with there:
+            there.sendall(b"welcome\n")
+            seen.append(address[0])
+
+    with server:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        said = fetches(guest, OUTSIDE, server.getsockname()[1])
+        serving.join()
+    return seen[0] if said == "welcome" else said
+
+
+def frames_in(guest: Guest) -> int:
+    return guest.ports()[0].counters.packets_in
+
+
+def pair(daemon: Daemon) -> tuple[Guest, Guest]:
+    one, two = (
+        daemon.inn.launch("tiny", name=name, memory="128MiB", networks=["web"])
+        for name in ("one", "two")
+    )
+    wait_for("their leases", lambda: pings(one, "two") and pings(two, "one"))
+    return one, two
+
+
+def test_two_bubbles_of_the_same_pair(daemon: Daemon, outside: str) -> None:
+    inn = daemon.inn
+    inn.create_network("web", subnet="10.20.0.0/24")
+    inn.create_network("open", subnet="10.30.0.0/24", mode="routed")
+    one, two = pair(daemon)
+    third = inn.launch("tiny", name="three", memory="128MiB", networks=["open"])
+    greet(two, 80)
+    inn.add_forward("two", 8080, 80)
+    words = ["fork", "one", "twin", "--with", "two", "--keep-identity", "--count", "2"]
+    said = daemon.run(*words)
+    assert said.returncode == 0, said.stderr
+    first, second = (
+        (inn.guest(f"twin-{number}-one"), inn.guest(f"twin-{number}-two")) for number in (1, 2)
+    )
+    assert len(bubbles(daemon.home)) == 2
+    assert inn.network("web").bubbles == 2 and inn.network("web").ports == 2
+
+    for mine in (first, second):
+        greet(mine[1], 81)
+        for old, new in zip((one, two), mine, strict=True):
+            assert new.info.ports[0].address == old.info.ports[0].address
+            assert new.info.ports[0].mac == old.info.ports[0].mac
+            assert new.info.ports[0].known_as == old.name
+            assert new.run("hostname").stdout == old.run("hostname").stdout
+    _each_pair_is_by_itself((one, two), first, second)
+    _nobody_gets_out_of_his_bubble(third, first, outside)
+    _addresses_are_asked_for_anew(first)
+    _a_forward_and_a_port(inn, first)
+    _all_is_there_after_the_daemon_and_the_host(daemon, outside)
+
+    assert daemon.run("delete", "--force", "twin-1-one").returncode == 0
+    assert len(bubbles(daemon.home)) == 2
+    assert daemon.run("delete", "--force", "twin-1-two").returncode == 0
+    assert len(bubbles(daemon.home)) == 1, "a bubble goes with its last guest"
+    assert pings(inn.guest("twin-2-one"), "two")
+
+
+def _each_pair_is_by_itself(
+    originals: tuple[Guest, Guest], first: tuple[Guest, Guest], second: tuple[Guest, Guest]
+) -> None:
+    address = originals[1].info.ports[0].address
+    before = frames_in(originals[1])
+    for mine in (first, second):
+        for target in ("two", address):
+            assert fetches(mine[0], target, 81) == f"hello from {mine[1].name}"
+        assert pings(mine[1], "one")
+    assert frames_in(originals[1]) == before, "the original heard nothing of it"
+    assert fetches(originals[0], address, 81) == ""
+    assert fetches(originals[0], address, 80) == "hello from two"
+    heard = frames_in(second[1])
+    assert fetches(first[0], address, 81) == f"hello from {first[1].name}"
+    assert frames_in(second[1]) == heard, "the other bubble heard nothing of it"
+
+
+def _nobody_gets_out_of_his_bubble(third: Guest, first: tuple[Guest, Guest], outside: str) -> None:
+    assert caller_of(first[0], outside) == HOST, "out through NAT"
+    assert pings(third, HOST) and pings(first[0], OUTSIDE)
+    assert not pings(first[0], third.info.ports[0].address), "into a network of the host"
+    assert fetches(first[0], HOST, 8080) == "", "to an original by a forward"
+    for transfer in ("100.64.0.2", "100.64.0.6"):
+        assert not pings(third, transfer), "into a bubble"
+    assert not pings(first[0], "100.64.0.6"), "into another bubble"
+
+
+def _addresses_are_asked_for_anew(mine: tuple[Guest, Guest]) -> None:
+    address = mine[0].info.ports[0].address
+    told = mine[0].run("udhcpc -i eth0 -n -q 2>&1")
+    assert told.ok and address in told.stdout
+
+
+def _a_forward_and_a_port(inn: object, mine: tuple[Guest, Guest]) -> None:
+    with pytest.raises(SeraiError) as raised:
+        inn.add_forward(mine[0].name, 9090, 80)  # type: ignore[attr-defined]
+    assert raised.value.code is Code.GUEST_IN_BUBBLE and raised.value.hint
+    added = mine[0].add_port("open")
+    assert added.bubble == mine[0].info.ports[0].bubble
+    wait_for("a lease", lambda: added.address in mine[0].run("ip address").stdout)
+    other = mine[1].add_port("open")
+    wait_for("the way there", lambda: pings(mine[0], other.address))
+    for guest in mine:
+        guest.remove_port("net1")
+    assert pings(mine[0], mine[1].info.ports[0].address)
+    assert inn.network("open").bubbles == 0, "its copy in there is gone"  # type: ignore[attr-defined]
+
+
+def _all_is_there_after_the_daemon_and_the_host(daemon: Daemon, outside: str) -> None:
+    daemon.kill()
+    daemon.start()
+    inn = daemon.inn
+    mine = inn.guest("twin-1-one"), inn.guest("twin-1-two")
+    address = mine[1].info.ports[0].address
+    assert fetches(mine[0], address, 81) == "hello from twin-1-two"
+    assert caller_of(inn.guest("twin-2-one"), outside) == HOST
+
+    daemon.kill()
+    kept = {guest.id for guest in mine}
+    spaces = bubbles(daemon.home)
+    for guest_id, pid in daemon.qemu_pids().items():
+        if guest_id in kept:
+            os.kill(pid, signal.SIGKILL)
+    for space in spaces:  # as after the host went down
+        for pid in resolvers(space):
+            os.kill(pid, signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", space], check=True)
+    daemon.start()
+    inn = daemon.inn
+    for guest in mine:
+        inn.guest(guest.name).start()
+    mine = inn.guest("twin-1-one"), inn.guest("twin-1-two")
+    for guest in mine:
+        wait_for("its agent", lambda guest=guest: guest.refresh().info.agent == "answering")  # type: ignore[misc]
+    wait_for("the pair", lambda: pings(mine[0], "two") and pings(mine[1], "one"))
+    assert caller_of(mine[0], outside) == HOST
+    other = inn.guest("twin-2-one")
+    wait_for("the other bubble", lambda: pings(other, "two"))
+
+
+def test_a_group_is_of_one_moment(daemon: Daemon) -> None:
+    daemon.inn.create_network("web")
+    one, two = pair(daemon)
+    two.run(HEAR)
+    one.run(TELL)
+    wait_for("some words", lambda: int(two.run("cat /tmp/heard").stdout or 0) > 3)
+    for number in range(4):
+        forks = one.fork(1, name=f"copy{number}", keep_identity=True, together=["two"])
+        names = [each.name for each in forks]
+        assert names == [f"copy{number}-one", f"copy{number}-two"]
+        told = int(forks[0].run("cat /tmp/told").stdout)
+        wait_for("more words", lambda: int(forks[1].run("cat /tmp/heard").stdout or 0) > told)  # noqa: B023
+        assert forks[1].run("cat /tmp/wrong").stdout == "", "it heard what was not told yet"
+        for each in forks:
+            each.delete(force=True)
+    assert two.run("cat /tmp/wrong").stdout == ""
+    for wrong in (
+        {"keep_identity": False, "together": ["two"]},
+        {"keep_identity": True, "together": ["one"]},
+    ):
+        with pytest.raises(SeraiError) as raised:
+            one.fork(1, name="x", **wrong)  # type: ignore[arg-type]
+        assert raised.value.code is Code.VALUE_INVALID and raised.value.hint
+    assert [each.name for each in daemon.inn.guests()] == ["one", "two"]
