@@ -49,7 +49,7 @@ async def ensure_bubble(links: Links, wish: Bubble) -> bool:
     namespace = wish.namespace(links.owner)
     is_new = not has_namespace(namespace)
     await asyncio.to_thread(make_namespace, namespace)
-    outer, inner = IPv4Network(wish.transfer).hosts()
+    outer, _ = IPv4Network(wish.transfer).hosts()
     length = IPv4Network(wish.transfer).prefixlen
     inner_end = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -60,16 +60,24 @@ async def ensure_bubble(links: Links, wish: Bubble) -> bool:
             peer_namespace=inner_end,
             addresses=(f"{outer}/{length}",),
         )
-        changed = await links.ensure_pair(pair)
+        async with open_links(links.owner, namespace=namespace) as inside:
+            if not await inside.has(INNER):  # where there is a pair, it leads somewhere else
+                await links.remove(pair.name)
+            changed = await links.ensure_pair(pair)
+            changed |= await _lead_out(inside, wish)
     finally:
         os.close(inner_end)
-    async with open_links(links.owner, namespace=namespace) as inside:
-        changed |= await inside.ensure_address("lo", ("127.0.0.1/8",))
-        changed |= await inside.ensure_address(
-            INNER, (f"{inner}/{length}",), gateways=(str(outer),)
-        )
-        changed |= await inside.do("let a bubble route", lambda: write_sysctl("ipv4/ip_forward", 1))
     return changed or is_new
+
+
+async def _lead_out(inside: Links, wish: Bubble) -> bool:
+    outer, inner = IPv4Network(wish.transfer).hosts()
+    changed = await inside.ensure_address("lo", ("127.0.0.1/8",))
+    changed |= await inside.ensure_address(
+        INNER, (f"{inner}/{IPv4Network(wish.transfer).prefixlen}",), gateways=(str(outer),)
+    )
+    changed |= await inside.do("let a bubble route", lambda: write_sysctl("ipv4/ip_forward", 1))
+    return changed
 
 
 async def remove_bubble(links: Links, bubble: Bubble) -> None:

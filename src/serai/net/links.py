@@ -130,6 +130,10 @@ class Links:
         """Tell whether there is a bridge of that name, whoever looks after it."""
         return await self.do(f"look for {name}", lambda: _kind(self._find(name)) == "bridge")
 
+    async def has(self, name: str) -> bool:
+        """Tell whether there is an interface of that name."""
+        return await self.do(f"look for {name}", lambda: bool(self.index_of(name)))
+
     async def routes(self) -> list[str]:
         """Return the prefixes that the host routes but for those of our own bridges."""
         return await self.do("read routes", self._routes)
