@@ -8,6 +8,7 @@ from serai.model.network import (
     ForwardRecord,
     GroupRecord,
     GroupSpec,
+    InBubble,
     NetworkRecord,
     NetworkSpec,
     PortSpec,
@@ -80,3 +81,34 @@ def test_forwards_go_with_their_guest(fabric: Fabric) -> None:
     assert list(fabric.forwards) == ["id-2"]
     shown = fabric.show_forward(fabric.forward("id-2"), "two")
     assert (shown.guest, shown.port, shown.address) == ("two", "", "")
+
+
+def in_bubble(number: int, known_as: str = "one") -> InBubble:
+    return InBubble(id=f"b{number}", transfer=f"100.64.0.{4 * number}/30", known_as=known_as)
+
+
+def test_in_a_bubble_everything_is_as_it_was_and_collides_with_nobody(fabric: Fabric) -> None:
+    [source] = fabric.claim(ONE, {"p": PortSpec(network="web", groups=("www",))})
+    copies = [
+        fabric.claim_like((f"id-{n}", f"c{n}"), {f"q{n}": source}, in_bubble(n), same=True)[0]
+        for n in range(2)
+    ]
+    for number, copy in enumerate(copies):
+        assert (copy.mac, copy.address, copy.groups) == (source.mac, source.address, source.groups)
+        assert copy.tap != source.tap and copy.site == f"b{number}"
+    assert len({each.tap for each in copies}) == 2
+    [held] = fabric.ports_at("b1")
+    assert (held.guest, held.known_as) == ("c1", "one")
+    shown = fabric.show_network(fabric.network("web"))
+    assert (shown.ports, shown.free, shown.bubbles) == (1, 4, 2)
+    with pytest.raises(Conflict) as raised:
+        fabric.claim_like(TWO, {"r": source}, in_bubble(1, "x"), same=True)
+    assert raised.value.code is Code.ADDRESS_TAKEN
+
+    [more] = fabric.claim(TWO, {"s": PortSpec(network="web")}, bubble=in_bubble(1, "two"))
+    assert more.address == "10.20.0.3", "the first that is free in there"
+    assert set(fabric.bubbles()) == {"b0", "b1"}
+    assert fabric.pick_transfer(["100.64.0.8/30"], ()) == "100.64.0.12/30"
+    fabric.release([copies[1], more])
+    assert set(fabric.bubbles()) == {"b0"}
+    assert len(fabric.ports_in("n")) == 2, "nobody may delete the network"

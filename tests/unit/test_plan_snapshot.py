@@ -22,10 +22,12 @@ from serai.plan.snapshot import (
     ROOM_PER_FORK,
     Sizes,
     check_fork_room,
+    check_group,
     check_memory_fits,
     cold_memories,
     fork_names,
     fork_record,
+    group_names,
     in_tree_order,
     pick_name,
 )
@@ -140,6 +142,29 @@ def test_names_of_forks() -> None:
 def test_names_that_can_not_be(name: str, count: int) -> None:
     with pytest.raises(Invalid):
         fork_names(name, count)
+
+
+def test_forks_of_a_group_are_called_after_their_sources() -> None:
+    assert group_names("copy", 1, ["web", "db"]) == [["copy-web", "copy-db"]]
+    assert group_names("copy", 2, ["web"]) == [["copy-1-web"], ["copy-2-web"]]
+    for name, count, sources in (
+        ("c", 0, ["web"]),
+        ("c", 501, ["web", "db"]),
+        ("c" * 60, 1, ["web"]),
+    ):
+        with pytest.raises(Invalid):
+            group_names(name, count, sources)
+
+
+@pytest.mark.parametrize(
+    ("sources", "keep_identity", "snapshot"),
+    [(["web", "db"], False, ""), (["web", "db"], True, "ready"), (["web", "web"], True, "")],
+)
+def test_groups_that_can_not_be(sources: list[str], keep_identity: bool, snapshot: str) -> None:
+    check_group(["web", "db"], keep_identity=True, snapshot="")
+    with pytest.raises(Invalid) as caught:
+        check_group(sources, keep_identity=keep_identity, snapshot=snapshot)
+    assert caught.value.hint
 
 
 def test_too_many_forks_are_refused_with_the_arithmetic() -> None:

@@ -56,7 +56,7 @@ from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
-from serai.plan.snapshot import fork_names
+from serai.plan.snapshot import fork_names, group_names
 from serai.units import check_guest_name, check_image_name, check_labels, shorten
 
 NOW = 1_700_000_000.5
@@ -347,7 +347,11 @@ class FakeEngine:
 
     def _fork(self, source: Guest, action: ForkGuest) -> list[str]:
         origin = self.shelf.find(source, action.snapshot).id if action.snapshot else ""
-        names = fork_names(action.name or f"fork-{len(self.all_guests)}", action.count)
+        name = action.name or f"fork-{len(self.all_guests)}"
+        names = fork_names(name, action.count)
+        if action.together:
+            sources = [source.name, *action.together]
+            names = [each for group in group_names(name, action.count, sources) for each in group]
         for name in names:
             if name in self.all_guests:
                 raise Conflict(Code.GUEST_EXISTS, f"there is a guest {name} already")

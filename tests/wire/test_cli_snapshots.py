@@ -183,6 +183,14 @@ def test_fork_passes_its_options_on(saved: Stage) -> None:
     ]
 
 
+def test_guests_are_forked_together(stage: Stage) -> None:
+    done = stage.serai("fork", "g0", "copy", "--with", "g1", "--with", "g2", "--keep-identity")
+    assert done.text.startswith("3 forks of g0, g1, g2 are running: copy-g0, copy-g1, copy-g2 (")
+    assert stage.engine.actions == [
+        ForkGuest(guest="g0", name="copy", keep_identity=True, together=("g1", "g2"))
+    ]
+
+
 def test_fork_of_a_guest_as_it_is_and_without_a_name(stage: Stage) -> None:
     done = stage.serai("fork", "g0")
     assert stage.engine.actions == [ForkGuest(guest="g0")]

@@ -52,6 +52,8 @@ def test_without_a_count_there_is_one_and_its_options_arrive(stage: Stage) -> No
     assert stage.engine.actions[1] == ForkGuest(
         guest=guest.id, name="web2", keep_identity=True, ttl=7200, wait=False
     )
+    group = guest.fork(1, name="all", keep_identity=True, together=["db"])
+    assert [each.name for each in group] == ["all-web1", "all-db"]
     with pytest.raises(TypeError):
         guest.fork(nmae="web4")  # type: ignore[call-overload]
     with pytest.raises(Invalid):

@@ -66,7 +66,7 @@ def fork(
     elif len(made) == 1:
         print_line(summary(made[0], wait, time.monotonic() - began))
     else:
-        print_line(_summary(source, made, time.monotonic() - began))
+        print_line(_summary((source, *together), made, time.monotonic() - began))
 
 
 def _guests(daemon: Connection, ids: Sequence[str]) -> list[Guest]:
@@ -76,8 +76,12 @@ def _guests(daemon: Connection, ids: Sequence[str]) -> list[Guest]:
     return [found[each] for each in ids if each in found]
 
 
-def _summary(source: str, made: Sequence[Guest], seconds: float) -> str:
+def _summary(sources: Sequence[str], made: Sequence[Guest], seconds: float) -> str:
     states = {str(each.state) for each in made}
     how = states.pop() if len(states) == 1 else "there"
     names = f"{made[0].name} to {made[-1].name}" if made else "none"
-    return f"{len(made)} forks of {source} are {how}: {names} ({format_duration(seconds)})"
+    if 1 < len(sources) == len(made):
+        names = ", ".join(each.name for each in made)
+    return (
+        f"{len(made)} forks of {', '.join(sources)} are {how}: {names} ({format_duration(seconds)})"
+    )
