@@ -210,10 +210,28 @@ class Site:
         ports = list(ports)
         await self.rules()
         for network_id in {port.network for port in ports}:
-            await self.raise_network(self._fabric.network(network_id))
+            await self._raise_unless_up(self._fabric.network(network_id))
             if network_id in self._resolvers:
                 await self._resolvers[network_id].wait_ready()
         for port in ports:
+            await self._lay_anyhow(guest, port)
+
+    async def _raise_unless_up(self, record: NetworkRecord) -> None:
+        """Have names and addresses; where they are served the bridge was there not long ago."""
+        resolver = self._resolvers.get(record.id)
+        if resolver is not None and resolver.pid:
+            await self.resolve(record)
+        else:
+            await self.raise_network(record)
+
+    async def _lay_anyhow(self, guest: str, port: Port) -> None:
+        """Lay a port's cable; if somebody has taken the bridge away meanwhile, there is another."""
+        try:
+            await self._lay(guest, port)
+        except Conflict as error:
+            if error.code is not Code.BRIDGE_MISSING:
+                raise
+            await self.raise_network(self._fabric.network(port.network))
             await self._lay(guest, port)
 
     async def _lay(self, guest: str, port: Port) -> bool:
@@ -234,7 +252,6 @@ class Site:
         ports = list(ports)
         for port in ports:
             await self.links.remove(port.tap)
-            await self.links.remove(shaper_of(port.tap))
         for network_id in {port.network for port in ports}:
             record = self._fabric.networks.get(network_id)
             if record is None:

@@ -299,8 +299,8 @@ class Links:
         if link is not None and (link.get_attr("IFLA_IFALIAS") or "").startswith(self._prefix):
             with _gone_already():
                 self.route.link("del", index=link["index"])
-            if name.startswith(TAP):  # what limits it goes with it
-                self._remove(shaper_of(name))
+        if name.startswith(TAP):  # what limits it goes with it
+            self._remove(shaper_of(name))
 
     def _list_ours(self) -> list[Link]:
         links = list(self.route.get_links())

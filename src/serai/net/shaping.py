@@ -7,6 +7,8 @@ What is over the rate waits, up to a tenth of a second's worth, and is dropped b
 finds its rate without stopping. Rates count whole frames. Limits are changed live.
 """
 
+from typing import Any
+
 from pyroute2 import NetlinkError
 
 from serai.errors import Code, HostFailure
@@ -43,6 +45,9 @@ def _limit(links: Links, tap: str, limits: PortLimits) -> None:
     index = links.index_of(tap)
     if not index:
         raise HostFailure(Code.NETWORK_FAILED, f"{tap} is not there")
+    there = links.route.get_qdiscs(index=index)
+    if not limits.rate_in and not limits.rate_out and not any(map(_is_limit, there)):
+        return
     _bucket(links, index, limits.rate_in, limits.burst_in)
     shaper = shaper_of(tap)
     if not limits.rate_out:
@@ -51,6 +56,10 @@ def _limit(links: Links, tap: str, limits: PortLimits) -> None:
     through = _shaper(links, tap, shaper)
     _bucket(links, through, limits.rate_out, limits.burst_out)
     _lead(links, index, through)
+
+
+def _is_limit(qdisc: Any) -> bool:
+    return qdisc.get_attr("TCA_KIND") in ("tbf", "ingress")
 
 
 def _bucket(links: Links, index: int, rate: int, burst: int) -> None:
