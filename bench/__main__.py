@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bench import adopting, asking, forking, snapshots, starting
+from bench import adopting, asking, forking, networks, snapshots, starting, traffic
 from bench.figures import Row, table
 from bench.host import describe, free_memory, warm_up
 from bench.scene import Scene, open_scene
@@ -68,6 +68,9 @@ MEASUREMENTS: dict[str, Callable[[Scene], Awaitable[list[Row]]]] = {
     "list": _list,
     "cost": _cost,
     "adopt": adopting.measure_adoption,
+    "networks": networks.measure_networks,
+    "traffic": traffic.measure_traffic,
+    "disk": traffic.measure_disk,
 }
 
 

@@ -5,11 +5,13 @@ confinement, no database, no events; that serai does all this too is what the ra
 """
 
 import asyncio
+import base64
 import dataclasses
 import json
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from typing import Any
 import msgspec
 
 from serai.model.machine import Machine
-from serai.qemu.commandline import build_argv
+from serai.qemu.commandline import READ_ONLY, build_argv, tap_name
+from serai.qemu.resources import NO_TAPS
 
 SOCKETS = ("qmp", "agent", "birth", "console")
 UNLIMITED = 1 << 50
@@ -36,9 +39,9 @@ def another(machine: Machine) -> Machine:
 
 
 class BareGuest:
-    """One QEMU without drives (the tiny image has none).
+    """One QEMU.
 
-    ``memory`` is an open RAM file (-1: it gets a new one); with ``machine.ram_private`` it maps that
+    ``taps`` are open, by interface, and stay the caller's. ``memory`` is an open RAM file (-1: it gets a new one); with ``machine.ram_private`` it maps that
     privately and waits for a state. ``state`` is the file that its devices are saved to or loaded from.
     """
 
@@ -50,8 +53,10 @@ class BareGuest:
         *,
         memory: int = -1,
         state: Path | None = None,
+        taps: Mapping[str, int] = NO_TAPS,
     ) -> None:
         self._machine = machine
+        self._taps = taps
         self._memory = memory
         self._state = state
         self._qemu = qemu
@@ -93,6 +98,14 @@ class BareGuest:
             listener.listen()
             fds[name] = listener.detach()
         fds["log"] = os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for nic in machine.nics:
+            if nic.tap:
+                fds[tap_name(nic)] = os.dup(self._taps[nic.tap])
+        for drive in machine.drives:
+            for index, layer in enumerate(drive.chain):
+                name = f"{drive.name}/{index}"
+                fds[name + READ_ONLY] = os.open(layer.path, os.O_RDONLY)
+                fds[name] = os.open(layer.path, os.O_RDONLY if layer.read_only else os.O_RDWR)
         for name in ("kernel", "initrd"):
             if path_of := getattr(machine, name):
                 fds[name] = os.open(path_of, os.O_RDONLY)
@@ -157,8 +170,8 @@ class BareGuest:
         await reader.readline()
         writer.close()
 
-    async def execute(self, script: str) -> None:
-        """Run a script inside, and wait for its end."""
+    async def execute(self, script: str) -> str:
+        """Run a script inside, wait for its end, and return what it printed."""
         reader, writer = await asyncio.open_unix_connection(self._folder / "agent.sock")
 
         async def ask(command: str, **arguments: object) -> Any:
@@ -166,10 +179,13 @@ class BareGuest:
             return json.loads(await reader.readline())["return"]
 
         await ask("guest-ping")
-        begun = await ask("guest-exec", path="/bin/sh", arg=["-c", script])
-        while not (await ask("guest-exec-status", pid=begun["pid"]))["exited"]:
+        begun = await ask(
+            "guest-exec", path="/bin/sh", arg=["-c", script], **{"capture-output": True}
+        )
+        while not (status := await ask("guest-exec-status", pid=begun["pid"]))["exited"]:
             await asyncio.sleep(AGENT_POLL)
         writer.close()
+        return base64.b64decode(status.get("out-data", "")).decode()
 
     async def quit(self) -> None:
         """Pull the plug; returns when the process is gone."""
