@@ -26,7 +26,7 @@ from serai.host.tap import make_tap, open_tap
 from serai.model.machine import LayerFile, Machine
 
 ROUNDS = 7
-NET_MIB, DISK_MIB, READ_MIB, REQUESTS = 32, 256, 2048, 4000
+GUEST_MIB, HOST_MIB, DISK_MIB, READ_MIB, REQUESTS = 12, 48, 256, 2048, 4000
 DISK = "1280MiB"
 GIB = 1 << 30
 PORT = 9000
@@ -38,7 +38,7 @@ echo $before $after >/tmp/new; mv /tmp/new /tmp/took) </dev/null >/dev/null 2>&1
 """Nobody waits for it inside: an agent that is asked all the time would take its share of the processor."""
 LISTEN = f"(sleep 1000 | nc -l -p {PORT} >/dev/null) >/dev/null 2>&1 &"
 READY = f"until netstat -ltn | grep -q :{PORT}; do usleep 10000; done"
-SEND = f"dd if=/dev/zero bs=64k count={NET_MIB * 16} | nc {{address}} {PORT}"
+SEND = f"dd if=/dev/zero bs=64k count={GUEST_MIB * 16} | nc {{address}} {PORT}"
 READ = f"dd if=/dev/vda of=/dev/null bs=1M count={DISK_MIB} iflag=direct"
 DISK_WORK = {
     "disk written": f"dd if=/dev/zero of=/dev/vda bs=1M count={DISK_MIB} oflag=direct",
@@ -160,8 +160,8 @@ async def _send_all(namespace: str, sides: dict[str, tuple[list[Run], str]]) -> 
             inward[side].append(await asyncio.to_thread(_send, namespace, address))
     unit = "MiB/s"
     return [
-        _row("guest → guest (nc)", between["ours"], between["bare"], NET_MIB, unit),
-        _row("host → guest (nc)", inward["ours"], inward["bare"], NET_MIB, unit),
+        _row("guest → guest (nc)", between["ours"], between["bare"], GUEST_MIB, unit),
+        _row("host → guest (nc)", inward["ours"], inward["bare"], HOST_MIB, unit),
     ]
 
 
@@ -172,7 +172,7 @@ def _send(namespace: str, address: str) -> float:
         connected.connect((address, PORT))
         begun = time.perf_counter()
         block = bytes(1 << 20)
-        for _ in range(NET_MIB):
+        for _ in range(HOST_MIB):
             connected.sendall(block)
         connected.shutdown(socket.SHUT_WR)
         connected.recv(1)

@@ -168,13 +168,16 @@ class Forker:
                 await meeting.break_off()
                 raise
 
-        async with self._meeting:
-            results = await asyncio.gather(*map(one, sources), return_exceptions=True)
-        problem = _first_problem(results)
-        if problem is not None:
+        try:
+            async with self._meeting:
+                results = await asyncio.gather(*map(one, sources), return_exceptions=True)
+            problem = _first_problem(results)
+            if problem is not None:
+                raise problem
+        except BaseException:
             for each in found.values():
                 each.close()
-            raise problem
+            raise
         return [found[each.record.id] for each in sources]
 
     async def launch(self, image: Image, action: LaunchGuest, key: str) -> Job:
