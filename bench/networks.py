@@ -17,7 +17,7 @@ from tiny import state_with_tiny
 
 from bench.figures import Row, clocked, p50, show_time, show_times
 from bench.scene import Scene
-from serai.client import calls
+from serai.client import network_calls
 from serai.client.network_words import network_of, port_of
 from serai.model.network import Direction, GroupChange, Protocol, Rule
 
@@ -61,7 +61,8 @@ def _creation(daemon: Daemon) -> Row:
     connection, times = daemon.inn.connection, []
     for number in range(ROUNDS):
         spec = network_of(f"n{number}", subnet6=f"fd12:3456:789a:{number + 1:x}::/64")
-        times.append(clocked(lambda spec=spec: connection.finish(calls.create_network(spec))))  # type: ignore[misc]
+        call = network_calls.create_network(spec)
+        times.append(clocked(lambda call=call: connection.finish(call)))  # type: ignore[misc]
     for number in range(1, ROUNDS):
         daemon.inn.delete_network(f"n{number}")
     return _row("network with bridge, DHCP, names and rules → it is there", times, 0.05)
@@ -72,7 +73,7 @@ def _addition(daemon: Daemon) -> Row:
     with daemon.inn.launch("tiny", name="one", memory=MEMORY, networks=["n0"]) as guest:
         for _ in range(ROUNDS):
             time.sleep(SETTLE)
-            call = calls.add_port(guest.id, port_of("n0"))
+            call = network_calls.add_port(guest.id, port_of("n0"))
             times.append(clocked(lambda call=call: connection.finish(call)))  # type: ignore[misc]
             time.sleep(SETTLE)
             guest.remove_port("net1")
@@ -89,6 +90,6 @@ def _change(daemon: Daemon) -> Row:
         inn.create("tiny", name=f"p{number}", networks=[f"many,group={each}" for each in groups])
     for number in range(ROUNDS):
         rule = Rule(direction=Direction.IN, protocol=Protocol.UDP, ports=str(1000 + number))
-        call = calls.change_group("g7", GroupChange(add=(rule,)))
+        call = network_calls.change_group("g7", GroupChange(add=(rule,)))
         times.append(clocked(lambda call=call: inn.connection.finish(call)))  # type: ignore[misc]
     return _row(f"one rule changed, {GUESTS * PORTS} ports in {GROUPS} groups", times, 0.02)
