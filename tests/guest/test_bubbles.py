@@ -62,6 +62,18 @@ def fetches(guest: Guest, address: str, port: int) -> str:
     return guest.run(f"nc -w 2 {address} {port} </dev/null").stdout.strip()
 
 
+def answer(guest: Guest, address: str, port: int) -> str:
+    """Return what is said there; between two answers nobody listens for a moment."""
+    said = [""]
+
+    def is_said() -> bool:
+        said[0] = fetches(guest, address, port)
+        return bool(said[0])
+
+    wait_for("an answer", is_said, limit=20)
+    return said[0]
+
+
 def greet(guest: Guest, port: int) -> None:
     guest.run(GREET.format(port=port, name=guest.name))
 
@@ -150,15 +162,15 @@ def _each_pair_is_by_itself(
     before = pings_heard(originals[1]), pings_heard(originals[0])
     for mine in (first, second):
         for target in ("two", address):
-            assert fetches(mine[0], target, 81) == f"hello from {mine[1].name}"
+            assert answer(mine[0], target, 81) == f"hello from {mine[1].name}"
         assert pings(mine[1], "one")
     assert (pings_heard(originals[1]), pings_heard(originals[0])) == before, (
         "they heard nothing of it"
     )
     assert fetches(originals[0], address, 81) == ""
-    assert fetches(originals[0], address, 80) == "hello from two"
+    assert answer(originals[0], address, 80) == "hello from two"
     heard = pings_heard(second[1])
-    assert fetches(first[0], address, 81) == f"hello from {first[1].name}"
+    assert answer(first[0], address, 81) == f"hello from {first[1].name}"
     own = pings_heard(first[1])
     assert pings(first[0], address) and pings_heard(first[1]) == own + 1
     assert pings_heard(second[1]) == heard, "the other bubble heard nothing of it"
@@ -201,7 +213,7 @@ def _all_is_there_after_the_daemon_and_the_host(daemon: Daemon, outside: str) ->
     inn = daemon.inn
     mine = inn.guest("twin-1-one"), inn.guest("twin-1-two")
     address = mine[1].info.ports[0].address
-    assert fetches(mine[0], address, 81) == "hello from twin-1-two"
+    assert answer(mine[0], address, 81) == "hello from twin-1-two"
     assert caller_of(inn.guest("twin-2-one"), outside) == HOST
 
     daemon.kill()
