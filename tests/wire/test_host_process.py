@@ -28,6 +28,7 @@ from serai.host.process import (
     spawn,
     start_conversation,
 )
+from serai.host.supervise import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
 
@@ -394,8 +395,13 @@ async def test_a_spawned_program_gets_no_descriptor_but_those_given(null: int) -
     os.set_inheritable(held, True)
     passed = os.memfd_create("passed")
     child = await spawn(["/bin/sleep", "300"], pass_fds=(passed,), stderr_to=null, confinement=FREE)
-    try:
-        assert set(os.listdir(f"/proc/{child.pid}/fd")) == {"0", "1", "2", str(passed)}
+    wanted = {"0", "1", "2", str(passed)}
+
+    def has_those() -> bool:
+        return set(os.listdir(f"/proc/{child.pid}/fd")) == wanted
+
+    try:  # as long as its libraries are loaded it has one of those open too
+        await wait_until("it has those", has_those, timeout=5.0, every=0.01)
     finally:
         child.signal(signal.SIGKILL)
         await child.wait()
@@ -433,6 +439,21 @@ async def test_a_missing_program_is_told(null: int) -> None:
     with pytest.raises(HostFailure) as caught:
         await spawn(["/no/such"], pass_fds=(), stderr_to=null, confinement=FREE)
     assert caught.value.code is Code.TOOL_MISSING
+
+
+@pytest.mark.parametrize("small", [False, True])
+async def test_who_is_spawned_with_small_pages_has_no_others(null: int, small: bool) -> None:
+    child = await spawn(
+        ["sleep", "60"], pass_fds=(), stderr_to=null, confinement=FREE, small_pages=small
+    )
+    try:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert f"THP_enabled:\t{0 if small else 1}" in status
+        assert "THP_enabled:\t1" in Path("/proc/self/status").read_text()
+    finally:
+        child.signal(signal.SIGKILL)
+        await child.wait()
+        child.close()
 
 
 async def test_two_hundred_spawns_leak_nothing(null: int) -> None:

@@ -10,6 +10,7 @@ it is held, is ``held``'s.
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -17,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ TOLD_OF_STDERR = 2000
 LINGER = 2.0
 """How long output is read on that a tool left behind, in a pipe that others still hold."""
 KILL_LIMIT = 10.0
+LIBC = ctypes.CDLL(None)
+PR_SET_THP_DISABLE = 41
 
 CLEAN_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -345,9 +348,16 @@ def start_conversation(
 
 
 async def spawn(
-    argv: Sequence[str], *, pass_fds: Sequence[int], stderr_to: int, confinement: Confinement
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int],
+    stderr_to: int,
+    confinement: Confinement,
+    small_pages: bool = False,
 ) -> Process:
     """Start a program that outlives us, with ``pass_fds`` under the same numbers and no others.
+
+    With ``small_pages`` it gets no huge ones, whatever it asks the kernel for.
 
     It is in its control group when this returns: from birth on v1, which costs nothing; moved into
     it on v2, which takes the kernel 5 to 10 ms, while the program is being loaded already
@@ -357,7 +367,8 @@ async def spawn(
     full = [*confinement.prefix(), *argv]
     start = partial(_start_apart, full, CLEAN_ENV, pass_fds, stderr_to)
     cgroup = confinement.cgroup
-    with _without_core():  # nothing else is started meanwhile, since this waits for the thread
+    # nothing else is started meanwhile, since this waits for the thread
+    with _without_core(), _small_pages() if small_pages else nullcontext():
         within = cgroup.try_within(start) if cgroup is not None else None
         child = within or start()
     try:
@@ -478,6 +489,16 @@ def _without_core() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+@contextmanager
+def _small_pages() -> Iterator[None]:
+    """Let what is started within have no huge pages; inherited as ``_without_core`` is (prctl(2))."""
+    LIBC.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        LIBC.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
 def keep_descriptors() -> None:

@@ -18,6 +18,7 @@ from typing import Self
 from serai.errors import Code, HostFailure, Interrupted, SeraiError
 from serai.host.process import Confinement, Process, spawn
 from serai.host.supervise import Supervisor
+from serai.model.guest import Accel
 from serai.model.machine import Machine
 from serai.model.node import Capabilities
 from serai.qemu import commands, drives
@@ -366,7 +367,13 @@ async def _open_and_spawn(
             words = open_words(stack, state_dir)
             argv = build_argv(machine, fds, capabilities.qemu_path)
             return await spawn(
-                argv, pass_fds=tuple(fds.values()), stderr_to=words, confinement=confinement
+                argv,
+                pass_fds=tuple(fds.values()),
+                stderr_to=words,
+                confinement=confinement,
+                # QEMU wants huge ones for the code that it makes: a fork that hardly runs would
+                # have megabytes of which it uses a little, and one that runs is no faster
+                small_pages=machine.accel is Accel.TCG,
             )
     except BaseException:
         remove_sockets(run_dir)
