@@ -28,12 +28,14 @@ from serai.engine.journal import Journal
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.shelf import Shelf
 from serai.errors import HostFailure
+from serai.host.supervise import wait_until
 from serai.model.actions import CheckStorage
 from serai.model.check import CheckReport, Fault, FindingKind
 from serai.model.guest import Accel, Firmware, GuestRecord
 from serai.model.job import Job
 from serai.model.machine import Machine
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, SnapshotState
+from serai.plan.layers import chain
 from serai.settings import find_places
 from serai.store.changes import DropSnapshot, PutLayer, PutSnapshot
 from serai.store.database import open_store
@@ -219,6 +221,22 @@ async def test_a_merge_keeps_the_digest_that_it_made(peer: Peer) -> None:
     [layer] = peer.shelf.layers.values()
     assert (layer.id, layer.digest) == ("two", await peer.house.layers.hash("two"))
     assert (await peer.check()).is_sound
+
+
+async def test_a_merged_layer_stays_until_who_has_looked_it_up_has_opened_it(peer: Peer) -> None:
+    peer.shelf.drop(next(iter(peer.shelf.snapshots.values())))
+    with peer.shelf.openers.opening():
+        looked_up = chain(peer.shelf.layers, "two")
+        turn = asyncio.create_task(peer.layers.turn())
+        await wait_until(
+            "it is merged", lambda: "one" not in peer.shelf.layers, timeout=5, every=0.01
+        )
+        assert all(peer.house.layers.path(each.id).exists() for each in looked_up)
+        with peer.shelf.openers.opening():  # who comes later is not waited for
+            pass
+        assert not turn.done()
+    assert await turn == "the layers two and one are one now"
+    assert peer.house.layers.stored() == {"two"}
 
 
 async def test_nothing_is_merged_or_collected_while_records_can_not_be_read(peer: Peer) -> None:

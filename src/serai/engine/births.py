@@ -184,6 +184,19 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
 
     ``record`` is the guest's, or what that will be. On failure nothing of it is left running.
     """
+    with driver.house.shelf.openers.opening():
+        instance = await _prepare(driver, record, moment)
+    try:
+        await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
+    except BaseException:
+        await instance.end(0.0)
+        await dismiss(driver, instance)
+        raise
+    return instance
+
+
+async def _prepare(driver: GuestDriver, record: GuestRecord, moment: Moment) -> Instance:
+    """Start a QEMU that waits for the moment."""
     house = driver.house
     base = await house.bases.find(moment.base)
     machine = machine_from(driver, record, moment.machine)
@@ -193,7 +206,7 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
     await write_seed(driver)
     present = driver.instance
     with _taps_of(present) as given, house.cabling.open_taps(record.ports, given) as taps:
-        instance = await Instance.prepare(
+        return await Instance.prepare(
             machine,
             memory_fd=base.fd,
             taps=taps,
@@ -203,13 +216,6 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
             confinement=confinement_of(driver, machine),
             timeout=house.settings.start_timeout,
         )
-    try:
-        await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
-    except BaseException:
-        await instance.end(0.0)
-        await dismiss(driver, instance)
-        raise
-    return instance
 
 
 def _taps_of(present: Instance | None) -> AbstractContextManager[Mapping[str, int]]:

@@ -413,16 +413,16 @@ async def _freeze_shared(
 ) -> Moment:
     """Make a base of the guest's memory; a second QEMU goes on with the guest."""
     house = driver.house
-    machine = dataclasses.replace(
-        old.machine,
-        drives=machine_of(driver).drives,
-        ram_private=True,
-        boots=not driver.agent_answered.is_set(),
-    )
     fd = old.memory_fd()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     try:
-        with old.tap_fds() as taps:
+        with house.shelf.openers.opening(), old.tap_fds() as taps:
+            machine = dataclasses.replace(
+                old.machine,
+                drives=machine_of(driver).drives,
+                ram_private=True,
+                boots=not driver.agent_answered.is_set(),
+            )
             upcoming = await _prepare(driver, machine, fd, taps)
         try:
             await meeting.wait_ready()

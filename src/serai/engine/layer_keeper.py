@@ -82,6 +82,7 @@ class LayerKeeper:
         await self._house.journal.commit(PutLayer(merged), DropLayer(parent.id))
         shelf.layers[child.id] = merged
         shelf.layers.pop(parent.id, None)
+        await shelf.openers.done()
         await asyncio.to_thread(folder.delete, parent.id)
         return f"the layers {child.id} and {parent.id} are one now"
 

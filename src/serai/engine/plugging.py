@@ -61,7 +61,8 @@ async def plug_in(
     house.shelf.volumes[volume.id] = taken
     if instance is not None:
         try:
-            await instance.plug_drive(_drive_of(driver, entry), PLUG_TIMEOUT)
+            with house.shelf.openers.opening():
+                await instance.plug_drive(_drive_of(driver, entry), PLUG_TIMEOUT)
         except HostFailure:  # after Interrupted nobody knows: then the guest has it
             if not await instance.has_drive(drive_name(entry)):
                 await _take_out(driver, entry)
@@ -174,6 +175,11 @@ async def finish_plugging(driver: GuestDriver, instance: Instance) -> str:
     """
     if not driver.record.volumes and not instance.machine.drives:
         return ""
+    with driver.house.shelf.openers.opening():
+        return await _finish_plugging(driver, instance)
+
+
+async def _finish_plugging(driver: GuestDriver, instance: Instance) -> str:
     wanted = {each.name: each for each in machine_of(driver).drives if each.port}
     known = {each.name for each in instance.machine.drives if each.port}
     plugged = await instance.plugged_drives()

@@ -175,6 +175,11 @@ def check_talk(driver: GuestDriver) -> Instance:
 
 async def open_instance(driver: GuestDriver) -> Instance:
     """Start the guest's QEMU, from its disks. On failure nothing of it is left running."""
+    with driver.house.shelf.openers.opening():
+        return await _open_instance(driver)
+
+
+async def _open_instance(driver: GuestDriver) -> Instance:
     house, record = driver.house, driver.record
     machine = machine_of(driver)
     run_dir = house.places.guests_run / record.id

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from serai.engine.under_way import UnderWay
+from serai.engine.under_way import Openers, UnderWay
 from serai.errors import Code, Conflict, NotFound
 from serai.model.guest import GuestRecord
 from serai.model.snapshot import Layer, Snapshot, SnapshotRecord
@@ -41,6 +41,7 @@ class Shelf:
         self.cooled: set[str] = set()
         self.is_whole = True
         self.under_way = UnderWay()
+        self.openers = Openers()
         self.storing = asyncio.Lock()
         self._by_guest: dict[str, dict[str, str]] = {}
 

@@ -10,6 +10,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class Openers:
+    """Who has looked up which layers there are, and is about to open their files.
+
+    Two layers may be made one meanwhile: what was looked up is still right as long as the files that
+    are not needed any more stay until it is done.
+    """
+
+    def __init__(self) -> None:
+        self._now: set[asyncio.Event] = set()
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Say that what is looked up in the block is open when it is left."""
+        over = asyncio.Event()
+        self._now.add(over)
+        try:
+            yield
+        finally:
+            self._now.remove(over)
+            over.set()
+
+    async def done(self) -> None:
+        """Wait for all that have begun by now."""
+        for each in list(self._now):
+            await each.wait()
+
+
 class UnderWay:
     """The ids of layers, memories and guests that somebody is at work on."""
 

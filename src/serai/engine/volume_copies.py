@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -203,21 +203,23 @@ class VolumeCopier:
     async def _served(self, job: LiveJob, moment: VolumeSnapshot) -> AsyncIterator[Path]:
         """Serve a moment by NBD at the path of a socket that is ours alone, within the block."""
         house = self._house
-        layers = await asyncio.to_thread(self._chain, moment)
         folder = house.places.run / "nbd" / job.id[:8]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = folder / "nbd.sock"
         try:
-            with bind_unix(path, mode=0o600) as listener:
-                async with open_server(
-                    layers,
-                    listener,
-                    folder=folder,
-                    qemu_path=house.capabilities.qemu_path,
-                    uid=workshop_uid(house.settings, house.capabilities),
-                    sandbox=house.capabilities.sandbox,
-                ):
-                    yield path
+            async with AsyncExitStack() as stack:
+                with house.shelf.openers.opening():
+                    listener = stack.enter_context(bind_unix(path, mode=0o600))
+                    server = open_server(
+                        await asyncio.to_thread(self._chain, moment),
+                        listener,
+                        folder=folder,
+                        qemu_path=house.capabilities.qemu_path,
+                        uid=workshop_uid(house.settings, house.capabilities),
+                        sandbox=house.capabilities.sandbox,
+                    )
+                    await stack.enter_async_context(server)
+                yield path
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
