@@ -1,6 +1,6 @@
 """What leaks and what is lost when it goes on for long and everything is killed: ``make soak``.
 
-``python -m bench.soak``                 all of it (about 25 minutes on two cores)
+``python -m bench.soak``                 all of it (most of an hour on two cores)
 ``python -m bench.soak --cycles 50 --kills 3 --hurts 10 --seed 7``   less of it; tests do this
 
 Cycles: start and forced stop; then descriptors, threads, files, processes and memory are as before.

@@ -61,6 +61,10 @@ def test_ages(since: float, text: str) -> None:
     assert layout.age(since, 1000) == text
 
 
+def test_a_moment_is_said_as_a_person_says_it() -> None:
+    assert (layout.ago(999.5, 1000), layout.ago(940, 1000)) == ("now", "1m ago")
+
+
 def test_facts_are_aligned() -> None:
     assert layout.facts([("a", "1"), ("longer", "")]) == "a:      1\nlonger:"
     assert layout.facts([]) == ""

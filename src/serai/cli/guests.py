@@ -8,7 +8,7 @@ from functools import partial
 import click
 import msgspec
 
-from serai.cli.layout import age, guest_table, size
+from serai.cli.layout import age, ago, guest_table, size
 from serai.cli.options import SIZE, connection, format_option, guest_argument, pairs_from
 from serai.cli.output import print_coloured, print_facts, print_json, print_line
 from serai.cli.progress import finish
@@ -76,7 +76,7 @@ def facts_of(guest: Guest, now: float) -> list[tuple[str, str]]:
         *_ports(guest),
         ("restart", f"{guest.restart}, {guest.restarts} so far"),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(guest.labels.items())) or "-"),
-        ("created", f"{age(guest.created_at, now)} ago"),
+        ("created", ago(guest.created_at, now)),
     ]
     if guest.hostname:
         pairs.append(("host name", f"{guest.hostname}, as it was told at its first boot"))
@@ -110,7 +110,9 @@ def _bubble(guest: Guest) -> list[tuple[str, str]]:
 
 def _state(guest: Guest, now: float) -> str:
     if guest.pid:
-        return f"{guest.state} for {age(guest.started_at, now)}, process {guest.pid}"
+        since = age(guest.started_at, now)
+        how_long = "less than 1s" if since == "now" else since
+        return f"{guest.state} for {how_long}, process {guest.pid}"
     return f"{guest.state} ({guest.last_exit})"
 
 

@@ -70,6 +70,12 @@ def age(since: object, now: float) -> str:
     return "now"
 
 
+def ago(then: float, now: float) -> str:
+    """Return when something was, as a person says it."""
+    since = age(then, now)
+    return since if since == "now" else f"{since} ago"
+
+
 def _address(ports: object) -> str:
     """Return the first address of a guest's ports."""
     for port in ports if isinstance(ports, list | tuple) else ():

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from serai.cli.layout import age
+from serai.cli.layout import age, ago
 from serai.cli.options import complete_network, connection, format_option, pairs_from
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
@@ -132,7 +132,7 @@ def show(name: str, form: str) -> None:
         ("ports", f"{each.ports}, {each.free} addresses free" if each.subnet else str(each.ports)),
         ("bubbles", f"{each.bubbles}, each with a copy of it" if each.bubbles else "-"),
         ("labels", ", ".join(f"{k}={v}" for k, v in sorted(each.labels.items())) or "-"),
-        ("created", f"{age(each.created_at, time.time())} ago"),
+        ("created", ago(each.created_at, time.time())),
     ]
     if each.problem is not None:
         pairs += [("problem", each.problem.message), ("hint", each.problem.hint or "-")]

@@ -6,7 +6,7 @@ from functools import partial
 
 import click
 
-from serai.cli.layout import age, size
+from serai.cli.layout import age, ago, size
 from serai.cli.options import (
     complete_guest,
     complete_snapshot,
@@ -138,7 +138,7 @@ def facts_of(each: Snapshot, parent: str, now: float) -> list[tuple[str, str]]:
         ("id", each.id),
         ("guest", f"{each.guest}, which stands on it" if each.is_current else each.guest),
         ("state", str(each.state)),
-        ("made", f"{age(each.created_at, now)} ago"),
+        ("made", ago(each.created_at, now)),
         ("parent", parent),
         ("memory", "yes" if each.with_memory else "no"),
         ("quiesced", "yes" if each.quiesced else "no"),

@@ -7,7 +7,7 @@ from functools import partial
 
 import click
 
-from serai.cli.layout import age, size
+from serai.cli.layout import age, ago, size
 from serai.cli.options import SIZE, complete_guest, complete_volume, connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
@@ -181,7 +181,7 @@ def facts_of(each: VolumeInfo, now: float) -> list[tuple[str, str]]:
         ("serial", each.serial),
         ("limits", limits_shown(each.limits)),
         ("guests", "; ".join(guests) or "-"),
-        ("made", f"{age(each.created_at, now)} ago"),
+        ("made", ago(each.created_at, now)),
         ("note", each.note or "-"),
     ]
 
