@@ -1,6 +1,7 @@
 """Real QEMUs for the tests of ``serai.qemu``: machines, hosts, and a block that ends what it starts."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import json
@@ -136,6 +137,15 @@ async def wait_inside(instance: Instance) -> Instance:
     await wait_event(instance, InstanceEventKind.AGENT_OPENED, BOOT_LIMIT)
     await instance.agent.ping(timeout=SOON)
     return instance
+
+
+def own_children() -> set[str]:
+    """Return the ids of the children of this process, also of those that nobody has waited for."""
+    found = set[str]()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found.update((task / "children").read_text().split())
+    return found
 
 
 def own_descriptors() -> list[str]:

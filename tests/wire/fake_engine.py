@@ -320,9 +320,9 @@ class FakeEngine:
             of = (
                 action.spec.guest
                 if isinstance(action, AddForward)
-                else getattr(action, "guest", "")
+                else getattr(action, "guest", None)
             )
-            return self.fabric.apply(action, self.guest(of) if of else None)
+            return self.fabric.apply(action, None if of is None else self.guest(of))
         if isinstance(action, GuestAction):
             return [self._change(self.guest(action.guest), action)]
         if isinstance(action, BuildImage):

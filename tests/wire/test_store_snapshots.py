@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -107,8 +108,9 @@ async def test_damaged_ones_are_told_and_take_no_other_down(tmp_path: Path):
 
 async def test_a_thousand_snapshots_are_read_quickly(store: Store):
     await store.commit(*(PutSnapshot(a_snapshot(number)) for number in range(1000)))
-    async with asyncio.timeout(1.0):  # 12 ms on a quiet machine
-        assert len(await store.snapshots()) == 1000
+    begun = time.process_time()  # whatever else the machine does meanwhile
+    assert len(await store.snapshots()) == 1000
+    assert time.process_time() - begun < 0.2  # 12 ms, measured
 
 
 def old_database(path: Path) -> None:
