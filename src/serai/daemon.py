@@ -44,6 +44,7 @@ from serai.host.cgroup import Cgroups
 from serai.host.process import keep_descriptors
 from serai.host.sockets import bind_unix
 from serai.host.supervise import Supervisor
+from serai.host.threads import share_heap
 from serai.host.tools import find_capabilities
 from serai.model.event import EventKind
 from serai.model.guest import Accel
@@ -75,6 +76,7 @@ def run_daemon(settings: Settings, places: Places, ready_fd: int | None) -> int:
     (``daemon-running``) when another daemon has these places.
     """
     keep_descriptors()
+    share_heap()
     for folder in (places.state, places.run, places.guests, places.guests_run, places.scratch):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _hold_lock(places):

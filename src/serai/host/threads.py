@@ -2,12 +2,26 @@
 
 import asyncio
 import contextlib
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+M_ARENA_MAX = -8
+
+
+def share_heap() -> None:
+    """Let all threads take memory from one heap; called once, by the daemon, before it has any.
+
+    Else each has one of its own, to which what it has freed goes back and which nobody else takes
+    from (mallopt(3)): with a hundred snapshots that was 13 MiB of 110. A C library without that
+    changes nothing.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 async def in_own_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
