@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, wait_for
 
 from serai import Guest, SeraiError
 from serai.errors import Code
+from serai.host.tools import available_memory
 from serai.model.event import EventKind
 from serai.model.guest import AgentState
 from serai.model.lifecycle import GuestState
+from serai.plan.snapshot import ROOM_PER_FORK
 
 LIMIT = 60.0
 
@@ -284,6 +286,21 @@ def test_many_forks_at_once(daemon: Daemon) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda each: each.run("hostname").stdout.strip(), forks))
     assert names == [each.name for each in forks]
+
+
+def test_memory_is_promised_once(daemon: Daemon, guest: Guest) -> None:
+    """Who asks while others are on their way finds what those have not taken yet taken."""
+    room = available_memory() // ROOM_PER_FORK
+    argv = [sys.executable, "-m", "serai", "fork", "web1", "first", "--count", str(room * 3 // 4)]
+    with subprocess.Popen(argv, env=daemon.environ, stderr=subprocess.PIPE) as program:
+        wait_for("they are on their way", lambda: len(daemon.inn.guests()) > 1)
+        with pytest.raises(SeraiError, match=r"of which \d+ forks on their way take") as caught:
+            guest.fork(room // 2, name="second")
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=LIMIT)
+    assert caught.value.code is Code.MEMORY_SHORT
+    wait_for("the first are gone", lambda: len(daemon.inn.guests()) == 1)
+    guest.fork(name="second").delete(force=True)
 
 
 def test_ctrl_c_leaves_nothing(daemon: Daemon, guest: Guest, tmp_path: Path) -> None:

@@ -172,6 +172,11 @@ def test_too_many_forks_are_refused_with_the_arithmetic() -> None:
     with pytest.raises(Busy, match=r"10 forks need 480 MiB .* 479 MiB are free") as caught:
         check_fork_room(10, 479 << 20)
     assert caught.value.code is Code.MEMORY_SHORT
+    check_fork_room(10, 20 * ROOM_PER_FORK, coming=10)
+    with pytest.raises(
+        Busy, match=r"960 MiB are free, of which 11 forks on their way take 528 MiB"
+    ):
+        check_fork_room(10, 20 * ROOM_PER_FORK, coming=11)
 
 
 def test_a_fork_is_like_its_source_and_nobody_else() -> None:

@@ -97,6 +97,7 @@ class Forker:
         self.pool = SparePool(house, snapshots, adopt, lambda: bool(self._under_way))
         self._slots = asyncio.Semaphore(BIRTHS_AT_ONCE)
         self._under_way: dict[str, LiveJob] = {}
+        self._unborn: dict[str, int] = {}
 
     async def fork(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
         """Take a fork on; raises what refuses it, with nothing changed."""
@@ -228,11 +229,14 @@ class Forker:
         house = self._house
         spares = self._spares_for(wish)
         try:
-            check_fork_room(len(wish.names) - len(spares), available_memory())
+            unborn = len(wish.names) - len(spares)
+            check_fork_room(unborn, available_memory(), sum(self._unborn.values()))
             ids = self._claim(wish.names, [each.driver.record.id for each in spares])
+            self._unborn[wish.names[0]] = unborn  # before anybody else can ask for the same memory
             try:
                 job = await house.jobs.open(action, wish.subject, PHASES, key=key)
             except BaseException:
+                del self._unborn[wish.names[0]]
                 self._release(ids)
                 raise
         except BaseException:
@@ -297,6 +301,7 @@ class Forker:
             await self._undo(job, made, ids, error)
         finally:
             self._under_way.pop(job.id, None)
+            self._unborn.pop(wish.names[0], None)
             self.pool.ring()
 
     async def _name_all(
@@ -460,6 +465,7 @@ class Forker:
                     lambda: bring_to_life(child, frozen, keep_identity=wish.keep_identity)
                 )
             done += 1
+            self._unborn[wish.names[0]] = len(made) - done
             job.progress(done, len(made), f"{done} of {len(made)} run")
 
         async with asyncio.TaskGroup() as group:

@@ -221,14 +221,19 @@ def check_group(sources: Sequence[str], *, keep_identity: bool, snapshot: str) -
         raise Invalid(Code.VALUE_INVALID, "a guest is named twice", hint="Name each guest once.")
 
 
-def check_fork_room(count: int, available: int) -> None:
-    """Raise Busy (``memory-short``) with the arithmetic when so many forks don't fit now."""
+def check_fork_room(count: int, available: int, coming: int = 0) -> None:
+    """Raise Busy (``memory-short``) with the arithmetic when so many forks don't fit now.
+
+    ``coming`` forks were promised already, and have taken nothing of ``available`` yet.
+    """
     needed = count * ROOM_PER_FORK
-    if needed > available:
+    promised = coming * ROOM_PER_FORK
+    if needed > available - promised:
+        taken = f", of which {coming} forks on their way take {format_size(promised)}"
         raise Busy(
             Code.MEMORY_SHORT,
             f"{count} forks need {format_size(needed)} ({format_size(ROOM_PER_FORK)} each at first), "
-            f"and {format_size(available)} are free",
+            f"and {format_size(available)} are free{taken if coming else ''}",
             hint="Stop some guests, or make fewer forks.",
             details={"needed": str(needed), "available": str(available)},
         )
