@@ -86,7 +86,7 @@ def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_p
     guest.rename("web2")
     assert ssh(debian, key, "web2", "hostname") == (0, "told\n")
     fork = guest.fork(name="web3")
-    said = ssh(debian, key, "web3", "hostname; cat /etc/told; cat /etc/ssh/ssh_host_*.pub")[1]
+    said = ssh(debian, key, "web3", "hostname; cat /etc/told; echo; cat /etc/ssh/ssh_host_*.pub")[1]
     assert said.split()[:2] == ["web3", SECRET]
     assert said.split()[3] not in guest.run("cat /etc/ssh/*.pub").stdout
     check_fork(fork, guest)
@@ -106,7 +106,7 @@ def check_addresses(guest: Guest) -> None:
     for each in (f"{ADDRESS}/24", f"{ADDRESS6}/64"):
         assert "dynamic" not in lines[each] and "valid_lft forever" in lines[each], shown
     assert "default via 10.55.0.1 " in guest.run("ip route").stdout
-    assert "default via fd55::1 " in guest.run("ip -6 route").stdout
+    assert "via fd55::1 " in guest.run("ip -6 route show default").stdout
     written = guest.run(
         "grep -rh -e DHCP -e Address /run/systemd/network /etc/systemd/network/10-*"
     ).stdout
