@@ -15,7 +15,7 @@ from debian import (
     ssh,
     state_with_debian,
 )
-from keeper import Daemon
+from keeper import Daemon, wait_for
 from namespaced import open_daemon, open_namespace
 
 from serai import Guest
@@ -93,7 +93,10 @@ def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_p
     assert fork.info.hostname == "web3"
     if lan:
         address = fork.info.ports[0].address
-        assert address != ADDRESS and address in fork.run("ip -4 -o address show").stdout
+        assert address != ADDRESS
+        show = "ip -4 -o address show scope global"
+        wait_for("it has its own address", lambda: f" {address}/" in fork.run(show).stdout)
+        assert ADDRESS not in fork.run(show).stdout
     fork.delete(force=True)
     check_end(guest)
 
