@@ -2,12 +2,15 @@
 
 import hashlib
 import shutil
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from keeper import Daemon, wait_for
-from tiny import CACHE, ROOT, built_once
+from tiny import CACHE, ROOT, built_once, copy_state
 
 from serai import Guest, SeraiError
 
@@ -18,6 +21,8 @@ MADE_FROM = (
     "disk/recipes/reborn.c",
     "disk/recipes/debian/*",
 )
+PATIENCE = {"agent_timeout": "300", "first_boot_timeout": "600"}
+"""Settings for a daemon whose guests start under emulation, beside other tests."""
 HOST_LISTS = Path("/var/lib/apt/lists")
 
 
@@ -48,6 +53,55 @@ def _build(folder: Path) -> None:
         shutil.rmtree(home)
 
 
+@contextmanager
+def open_debian(home: Path) -> Iterator[Daemon]:
+    """Run a daemon that has the image ``debian``; nothing may be left of it afterwards."""
+    copy_state(state_with_debian(), home)
+    keeper = Daemon(home, **PATIENCE)
+    keeper.start()
+    try:
+        yield keeper
+        keeper.delete_all()
+        keeper.stop()
+        assert not (left := keeper.leftovers()), f"left behind: {left}"
+    finally:
+        keeper.kill_all()
+
+
+def check_system(guest: Guest, firmware: str) -> None:
+    """It has booted by that firmware, its root fills the disk of 3 GiB, and all is up."""
+    assert guest.run("test -d /sys/firmware/efi").ok == (firmware == "uefi")
+    assert int(guest.run("df --output=size / | tail -1").stdout) > 2_600_000
+    assert "VERSION_CODENAME" in guest.run("cat /etc/os-release").stdout
+    assert guest.run("ip -4 -o address show scope global").stdout
+    assert len(guest.run("cat /etc/machine-id").stdout.strip()) == 32
+    services = "systemctl is-active ssh qemu-guest-agent systemd-networkd reborn"
+    wait_for("all is up", lambda: guest.run(services).stdout.split() == ["active"] * 4, limit=120.0)
+    assert guest.run("ls -l /proc/$(pidof reborn)/fd | grep -q /dev/vport").ok, "it waits"
+
+
+def check_end(guest: Guest) -> None:
+    """It ends when it is asked to, and its file systems are clean."""
+    guest.run("echo kept > /root/file; sync")
+    guest.stop(timeout=60)
+    assert guest.info.last_exit == "requested"
+    assert "Power down" in guest.log(tail=2000)
+
+
+def make_key(folder: Path, name: str) -> Path:
+    """Make a key to log in with; the public half is beside it."""
+    path = folder / name
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
+
+
+def ssh(daemon: Daemon, key: Path, guest: str, *command: str) -> tuple[int, str]:
+    """Log in with this key and no other; return the code and what was printed."""
+    only = ("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "IdentityAgent=none")
+    done = daemon.run("ssh", "-i", str(key), *only, guest, "--", *command)
+    return done.returncode, done.stdout.decode() + done.stderr.decode()
+
+
 WRITE = "i=0; while :; do i=$((i+1)); echo $i >>/srv/log; sleep 0.02; done"
 WHOLE = "awk '$1 != NR { exit 1 }' /srv/log && wc -l </srv/log"
 """Fails unless the file has all lines up to its end."""
@@ -75,9 +129,14 @@ def check_fork(fork: Guest, source: Guest) -> None:
     for fact in ("cat /etc/machine-id", "cat /sys/class/net/e*/address", "head -c 16 /dev/random"):
         own, theirs = (each.run(f"{fact} | base64").stdout for each in (fork, source))
         assert own != theirs, fact
-    assert fork.info.mac in fork.run("cat /sys/class/net/e*/address").stdout
+    mac = fork.info.ports[0].mac if fork.info.ports else fork.info.mac
+    assert mac in fork.run("cat /sys/class/net/e*/address").stdout
     assert abs(float(fork.run("date +%s").stdout) - time.time()) < 5
-    assert fork.run("systemctl is-active ssh qemu-guest-agent").stdout == "active\n" * 2
+    up = "test -e /run/sshd.reborn || systemctl is-active ssh qemu-guest-agent"
+    wait_for("all is up", lambda: fork.run(up).stdout == "active\n" * 2, limit=60.0)
+    keys = "cat /etc/ssh/ssh_host_*_key.pub"
+    mine, others = (each.run(keys).stdout.split() for each in (fork, source))
+    assert mine[0] == others[0] == "ssh-ed25519" and mine[1] != others[1], "it has keys of its own"
 
 
 def check_forks(debian: Daemon, guest: Guest) -> None:

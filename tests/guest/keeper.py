@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import serai
 
@@ -29,11 +30,15 @@ def wait_for(what: str, check: Callable[[], bool], limit: float = WAIT_LIMIT) ->
 class Daemon:
     """``serai daemon run`` as a process, and a client. Settings are given by name.
 
-    With ``namespace`` it runs in that network namespace (ip-netns(8)), with all its guests.
+    With ``namespace`` it runs in that network namespace (ip-netns(8)), with all its guests. With ``uid``
+    it is an ordinary user's, and so is what ``run`` runs; only root can have that.
     """
 
-    def __init__(self, home: Path, *, namespace: str = "", **settings: str) -> None:
+    def __init__(self, home: Path, *, namespace: str = "", uid: str = "", **settings: str) -> None:
         self.home = home
+        self.owner: dict[str, Any] = {}
+        if uid:
+            self.owner = {"user": int(uid), "group": int(uid), "extra_groups": (), "cwd": home}
         self.prefix = ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
@@ -73,7 +78,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(writing,), start_new_session=True,
+                pass_fds=(writing,), start_new_session=True, **self.owner,
             )  # fmt: skip
         os.close(writing)
         ready, _, _ = select.select([reading], [], [], START_LIMIT)
@@ -110,6 +115,7 @@ class Daemon:
         return subprocess.run(
             [sys.executable, "-m", "serai", *words],
             env=self.environ, input=stdin, capture_output=True, timeout=timeout, check=False,
+            **self.owner,
         )  # fmt: skip
 
     def qemu_pids(self) -> dict[str, int]:

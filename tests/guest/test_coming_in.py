@@ -7,30 +7,36 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from keeper import Daemon
+from bootable import make_bootable
+from debian import answers
+from keeper import Daemon, wait_for
 
 import serai
 from serai.client.indexing import make_key, write_index
 from serai.errors import Code, SeraiError
+from serai.units import MIB
 
 OVF = """<?xml version="1.0"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1"
  xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
- <References><File ovf:id="f1" ovf:href="disk1.vmdk" ovf:size="{size}"/></References>
- <DiskSection><Disk ovf:diskId="d1" ovf:fileRef="f1" ovf:capacity="4194304"/></DiskSection>
+ <References>{files}</References><DiskSection>{disks}</DiskSection>
  <VirtualSystem ovf:id="old"><VirtualHardwareSection>
   <Item><rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>{cpus}</rasd:VirtualQuantity></Item>
   <Item><rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits><rasd:ResourceType>4</rasd:ResourceType>
-   <rasd:VirtualQuantity>64</rasd:VirtualQuantity></Item>
+   <rasd:VirtualQuantity>{memory}</rasd:VirtualQuantity></Item>
   <Item><rasd:Address>00:50:56:AA:BB:CC</rasd:Address><rasd:ResourceType>10</rasd:ResourceType></Item>
-  <Item><rasd:HostResource>ovf:/disk/d1</rasd:HostResource><rasd:ResourceType>17</rasd:ResourceType></Item>
+  {drives}
  </VirtualHardwareSection></VirtualSystem></Envelope>"""
+FILE = '<File ovf:id="f{n}" ovf:href="{name}" ovf:size="{size}"/>'
+DISK = '<Disk ovf:diskId="d{n}" ovf:fileRef="f{n}" ovf:capacity="4194304"/>'
+DRIVE = """<Item><rasd:AddressOnParent>{n}</rasd:AddressOnParent><rasd:HostResource>ovf:/disk/d{n}</rasd:HostResource>
+   <rasd:ResourceType>17</rasd:ResourceType></Item>"""
 DOMAIN = """<domain type='kvm'><name>old_two</name><memory unit='MiB'>64</memory>
 <os><type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type></os><devices>
 <disk type='file' device='disk'><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>
@@ -48,20 +54,20 @@ def make_disk(folder: Path) -> Path:
     return raw
 
 
-def make_ova(folder: Path, raw: Path, *, cpus: int = 1, spoil: bytes = b"") -> Path:
-    """Pack the disk as an OVA with a manifest; ``spoil`` is added to the disk after that was made."""
-    vmdk = folder / "disk1.vmdk"
-    argv = ["qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"]
-    subprocess.run([*argv, raw, vmdk], check=True)
-    disk = vmdk.read_bytes()
-    ovf = OVF.format(size=len(disk), cpus=cpus).encode()
-    listed = {"old.ovf": ovf, "disk1.vmdk": disk}
+def make_ova(
+    folder: Path, *raws: Path, cpus: int = 1, memory: int = 64, spoil: bytes = b""
+) -> Path:
+    """Pack disks as an OVA with a manifest; ``spoil`` is added to the last after that was made."""
+    disks = {f"disk{n}.vmdk": as_vmdk(folder, raw, n) for n, raw in enumerate(raws, 1)}
+    ovf = describe(disks, cpus, memory).encode()
+    listed = {"old.ovf": ovf, **disks}
     lines = [
         f"SHA256({name})= {hashlib.sha256(text).hexdigest()}\n" for name, text in listed.items()
     ]
-    members = {"old.ovf": ovf, "old.mf": "".join(lines).encode(), "disk1.vmdk": disk}
+    members = {"old.ovf": ovf, "old.mf": "".join(lines).encode(), **disks}
     if spoil:
-        members["disk1.vmdk"] = disk[: -len(spoil)] + spoil
+        last = list(disks)[-1]
+        members[last] = disks[last][: -len(spoil)] + spoil
     archive = folder / "old.ova"
     with tarfile.open(archive, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in members.items():
@@ -69,6 +75,28 @@ def make_ova(folder: Path, raw: Path, *, cpus: int = 1, spoil: bytes = b"") -> P
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return archive
+
+
+def as_vmdk(folder: Path, raw: Path, number: int) -> bytes:
+    """Return a disk as exports of machines have it."""
+    vmdk = folder / f"disk{number}.vmdk"
+    argv = ["qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"]
+    subprocess.run([*argv, raw, vmdk], check=True)
+    return vmdk.read_bytes()
+
+
+def describe(disks: Mapping[str, bytes], cpus: int, memory: int) -> str:
+    """Return the descriptor of a machine with these disks, which it lists from the last to the first."""
+    numbers = {name: number for number, name in enumerate(disks, 1)}
+    return OVF.format(
+        cpus=cpus,
+        memory=memory,
+        files="".join(
+            FILE.format(n=n, name=name, size=len(disks[name])) for name, n in numbers.items()
+        ),
+        disks="".join(DISK.format(n=n) for n in numbers.values()),
+        drives="".join(DRIVE.format(n=n) for n in reversed(numbers.values())),
+    )
 
 
 @contextmanager
@@ -160,6 +188,60 @@ def test_guests_are_imported_and_boot(daemon: Daemon, tmp_path: Path) -> None:
     wait_for_greeting(daemon, "old")
     wait_for_greeting(daemon, "old-two")
     check_refusals(daemon, tmp_path, raw)
+
+
+def test_an_appliance_of_two_disks_has_both(
+    daemon: Daemon, tmp_path: Path, tiny_state: Path
+) -> None:
+    """The first is the image that it boots from, the second a volume; both are seen inside."""
+    inn = daemon.inn
+    inn.create_volume("old-1", "1MiB")
+    system = make_bootable(tmp_path, tiny_state, "system")
+    data = tmp_path / "data.raw"
+    data.write_bytes(b"on the second disk".ljust(3 * MIB, b"."))
+    archive = make_ova(tmp_path, system, data, memory=192)
+    shown = said(daemon, "import", str(archive))
+    assert "note: its disk disk1 became the volume old-2" in shown
+    (volume,) = inn.volumes(guest="old")
+    assert (volume.name, volume.info.size) == ("old-2", 3 * MIB), "old-1 is somebody else's"
+    old = inn.guest("old").start()
+    wait_for("the system of the first disk is up", lambda: answers(old))
+    assert "disk=system" in old.run("cat /proc/cmdline").stdout
+    found = old.run("head -c 18 /dev/vdb; cat /sys/block/vd?/serial").stdout
+    assert found.startswith("on the second disk") and volume.info.serial in found
+    assert int(old.run("blockdev --getsize64 /dev/vdb").stdout) == 3 * MIB
+
+    alone = inn.import_guest(archive, name="alone", root_only=True)
+    assert inn.volumes(guest=alone.name) == []
+    before = [each.name for each in inn.volumes()]
+    for source in (
+        make_ova(tmp_path, system, data, spoil=b"changed!"),
+        second_refused(tmp_path, system),
+    ):
+        with pytest.raises(SeraiError) as caught:
+            inn.import_guest(source, name="bad")
+        assert caught.value.code in (Code.DEFINITION_REFUSED, Code.IMAGE_REFUSED)
+    make_ova(tmp_path, data, data, cpus=100_000)
+    with pytest.raises(SeraiError):
+        inn.import_guest(archive, name="bad")
+    assert [each.name for each in inn.volumes()] == before
+    heads = [each.name for each in (daemon.home / "state" / "volumes").iterdir()]
+    assert len(heads) == len(before), "nothing is left of what failed, not even when it was defined"
+    old.delete(force=True)
+    for each in inn.volumes():
+        each.delete()
+
+
+def second_refused(folder: Path, system: Path) -> Path:
+    """Return a definition whose second disk stands on another file, without saying so."""
+    overlay = folder / "hidden.qcow2"
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", system, "-F", "raw", overlay]
+    subprocess.run(argv, check=True)
+    second = f"<disk type='file' device='disk'><source file='{overlay}'/><target dev='vdb'/></disk>"
+    definition = folder / "second.xml"
+    text = DOMAIN.format(disk=system, mac="52:54:00:00:00:0a")
+    definition.write_text(text.replace("</devices>", f"{second}</devices>"))
+    return definition
 
 
 def check_refusals(daemon: Daemon, folder: Path, raw: Path) -> None:

@@ -1,15 +1,24 @@
-"""The first boot of the real debian image: told by its user, reached by ssh. One boot for all of it."""
+"""The first boot of the real debian image, by UEFI: told by its user, reached by ssh. One boot for all of it."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from debian import state_with_debian
-from keeper import Daemon
-from tiny import copy_state
+from debian import (
+    PATIENCE,
+    check_end,
+    check_fork,
+    check_system,
+    make_key,
+    open_debian,
+    ssh,
+    state_with_debian,
+)
+from keeper import Daemon, wait_for
+from namespaced import open_daemon, open_namespace
 
+from serai import Guest
 from serai.errors import Conflict
 
 pytestmark = pytest.mark.timeout(1000)
@@ -23,90 +32,98 @@ write_files:
 runcmd:
   - [sh, -c, "hostname > /root/ran"]
 """
-LISTENING = "0A"
+ADDRESS, ADDRESS6 = "10.55.0.77", "fd55::77"
+NETWORK = {"subnet": "10.55.0.0/24", "subnet6": "fd55::/64"}
 
 
 @pytest.fixture
 def debian(serai_home: Path) -> Iterator[Daemon]:
-    """A daemon that has the image ``debian``."""
-    copy_state(state_with_debian(), serai_home)
-    keeper = Daemon(serai_home, agent_timeout="300", first_boot_timeout="600")
-    keeper.start()
-    try:
+    """A daemon that has the image ``debian``; as root with the network ``lan``, in a namespace."""
+    if os.geteuid() != 0:
+        with open_debian(serai_home) as keeper:
+            yield keeper
+        return
+    with (
+        open_namespace("-first") as namespace,
+        open_daemon(serai_home, state_with_debian(), namespace, **PATIENCE) as keeper,
+    ):
+        keeper.inn.create_network("lan", **NETWORK)
         yield keeper
-        keeper.delete_all()
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
-    finally:
-        keeper.kill_all()
-
-
-def make_key(folder: Path, name: str) -> Path:
-    path = folder / name
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-    return path
-
-
-def ssh(daemon: Daemon, key: Path, guest: str, *command: str) -> tuple[int, str]:
-    """Log in with this key and no other; return the code and what was printed."""
-    only = ("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "IdentityAgent=none")
-    done = daemon.run("ssh", "-i", str(key), *only, guest, "--", *command)
-    return done.returncode, done.stdout.decode() + done.stderr.decode()
-
-
-def listening_ports(pid: int) -> list[str]:
-    """Return the local addresses where a process listens by TCP."""
-    sockets = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        sockets.add(os.readlink(fd))
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return [row[1] for row in rows if row[3] == LISTENING and f"socket:[{row[9]}]" in sockets]
 
 
 def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_path: Path) -> None:
     key, stranger = make_key(tmp_path, "mine"), make_key(tmp_path, "other")
     data = tmp_path / "user-data"
     data.write_text(USER_DATA)
+    lan = [each.name for each in debian.inn.networks()] if os.geteuid() == 0 else []
     done = debian.run(
-        *(
-            "launch",
-            "debian",
-            "web1",
-            "--memory",
-            "512MiB",
-            "--cpus",
-            "2",
-            "--hostname",
-            "told.lan",
-        ),
-        *("--ssh-key", f"{key}.pub", "--user-data", str(data), "--wait-for", "cloud-init"),
+        *("launch", "debian", "web1", "--memory", "512MiB", "--cpus", "2", "--disk", "3GiB"),
+        *("--firmware", "uefi", "--hostname", "told.lan", "--ssh-key", f"{key}.pub"),
+        *("--user-data", str(data), "--wait-for", "cloud-init"),
+        *(f"--network={each},address={ADDRESS},address6={ADDRESS6}" for each in lan),
         timeout=800,
     )
     assert done.returncode == 0, done.stderr.decode()
-    assert b"web1 is running, cloud-init is done (" in done.stdout
+    assert b"web1 is running" in done.stdout and b", cloud-init is done (" in done.stdout
     assert b"web1: cloud-init" in done.stderr
 
     # it is what it was told
+    guest = debian.inn.guest("web1")
+    check_system(guest, "uefi")
     code, said = ssh(debian, key, "web1", "cat /root/ran /etc/told")
     assert (code, said.split()) == (0, ["told", SECRET])
-    guest = debian.inn.guest("web1")
     assert guest.run("cat /var/lib/cloud/data/instance-id").stdout.strip() == guest.id
     assert guest.run("hostname -f").stdout.strip() == "told.lan"
     assert guest.info.hostname == "told.lan"
     assert guest.run("networkctl -n 0 status | grep -c routable").ok
-
-    # who may log in, and what stays open
-    assert ssh(debian, key, "web1", "exit", "7")[0] == 7
+    if lan:
+        check_addresses(guest)
     code, said = ssh(debian, stranger, "web1", "true")
     assert (code, "Permission denied" in said) == (255, True)
-    assert listening_ports(guest.info.pid) == []
+    check_nobody_is_shown(debian, key)
 
-    # nobody is shown it
+    # another name outside changes nothing inside; a fork is somebody else and lets the same in
+    guest.rename("web2")
+    assert ssh(debian, key, "web2", "hostname") == (0, "told\n")
+    fork = guest.fork(name="web3")
+    said = ssh(debian, key, "web3", "hostname; cat /etc/told; echo; cat /etc/ssh/ssh_host_*.pub")[1]
+    assert said.split()[:2] == ["web3", SECRET]
+    assert said.split()[3] not in guest.run("cat /etc/ssh/*.pub").stdout
+    check_fork(fork, guest)
+    assert fork.info.hostname == "web3"
+    if lan:
+        address = fork.info.ports[0].address
+        assert address != ADDRESS
+        show = "ip -4 -o address show scope global"
+        wait_for("it has its own address", lambda: f" {address}/" in fork.run(show).stdout)
+        assert ADDRESS not in fork.run(show).stdout
+    fork.delete(force=True)
+    check_end(guest)
+
+
+def check_addresses(guest: Guest) -> None:
+    """Its addresses are the reserved ones, set by what cloud-init wrote and not asked for."""
+    shown = guest.run("ip -o address show scope global").stdout
+    lines = {line.split()[3]: line for line in shown.splitlines()}
+    assert {f"{ADDRESS}/24", f"{ADDRESS6}/64"} <= lines.keys(), shown
+    for each in (f"{ADDRESS}/24", f"{ADDRESS6}/64"):
+        assert "dynamic" not in lines[each] and "valid_lft forever" in lines[each], shown
+    assert "default via 10.55.0.1 " in guest.run("ip route").stdout
+    assert "via fd55::1 " in guest.run("ip -6 route show default").stdout
+    written = guest.run(
+        "grep -rh -e DHCP -e Address /run/systemd/network /etc/systemd/network/10-*"
+    ).stdout
+    assert f"Address={ADDRESS}/24" in written and "DHCP=yes" not in written, written
+    assert "10.55.0.1" in guest.run("resolvectl dns").stdout
+    assert guest.run("ping -c 1 -W 5 10.55.0.1 && ping -c 1 -W 5 fd55::1").ok
+
+
+def check_nobody_is_shown(debian: Daemon, key: Path) -> None:
+    """What it was told, and who may log in, is shown by nothing, and kept where nobody else can read."""
+    public = key.with_suffix(".pub").read_bytes()[12:40]
     for words in (("show", "web1"), ("job", "list"), ("events",), ("list",)):
         told = debian.run(*words, "--format", "json").stdout
-        assert (
-            SECRET.encode() not in told and key.with_suffix(".pub").read_bytes()[12:40] not in told
-        )
+        assert SECRET.encode() not in told and public not in told
     for path in (debian.home / "state").glob("serai.db*"):
         assert SECRET.encode() not in path.read_bytes()
     kept = [
@@ -114,14 +131,6 @@ def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_p
         *(debian.home / "state").glob("guests/*/seed.iso"),
     ]
     assert len(kept) == 2 and all(path.stat().st_mode & 0o077 == 0 for path in kept)
-
-    # another name outside changes nothing inside; a fork is somebody else and lets the same in
-    guest.rename("web2")
-    assert ssh(debian, key, "web2", "hostname") == (0, "told\n")
-    fork = guest.fork(name="web3")
-    guest.delete(force=True)
-    assert ssh(debian, key, "web3", "hostname; cat /etc/told")[1].split() == ["web3", SECRET]
-    assert fork.info.hostname == "web3"
 
 
 def test_tiny_can_not_be_told_anything(daemon: Daemon) -> None:

@@ -83,6 +83,43 @@ async def test_it_takes_all_on(inside: Instance) -> None:
     await says(inside, "rm /etc/hostname /etc/machine-id; ip -4 address flush dev eth0")
 
 
+async def start_waiting(instance: Instance, name: str) -> None:
+    """Start a process of that name, and write its number down where sshd writes its own."""
+    script = f"printf '#!/bin/sh\\nwhile :; do sleep 1; done\\n' >/tmp/{name}; chmod +x /tmp/{name}"
+    await says(instance, f"{script}; /tmp/{name} >/dev/null 2>&1 & echo $! >/run/sshd.pid")
+    get_name = "cat /proc/$(cat /run/sshd.pid)/comm"
+
+    async def is_there() -> bool:
+        return await says(instance, f"{get_name} 2>/dev/null || :") == name
+
+    await wait_until(f"{name} runs", is_there, timeout=SOON, every=0.05)
+
+
+async def test_an_ssh_server_with_keys_of_another_is_ended(inside: Instance) -> None:
+    """Not by what leaves the machine who it is, and nothing else that has its number."""
+    left = "ls -d /run/sshd.* /proc/$PID/cwd 2>/dev/null || :"
+    await start_waiting(inside, "sshd")
+    await tell(inside, ME, "same")
+    pid = await says(inside, "cat /run/sshd.pid")
+    assert (await says(inside, left.replace("$PID", pid))).split() == [
+        f"/proc/{pid}/cwd",
+        "/run/sshd.pid",
+    ]
+    await tell(inside, BORN, "else")
+
+    async def is_gone() -> bool:
+        return await says(inside, left.replace("$PID", pid)) == "/run/sshd.reborn"
+
+    await wait_until("it was ended", is_gone, timeout=SOON, every=0.05)
+    await says(inside, "rm /run/sshd.reborn")
+    await start_waiting(inside, "other")
+    await tell(inside, BORN, "other")
+    other = await says(inside, "cat /run/sshd.pid")
+    assert await says(inside, left.replace("$PID", other)) != "/run/sshd.reborn"
+    assert await says(inside, "ls /run/sshd.*") == "/run/sshd.pid"
+    await says(inside, f"kill {other}; rm /run/sshd.pid")
+
+
 async def test_files_that_say_nothing_stay_so(inside: Instance) -> None:
     await says(inside, "rm -f /etc/hostname; : >/etc/machine-id")
     await tell(inside, BORN, "none")

@@ -1,6 +1,7 @@
 """Volumes at real guests: plugged, grown, frozen, forked, shared, limited, copied, and never lost."""
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pycdlib
 import pytest
 from keeper import Daemon
 
@@ -198,35 +200,51 @@ def _check_nbd(daemon: Daemon, folder: Path, content: str) -> None:
     assert not list(daemon.home.glob("run/nbd/*"))
 
 
-def an_iso() -> bytes:
-    """Return the smallest that is taken for a medium (ECMA-119, 8.4)."""
-    image = bytearray(20 * 2048)
-    image[0x8000:0x8006] = b"\1CD001"
-    image[0x8006] = 1
-    image[0x8050:0x8058] = (20).to_bytes(4, "little") + (20).to_bytes(4, "big")
-    image[0x8080:0x8084] = (2048).to_bytes(2, "little") + (2048).to_bytes(2, "big")
-    return bytes(image)
+def make_medium(path: Path, text: str) -> Path:
+    """Make an ISO 9660 medium with one file, SAID.TXT."""
+    iso = pycdlib.PyCdlib()
+    iso.new()
+    iso.add_fp(io.BytesIO(text.encode()), len(text), "/SAID.TXT;1")
+    iso.write(str(path))
+    iso.close()
+    return path
 
 
 def test_a_medium_is_inserted_and_ejected(daemon: Daemon, tmp_path: Path) -> None:
-    """The tiny kernel has no driver for the drive: QEMU is asked what is in it."""
+    """The guest mounts it, reads it, keeps it as long as it is mounted, and sees the next one."""
     inn = daemon.inn
-    iso = tmp_path / "medium.iso"
-    iso.write_bytes(an_iso())
-    inn.import_image(str(iso), name="medium")
+    for name in ("one", "two"):
+        inn.import_image(str(make_medium(tmp_path / f"{name}.iso", f"this is {name}")), name=name)
     guest = inn.launch("tiny", name="web1", memory="128MiB", wait=False)
-    refused(Code.NO_CD_DRIVE, lambda: guest.insert("medium"))
+    refused(Code.NO_CD_DRIVE, lambda: guest.insert("one"))
     refused(Code.IMAGE_UNFIT, lambda: guest.insert("tiny"))
     guest.stop(force=True)
-    guest.insert("medium")
-    guest.start()
-    refused(Code.IMAGE_IN_USE, lambda: inn.delete_image("medium"))
+    guest.insert("one")
+    reach(guest.start())
+    refused(Code.IMAGE_IN_USE, lambda: inn.delete_image("one"))
+    until(lambda: guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt").ok)
+    assert read_medium(guest) == "this is one"
+    refused(Code.VOLUME_HELD, guest.eject)
+    assert read_medium(guest) == "this is one", "what is mounted is not taken away"
+    assert guest.run("umount /mnt").ok
     guest.eject()
-    guest.insert("medium")
+    assert not guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt").ok, "the drive is empty"
+    guest.insert("two")
+    until(lambda: guest.run("mount -t iso9660 -o ro /dev/sr0 /mnt").ok)
+    assert read_medium(guest) == "this is two"
+    fork = guest.fork(name="fork")
+    assert read_medium(fork) == "this is two"
+    fork.delete(force=True)
     guest.eject(force=True)
     guest.restart(force=True)
     guest.delete(force=True)
-    inn.delete_image("medium")
+    for name in ("one", "two"):
+        inn.delete_image(name)
+
+
+def read_medium(guest: Guest) -> str:
+    """Return what is on the medium itself, not what the guest remembers of it."""
+    return guest.run("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/said.txt").stdout
 
 
 def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:

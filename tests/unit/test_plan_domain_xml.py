@@ -1,5 +1,6 @@
 """libvirt's domain definitions: what is read of them, and what hostile ones can't do."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from serai.model.foreign import ForeignDisk, ForeignMachine, ForeignMedia
 from serai.model.guest import Firmware
 from serai.model.image import Image, ImageKind
 from serai.plan.domain_xml import read_domain
-from serai.plan.foreign import check_machine, guest_name_from, plan_guest, root_disk
+from serai.plan.foreign import check_machine, disks_to_take, guest_name_from, plan_guest
 from serai.units import GIB, MIB
 
 DISK = """<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>
@@ -40,9 +41,8 @@ def test_a_machine_as_virsh_prints_it() -> None:
     machine = read_domain(domain(noise + CD + DISK + NIC))
     assert (machine.name, machine.cpus, machine.memory) == ("web 1", 2, 2 * GIB)
     assert (machine.firmware, machine.macs) == (Firmware.BIOS, ("52:54:00:8c:2e:11",))
-    assert root_disk(machine, root_only=False) == ForeignDisk(
-        name="vda", source="/var/lib/libvirt/images/web.qcow2", format="qcow2"
-    )
+    disk = ForeignDisk(name="vda", source="/var/lib/libvirt/images/web.qcow2", format="qcow2")
+    assert disks_to_take(machine, root_only=False) == (disk,)
     assert machine.notes == ()
 
 
@@ -123,9 +123,10 @@ def test_what_can_not_be_taken_is_refused(name: str) -> None:
 
 
 def test_a_disk_that_is_elsewhere_by_now_is_not_looked_for() -> None:
-    for disk in (BLOCK, CHAIN):
-        machine = read_domain(domain(disk), root_file="/srv/new.qcow2")
-        assert root_disk(machine, root_only=False).source == "/srv/new.qcow2"
+    for each in (BLOCK, CHAIN):
+        machine = read_domain(domain(each), root_file="/srv/new.qcow2")
+        (disk,) = disks_to_take(machine, root_only=False)
+        assert disk.source == "/srv/new.qcow2"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,14 @@ def test_what_is_different_is_said() -> None:
         "what is in its CD drive is not taken over",
         "it has no network card, and gets one",
     )
+
+
+def test_disks_that_become_volumes_are_taken_over() -> None:
+    machine = msgspec.structs.replace(
+        MACHINE, disks=tuple(ForeignDisk(name=name, source="/x") for name in ("vda", "vdb", "vdc"))
+    )
+    _, notes = plan_guest(machine, image(), name="web", cpus=0, memory=0, taken=["vdb"])
+    assert notes == ("disks that are not taken over: vdc",)
 
 
 def test_a_medium_is_no_root_disk() -> None:

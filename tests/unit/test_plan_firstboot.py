@@ -63,10 +63,8 @@ def test_ports_are_found_by_their_address_and_have_theirs_or_ask() -> None:
                 "match": {"macaddress": "52:54:00:00:00:01"},
                 "dhcp4": False,
                 "addresses": ["10.1.0.5/24", "fd00::5/64"],
-                "routes": [
-                    {"to": "0.0.0.0/0", "via": "10.1.0.1"},
-                    {"to": "::/0", "via": "fd00::1"},
-                ],
+                "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
+                "gateway6": "fd00::1",
                 "nameservers": {"addresses": ["10.1.0.1", "fd00::1"]},
             },
             "net1": {

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from serai.errors import Code, SeraiError
-from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec
+from serai.model.guest import Accel, Firmware, GuestRecord, GuestSpec, Medium
 from serai.model.image import DiskFormat, Image, ImageFile, ImageKind
 from serai.model.machine import LayerFile, Media, Nic
 from serai.model.network import Port
@@ -105,6 +105,13 @@ def test_an_installation_medium_comes_after_the_empty_root():
     machine = plan(a_record(), an_image(ImageKind.CDROM), (HEAD,))
     assert [(drive.name, drive.boot_index) for drive in machine.drives] == [("root", 1), ("cd0", 2)]
     assert all(layer.read_only for layer in machine.drives[1].chain)
+
+
+@pytest.mark.parametrize("kind", [ImageKind.DISK, ImageKind.KERNEL])
+def test_a_system_that_is_there_has_its_drive_where_cloud_kernels_see_it(kind: ImageKind):
+    record = structs.replace(a_record(), medium=Medium())
+    drive = plan(record, an_image(kind), (HEAD,)).drives[-1]
+    assert (drive.name, drive.media, drive.chain) == ("cd0", Media.SCSI_CDROM, ())
 
 
 def test_what_is_told_at_the_first_boot_is_a_disk_of_its_own_and_the_last_to_boot_from():

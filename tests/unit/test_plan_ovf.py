@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serai.errors import Code, Invalid
-from serai.model.foreign import ForeignMedia
+from serai.model.foreign import ForeignDisk, ForeignMachine, ForeignMedia
 from serai.model.guest import Firmware
-from serai.plan.foreign import first_mac, root_disk
+from serai.plan.foreign import MOST_DISKS, disks_to_take, first_mac
 from serai.plan.foreign_xml import MAX_XML
 from serai.plan.ovf import Descriptor, is_file_name, read_manifest, read_ovf
 from serai.units import GIB, MIB
@@ -67,7 +67,7 @@ def test_a_machine_as_vmware_writes_it() -> None:
     assert (disk.source, disk.size, disk.format) == ("web-disk1.vmdk", 8 * GIB, "vmdk")
     assert (medium.media, medium.source) == (ForeignMedia.CDROM, "")
     assert found.files == {"web-disk1.vmdk": 70144}
-    assert root_disk(machine, root_only=False) is disk
+    assert disks_to_take(machine, root_only=False) == (disk,)
 
 
 def test_a_machine_as_virtualbox_writes_it() -> None:
@@ -100,10 +100,21 @@ def test_disks_are_ordered_by_controller_and_place() -> None:
     second = item(17, HostResource="ovf:/disk/d2", Parent=3, AddressOnParent=1)
     machine = read_ovf(ovf(CPUS + MEMORY + second + DRIVE, files=files, disks=disks)).machine
     assert [each.source for each in machine.disks] == ["web-disk1.vmdk", "two.vmdk"]
-    with pytest.raises(Invalid, match="2 disks") as caught:
-        root_disk(machine, root_only=False)
-    assert "--root-only" in caught.value.hint
-    assert root_disk(machine, root_only=True).source == "web-disk1.vmdk"
+    assert disks_to_take(machine, root_only=False) == machine.disks
+    assert disks_to_take(machine, root_only=True) == machine.disks[:1]
+
+
+def test_no_disk_is_left_out_in_silence() -> None:
+    disk = ForeignDisk(name="disk0", source="x.vmdk")
+    many = ForeignMachine(disks=(disk,) * (MOST_DISKS + 1))
+    absent = ForeignMachine(disks=(disk, ForeignDisk(name="disk1")))
+    for machine, why in ((many, "10 disks, and a guest"), (absent, "'disk1' is not a file")):
+        with pytest.raises(Invalid, match=why) as caught:
+            disks_to_take(machine, root_only=False)
+        assert "--root-only" in caught.value.hint
+        assert disks_to_take(machine, root_only=True) == (disk,)
+    with pytest.raises(Invalid, match="no disk"):
+        disks_to_take(ForeignMachine(disks=(ForeignDisk(name="disk0"), disk)), root_only=True)
 
 
 def test_what_is_not_taken_over_is_said() -> None:

@@ -80,6 +80,15 @@ MACHINES: Mapping[str, Machine] = {
         ),
     ),
     "bios-disk": DISK,
+    "bios-medium": dataclasses.replace(
+        DISK,
+        drives=(
+            *DISK.drives,
+            Drive(
+                name="cd0", media=Media.SCSI_CDROM, chain=(a_layer("i", raw=True),), boot_index=3
+            ),
+        ),
+    ),
     "uefi-kvm-installer": dataclasses.replace(
         DISK,
         accel=Accel.KVM,

@@ -115,13 +115,26 @@ def test_import_of_a_definition_reads_it_here(stage: Stage, definition: Path) ->
     ]
 
 
+def test_further_disks_of_a_definition_go_with_it(stage: Stage, definition: Path) -> None:
+    disk, data = definition.with_name("disk.qcow2"), definition.with_name("data.raw")
+    data.write_bytes(b"any")
+    definition.write_text(DOMAIN.format(disk=disk, more=SECOND.replace("/b", str(data))))
+    assert stage.serai("import", str(definition)).code == 0
+    (action,) = (each for each in stage.engine.actions if isinstance(each, ImportGuest))
+    assert action.machine is not None
+    assert [each.source for each in action.machine.disks] == [str(disk), str(data)]
+    data.unlink()
+    done = stage.serai("import", str(definition), "--format", "json")
+    assert (done.code, json.loads(done.err)["code"]) == (3, "file-failed")
+
+
 @pytest.mark.parametrize(
     ("text", "words", "code", "problem"),
     [
         ("<network/>", (), 2, "definition-refused"),
         ("<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/shadow'>]><domain>&x;</domain>", (), 2, "definition-refused"),
         (DOMAIN.format(disk="/nonexistent", more=""), (), 3, "file-failed"),
-        (DOMAIN.format(disk="/nonexistent", more=SECOND), (), 2, "definition-refused"),
+        (DOMAIN.format(disk="/dev/null", more=SECOND.replace("'file'", "'block'", 1)), (), 2, "definition-refused"),
         (DOMAIN.format(disk="/dev/null", more=SECOND), ("--root-only",), 2, "value-invalid"),
         ("any", ("--disk", "/x"), 2, "value-invalid"),
     ],

@@ -251,12 +251,13 @@ async def test_the_ports_that_something_is_in(qemu: FakeQemu, monitor: Monitor) 
 async def test_a_locked_drive_is_told_apart(
     qemu: FakeQemu, monitor: Monitor, tmp_path: Path
 ) -> None:
-    qemu.errors["blockdev-open-tray"] = "locked"
+    """QEMU calls asking the guest for it a success; that the tray is shut shows at the next command."""
+    qemu.errors["blockdev-remove-medium"] = "Tray of device 'cd0-device' is not open"
     old = Drive(name="cd0", media=Media.CDROM, chain=(), boot_index=1)
     with pytest.raises(Conflict) as caught:
         await drives.change_medium(monitor, Lent(), old, old, 5.0, force=False)
     assert caught.value.code is Code.VOLUME_HELD and caught.value.hint
-    assert qemu.names() == ["blockdev-open-tray"]
+    assert qemu.names() == ["blockdev-open-tray", "blockdev-remove-medium"]
 
 
 # -- doors -----------------------------------------------------------------------------------------

@@ -358,8 +358,9 @@ class ImportGuestBody(Body, frozen=True):
     """The guest to be: ``source`` is an OVA, an absolute path on the daemon's host or an http(s) URL.
 
     With ``machine``, which describes a machine that the caller has read elsewhere, ``source`` is its root
-    disk. ``cpus`` and ``memory`` (bytes) overrule what is described where they are not 0; ``root_only``
-    takes the first disk where there are several.
+    disk, and the further disks are at the paths or URLs that it names. The first disk becomes an image, the
+    others volumes; ``root_only`` takes the first alone. ``cpus`` and ``memory`` (bytes) overrule what is
+    described where they are not 0.
     """
 
     source: str

@@ -43,8 +43,8 @@ def import_(
 
     An OVA is what VMware, VirtualBox and others export; a definition is what `virsh dumpxml` prints. The
     guest is defined, not started, with the CPUs, the memory, the firmware and the network card's address
-    that it had. Its disk becomes an image of its name, after the strict parser has looked at it. What
-    can't be taken over is said.
+    that it had. Its first disk becomes an image of its name, the others volumes (NAME-1, NAME-2, …) that are
+    attached to it, after the strict parser has looked at each. What can't be taken over is said.
     """
     daemon = connection()
     call = import_call(

@@ -1,8 +1,8 @@
 """Definitions of other programs' machines, read here: by the caller, with the caller's rights.
 
 A libvirt domain names its disks by paths. The daemon opens none of them on the word of a document: the
-document is read here, the root disk is opened here to see that the caller may, and only then does its
-path go to the daemon, as that of an image import does. An OVA has its disks inside and goes as it is.
+document is read here, the disks are opened here to see that the caller may, and only then do their
+paths go to the daemon, as that of an image import does. An OVA has its disks inside and goes as it is.
 """
 
 import os
@@ -12,9 +12,10 @@ from pathlib import Path
 from serai.client.calls import Call
 from serai.client.guest_calls import import_guest
 from serai.errors import Code, HostFailure, Invalid, NotFound
+from serai.model.foreign import ForeignDisk
 from serai.model.job import Job
 from serai.plan.domain_xml import read_domain
-from serai.plan.foreign import guest_name_from, root_disk
+from serai.plan.foreign import ROOT_ONLY, disks_to_take, guest_name_from
 from serai.plan.foreign_xml import MAX_XML, definition_refused
 from serai.units import shorten
 
@@ -50,8 +51,10 @@ def import_call(
             source, name=name, cpus=cpus, memory=memory, root_only=root_only, sha256=sha256
         )
     machine = read_domain(content, root_file=str(Path(disk).absolute()) if disk else "")
-    root = root_disk(machine, root_only=root_only)
+    root, *others = disks_to_take(machine, root_only=root_only)
     check_readable(root.source)
+    for each in others:
+        _check_other(each)
     return import_guest(
         root.source,
         name=name or guest_name_from(machine.name) or guest_name_from(Path(source).stem),
@@ -70,6 +73,15 @@ def _read_beginning(path: str) -> bytes:
     if len(content) > MAX_XML and content.lstrip().startswith(b"<"):
         raise definition_refused(f"it has more than {MAX_XML} bytes")
     return content
+
+
+def _check_other(disk: ForeignDisk) -> None:
+    """Refuse a further disk that the caller may not read."""
+    if not disk.source.startswith("/"):
+        raise definition_refused(
+            f"its disk {shorten(disk.name)} has no absolute path", hint=ROOT_ONLY
+        )
+    check_readable(disk.source)
 
 
 def check_readable(path: str) -> None:

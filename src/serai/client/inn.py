@@ -144,7 +144,8 @@ class Inn(ImageShelf, NetworkShelf, VolumeShelf):
         """Define a guest from an OVA (file or URL) or from a libvirt domain's XML, and return it stopped.
 
         ``more``: name, disk (the root disk's file, where the XML names another), cpus, memory (bytes),
-        root_only, sha256. A definition and its disk are opened here, with the rights of this process.
+        root_only, sha256. A definition and its disks are opened here, with the rights of this process. The
+        first disk becomes an image, the others volumes that are attached to the guest.
         """
         call = import_call(str(source), **more)
         return self.guest(job_calls.guest_of(self.connection.make(call, on_progress)))

@@ -143,7 +143,8 @@ class AsyncInn(AsyncImageShelf, AsyncNetworkShelf, AsyncVolumeShelf):
         """Define a guest from an OVA (file or URL) or from a libvirt domain's XML, and return it stopped.
 
         ``more``: name, disk (the root disk's file, where the XML names another), cpus, memory (bytes),
-        root_only, sha256. A definition and its disk are opened here, with the rights of this process.
+        root_only, sha256. A definition and its disks are opened here, with the rights of this process. The
+        first disk becomes an image, the others volumes that are attached to the guest.
         """
         call = import_call(str(source), **more)
         return await self.guest(job_calls.guest_of(await self.connection.make(call, on_progress)))

@@ -47,6 +47,8 @@ THEN_MODULES = (
     "vmgenid",
     "acpiphp",
 )
+MEDIUM_MODULES = ("virtio_scsi", "sr_mod", "isofs")
+"""Loaded only where there is a CD drive."""
 AGENT = "usr/sbin/qemu-ga"
 CMDLINE = (
     "console=ttyS0 quiet loglevel=3 rdinit=/sbin/init no_timer_check tsc=reliable mitigations=off "
@@ -137,6 +139,7 @@ def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]
     recipe = package_files("serai.disk") / "recipes" / "tiny"
     first = _in_order(tree, FIRST_MODULES)
     then = [name for name in _in_order(tree, THEN_MODULES) if name not in first]
+    medium = [name for name in _in_order(tree, MEDIUM_MODULES) if name not in (*first, *then)]
     entries = [a_folder(name) for name in ("dev", "mnt", "proc", "root", "run", "sys", "var")]
     entries += [a_folder("tmp", 0o1777), a_device("dev/console", 5, 1), a_device("dev/null", 1, 3)]
     entries += [a_file(to, (recipe / name).read_bytes(), 0o755) for to, name in SCRIPTS.items()]
@@ -146,8 +149,9 @@ def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]
         a_file("etc/group", b"root:x:0:\n"),
         a_file("etc/modules.first", " ".join(first).encode()),
         a_file("etc/modules.then", " ".join(then).encode()),
+        a_file("etc/modules.medium", " ".join(medium).encode()),
     ]
-    entries += [_module(tree, name) for name in (*first, *then)]
+    entries += [_module(tree, name) for name in (*first, *then, *medium)]
     entries += [a_file("sbin/reborn", reborn, 0o755), a_link("sbin/reseed", "reborn")]
     entries += [_program(tree, name) for name in (AGENT, LOADER, *libraries)]
     return entries + _busybox(tree)

@@ -18,6 +18,7 @@ broke out of its QEMU may have written its header.
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -99,6 +100,23 @@ def make_head(folder: Path, volume: Volume) -> None:
                 backing=backing,
                 backing_format=DiskFormat.QCOW2,
             )
+
+
+def move_head_in(made: Path, folder: Path, volume: Volume) -> None:
+    """Give a converted disk the place of ``volume``'s head; copied where that is another file system.
+
+    Durable when it returns.
+    """
+    target = folder / _checked(volume.head)
+    with naming_disk_problems("putting the volume into its pool"):
+        try:
+            made.rename(target)
+        except OSError:
+            part = folder / f".{volume.head}.new"
+            shutil.copyfile(made, part)
+            part.chmod(0o600)
+            part.rename(target)
+        sync_folder(folder)
 
 
 def new_head(folder: Path, volume: Volume, unique: str, layer: str = "") -> Volume:

@@ -22,10 +22,12 @@ from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import GuestState
 from serai.model.network import Port
+from serai.model.volume import VolumeRecord
 from serai.plan.admission import check_launch, check_room
 from serai.plan.firstboot import check_told
 from serai.plan.machine import check_fit
-from serai.store.changes import Change, PutGuest
+from serai.plan.volume import attach_all
+from serai.store.changes import Change, PutGuest, PutVolume
 from serai.units import check_guest_name
 
 
@@ -53,10 +55,13 @@ class GuestCreator:
         *,
         guest_id: str = "",
         mac: str = "",
+        volumes: tuple[VolumeRecord, ...] = (),
         changes: tuple[Change, ...] = (),
         events: tuple[Event, ...] = (),
     ) -> Job:
-        """Define a guest, stored together with ``changes``; an imported one has its ``mac``."""
+        """Define a guest, stored together with ``changes``; an imported one has its ``mac``, and new
+        ``volumes``, whose files are there.
+        """
         house, guest_id = self._house, guest_id or self._house.new_id()
         name = action.spec.name or house.names.pick(int(guest_id[:8], 16))
         spec = msgspec.structs.replace(action.spec, name=check_guest_name(name))
@@ -69,9 +74,11 @@ class GuestCreator:
             number = house.names.claim_number()
             undo.callback(house.names.release_number, number)
             record = self._record(action, spec, image, guest_id, number, ports, mac)
+            record = attach_all(record, volumes)
             self._volumes.check_wishes(action.volumes, record)
             driver = self._guests.make(record, image, GuestState.CREATING)
-            job = await self._store(driver, action, key, changes, events)
+            puts = (*changes, *map(PutVolume, volumes))
+            job = await self._store(driver, action, key, puts, events)
             undo.pop_all()
         self._guests.own(driver)
         procedure = launch if isinstance(action, LaunchGuest) else create

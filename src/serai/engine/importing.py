@@ -1,25 +1,31 @@
-"""Guests that come from elsewhere: an image of their root disk, and a guest, stopped, made of it.
+"""Guests that come from elsewhere: an image of the root disk, volumes of the others, a guest of them.
 
-The image and the guest are stored in one commit: before it there are only files that belong to
-nobody, which the next daemon removes; after it there is a guest whose creation goes on by itself.
+Image, volumes and guest are stored in one commit: before it there are only files that belong to
+nobody, which the next daemon removes; after it there is a guest, stopped, whose creation ends by itself.
 """
 
 import asyncio
 import shutil
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from serai.disk.files import check_room
-from serai.disk.machines import ImportedMachine, import_machine, import_of
+from serai.disk.machines import ImportedDisk, ImportedMachine, import_machine, import_of
+from serai.disk.volumes import drop_head, move_head_in
 from serai.engine.house import House
 from serai.engine.images import ImageKeeper
 from serai.engine.jobs import LiveJob, error_of
+from serai.engine.volume_moments import bare
+from serai.engine.volumes import VolumeKeeper
 from serai.errors import Code, Invalid, SeraiError, error_from_problem
 from serai.model.actions import CreateGuest, ImportGuest
 from serai.model.event import Event, EventKind
+from serai.model.guest import GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job
+from serai.model.volume import VolumeRecord
 from serai.plan.foreign import first_mac, guest_name_from, plan_guest
 from serai.store.changes import Change, PutImage
 from serai.units import check_guest_name
@@ -39,6 +45,7 @@ class Create(Protocol):
         *,
         guest_id: str,
         mac: str,
+        volumes: tuple[VolumeRecord, ...],
         changes: tuple[Change, ...],
         events: tuple[Event, ...],
     ) -> Job:
@@ -48,9 +55,12 @@ class Create(Protocol):
 class GuestImporter:
     """Carries out every ImportGuest."""
 
-    def __init__(self, house: House, images: ImageKeeper, create: Create) -> None:
+    def __init__(
+        self, house: House, images: ImageKeeper, volumes: VolumeKeeper, create: Create
+    ) -> None:
         self._house = house
         self._images = images
+        self._volumes = volumes
         self._create = create
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._coming: dict[str, LiveJob] = {}
@@ -131,33 +141,86 @@ class GuestImporter:
     async def _define(
         self, action: ImportGuest, imported: ImportedMachine, image: Image, guest_id: str
     ) -> tuple[str, ...]:
-        """Store image and guest together and wait for its volumes; return what is different."""
-        images, journal = self._images, self._house.journal
+        """Store image, volumes and guest together; return what is different from before."""
+        images, machine, disks = self._images, imported.machine, imported.disks
         images.keep(image)
         try:
             spec, notes = plan_guest(
-                imported.machine, image, name=image.name, cpus=action.cpus, memory=action.memory
+                machine,
+                image,
+                name=image.name,
+                cpus=action.cpus,
+                memory=action.memory,
+                taken=[each.name for each in disks],
             )
-            mac = first_mac(imported.machine)
+            mac = first_mac(machine)
             if mac in {each.mac for each in self._house.shelf.guests()}:
                 mac, notes = "", (*notes, f"a guest here has the address {mac}: it gets another")
-            job = await self._create(
-                CreateGuest(spec=spec),
-                "",
-                guest_id=guest_id,
-                mac=mac,
-                changes=(PutImage(image),),
-                events=(journal.event(EventKind.IMAGE_CREATED, image.name, image.digest),),
-            )
-            ended = await self._house.jobs.wait(job.id, DEFINE_TIMEOUT)
-            if ended.problem is not None:
-                raise error_from_problem(ended.problem)
+            async with self._volumes_of(disks, spec.name, guest_id) as records:
+                await self._store(spec, image, records, guest_id=guest_id, mac=mac)
         except BaseException:
             if not self._house.closing.is_set():  # else the next daemon goes on with what is stored
                 with suppress(SeraiError):
                     await images.take_back(image)
             raise
-        return notes
+        became = [
+            f"its disk {disk.name} became the volume {record.name}"
+            for disk, record in zip(disks, records, strict=True)
+        ]
+        return (*became, *notes)
+
+    async def _store(
+        self,
+        spec: GuestSpec,
+        image: Image,
+        records: tuple[VolumeRecord, ...],
+        *,
+        guest_id: str,
+        mac: str,
+    ) -> None:
+        """Define the guest, and wait until it is whole; if it can't be, it is undone again."""
+        journal = self._house.journal
+        job = await self._create(
+            CreateGuest(spec=spec),
+            "",
+            guest_id=guest_id,
+            mac=mac,
+            volumes=records,
+            changes=(PutImage(image),),
+            events=(
+                journal.event(EventKind.IMAGE_CREATED, image.name, image.digest),
+                *(journal.event(EventKind.VOLUME_CREATED, each.name, each.id) for each in records),
+            ),
+        )
+        ended = await self._house.jobs.wait(job.id, DEFINE_TIMEOUT)
+        if ended.problem is not None:
+            raise error_from_problem(ended.problem)
+
+    @asynccontextmanager
+    async def _volumes_of(
+        self, disks: tuple[ImportedDisk, ...], name: str, guest_id: str
+    ) -> AsyncIterator[tuple[VolumeRecord, ...]]:
+        """Put disks into the pool and yield their records, still to be stored with the guest's.
+
+        Nothing is left of them when the block fails.
+        """
+        house, keeper = self._house, self._volumes
+        records: list[VolumeRecord] = []
+        with keeper.names_for(name, len(disks)) as names:
+            try:
+                for each, disk in zip(names, disks, strict=True):
+                    record = keeper.record_for(guest_id, each, disk.size)
+                    records.append(record)
+                    folder = house.pools.heads(record.pool)
+                    await asyncio.to_thread(move_head_in, disk.head, folder, bare(record))
+                house.shelf.volumes.update((each.id, each) for each in records)
+                yield tuple(records)
+            except BaseException:
+                if not house.closing.is_set():
+                    for record in records:
+                        house.shelf.volumes.pop(record.id, None)
+                        drop_head(house.pools.heads(record.pool), bare(record))
+                raise
 
     async def take_up(self, job: Job) -> str:
         """End a job that an earlier daemon left; return a sentence that says how."""

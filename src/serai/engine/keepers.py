@@ -89,7 +89,7 @@ def build_keepers(house: House, submit: Submit) -> Keepers:
         guests=guests,
         images=images,
         creator=creator,
-        importer=GuestImporter(house, images, creator.create),
+        importer=GuestImporter(house, images, volumes, creator.create),
         publisher=Publisher(house, snapshots, images),
         snapshots=snapshots,
         schedules=ScheduleKeeper(house, guests.by_id.get, snapshots, submit),

@@ -153,8 +153,9 @@ async def _make_volumes(driver: GuestDriver, job: LiveJob, furnish: Furnish) -> 
     volumes = await asyncio.to_thread(
         create_volumes, folder, driver.image, house.images.folder(driver.image), record.spec.disk
     )
-    if volumes:
-        await house.journal.commit(driver.revise(volumes=volumes))
+    if volumes:  # those that it was stored with, an imported guest's, come behind
+        own = tuple(each for each in record.volumes if each.port)
+        await house.journal.commit(driver.revise(volumes=(*volumes, *own)))
     if record.spec.firmware is Firmware.UEFI:
         await asyncio.to_thread(create_uefi_vars, folder, house.capabilities.uefi_vars)
     action = job.action

@@ -14,21 +14,20 @@ from pathlib import Path
 
 import msgspec
 
-from serai.disk.convert import Workshop, convert_to_head
+from serai.disk.convert import Workshop
 from serai.disk.exporting import check_target, part_of, write_export
-from serai.disk.files import naming_disk_problems, sync_folder
 from serai.disk.importing import check_action, import_image, workshop_uid
-from serai.disk.volumes import chain_of, drop_head
+from serai.disk.machines import head_of
+from serai.disk.volumes import chain_of, drop_head, move_head_in
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.snapshots import SnapshotKeeper
 from serai.engine.volume_moments import VolumeMoments, bare, find_snapshot
 from serai.engine.volumes import VolumeKeeper
-from serai.errors import Code, Conflict, Invalid
+from serai.errors import Code, Conflict
 from serai.host.sockets import bind_unix
 from serai.model.actions import CloneVolume, ExportVolume, ImportImage, ImportVolume, ServeVolume
 from serai.model.guest import Volume
-from serai.model.image import ImageKind
 from serai.model.job import Job
 from serai.model.machine import LayerFile
 from serai.model.volume import VolumeRecord, VolumeSnapshot
@@ -114,27 +113,19 @@ class VolumeCopier:
                 done, total, message, phase=phase
             ),
         )
-        if new.kind is not ImageKind.DISK or new.disk is None:
-            raise Invalid(
-                Code.IMAGE_REFUSED,
-                f"it is no disk, but a {new.kind}",
-                hint="Import it as an image: serai image import",
-            )
         self._volumes.check_room(record.pool, new.virtual_size)
         await job.enter("convert")
         made = scratch / "head"
-        await convert_to_head(
-            new.disk,
-            new.disk_format,
+        await head_of(
+            new,
             made,
-            new.virtual_size,
             shop=self._shop(house.pools.room(record.pool, house.settings.disk_reserve)[1]),
             report=lambda done, total: job.progress(done, total, "", phase="convert"),
         )
         await job.enter("publish")
         folder = house.pools.heads(record.pool)
         try:
-            await asyncio.to_thread(_move_in, made, folder, record.head)
+            await asyncio.to_thread(move_head_in, made, folder, bare(record))
             await self._volumes.keep_new(
                 job, msgspec.structs.replace(record, size=new.virtual_size)
             )
@@ -232,17 +223,3 @@ def _connected(path: Path) -> socket.socket:
         server.close()
         raise
     return server
-
-
-def _move_in(made: Path, folder: Path, name: str) -> None:
-    """Give a converted disk its place in its pool; copied where that is another file system."""
-    target = folder / name
-    with naming_disk_problems("putting the volume into its pool"):
-        try:
-            made.rename(target)
-        except OSError:
-            part = folder / f".{name}.new"
-            shutil.copyfile(made, part)
-            part.chmod(0o600)
-            part.rename(target)
-        sync_folder(folder)

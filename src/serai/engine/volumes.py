@@ -8,9 +8,10 @@ in between is swept when the daemon starts. Moments of volumes are
 """
 
 import asyncio
+import itertools
 import shutil
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,19 +129,43 @@ class VolumeKeeper:
         """Return the record of a new volume; refuses what can be seen to be wrong."""
         check_volume_name(name)
         self.check_name_free(name)
+        record = self._record(name, round_size(size), pool, serial=serial, limits=limits)
+        self.check_room(record.pool, record.size)
+        return record
+
+    def _record(
+        self, name: str, size: int, pool: str, *, serial: str = "", limits: Limits | None = None
+    ) -> VolumeRecord:
         volume_id = self._house.new_id()
         record = VolumeRecord(
             id=volume_id,
             name=name,
             pool=self.check_pool(pool),
             created_at=self._house.journal.now(),
-            size=round_size(size),
+            size=size,
             head="",
             serial=check_serial(serial) if serial else default_serial(volume_id),
             limits=check_limits(limits or Limits()),
         )
-        self.check_room(record.pool, record.size)
         return msgspec.structs.replace(record, head=f"{head_stem(bare(record))}.qcow2")
+
+    def record_for(self, guest_id: str, name: str, size: int) -> VolumeRecord:
+        """Return the record of a new volume that is made for a guest, and goes if that never is."""
+        self.check_room(DEFAULT_POOL, size)
+        record = self._record(name, size, DEFAULT_POOL)
+        return msgspec.structs.replace(record, made_for=guest_id, attached_to=guest_id)
+
+    @contextmanager
+    def names_for(self, guest: str, count: int) -> Iterator[list[str]]:
+        """Take ``count`` free names after a guest's within the block: ``web1-1``, ``web1-2``, …"""
+        taken = {each.name for each in self._house.shelf.volumes.values()} | self._names_coming
+        free = (name for n in itertools.count(1) if (name := f"{guest[:56]}-{n}") not in taken)
+        names = list(itertools.islice(free, count))
+        self._names_coming.update(names)
+        try:
+            yield names
+        finally:
+            self._names_coming.difference_update(names)
 
     def check_name_free(self, name: str) -> None:
         """Raise Conflict (``volume-exists``) unless a new volume may have that name."""

@@ -168,10 +168,11 @@ class PullImage(Action, frozen=True, tag="image-pull"):
 class ImportGuest(Action, frozen=True, tag="guest-import"):
     """Define a guest, stopped, from what another program keeps of it.
 
-    Without ``machine`` the ``source`` is an OVA; with it ``source`` is the root disk, and the caller has
-    read the definition. Its disk becomes an image of the guest's name. ``cpus`` and ``memory`` 0 are
-    those of the definition. Further disks refuse it unless ``root_only``. Phases: fetch, inspect,
-    convert, publish, define. On failure nothing of it is left.
+    Without ``machine`` the ``source`` is an OVA; with it ``source`` is the root disk, the machine names the
+    files of further ones, and the caller has read the definition. The root disk becomes an image of the
+    guest's name, further ones volumes that are attached to it, unless ``root_only``. ``cpus`` and
+    ``memory`` 0 are those of the definition. Phases: fetch, inspect, convert, publish, define. On failure
+    nothing of it is left.
     """
 
     source: str

@@ -20,7 +20,8 @@ class Media(StrEnum):
     """What a drive looks like to the guest."""
 
     DISK = "disk"
-    CDROM = "cdrom"
+    CDROM = "cdrom"  # by SATA: every firmware and every installer knows it
+    SCSI_CDROM = "scsi-cdrom"  # by virtio-scsi: the kernels of cloud images have no driver for SATA
     SEED = "seed"  # a disk that can't be written: the kernels of cloud images see no CD drive
 
 

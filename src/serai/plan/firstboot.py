@@ -151,14 +151,14 @@ def _network_config(ports: Sequence[SeedPort]) -> dict[str, object]:
 
 def _ethernet(port: SeedPort) -> dict[str, object]:
     addresses = [each for each in (port.address, port.address6) if each]
-    ways = (("0.0.0.0/0", port.gateway), ("::/0", port.gateway6))
-    routes = [{"to": to, "via": via} for to, via in ways if via]
     found: dict[str, object] = {
         "match": {"macaddress": port.mac},
         "dhcp4": not port.address,
     }
     found |= {"addresses": addresses} if addresses else {}
-    found |= {"routes": routes} if routes else {}
+    found |= {"routes": [{"to": "0.0.0.0/0", "via": port.gateway}]} if port.gateway else {}
+    # no route to ::/0: cloud-init 22.4, Debian 12's, makes ::/64 of it
+    found |= {"gateway6": port.gateway6} if port.gateway6 else {}
     return found | ({"nameservers": {"addresses": list(port.dns)}} if port.dns else {})
 
 
@@ -190,6 +190,8 @@ def look_words(stage: str) -> list[str]:
 
 
 WHO = """
+left=50
+while [ -e /run/sshd.reborn ] && [ $((left -= 1)) -gt 0 ]; do sleep 0.2; done
 cat /etc/ssh/ssh_host_*_key.pub 2>/dev/null
 user=root
 if [ -r /etc/cloud/cloud.cfg ]; then

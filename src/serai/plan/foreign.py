@@ -1,15 +1,22 @@
 """From another program's machine to a guest of ours: what is taken, and what has to be said. Pure."""
 
 import re
+from collections.abc import Collection
 
 from serai.model.foreign import ForeignDisk, ForeignMachine, ForeignMedia
 from serai.model.guest import Firmware, GuestSpec
 from serai.model.image import Image, ImageKind
 from serai.plan.admission import MIN_MEMORY
 from serai.plan.foreign_xml import MAX_TEXT, definition_refused, listed, mac_of
+from serai.plan.volume import PORTS
 from serai.units import shorten
 
 MAX_NOTES = 100
+MOST_DISKS = 1 + len(PORTS)
+"""The root, and one in each place that a guest has for volumes."""
+ROOT_ONLY = (
+    "Take the first disk alone: --root-only; bring in the others one by one: serai volume import"
+)
 
 
 def guest_name_from(text: str) -> str:
@@ -18,21 +25,32 @@ def guest_name_from(text: str) -> str:
     return name.lstrip("-0123456789")[:63].rstrip("-")
 
 
-def root_disk(machine: ForeignMachine, *, root_only: bool) -> ForeignDisk:
-    """Return the disk that the machine boots from.
+def disks_to_take(machine: ForeignMachine, *, root_only: bool) -> tuple[ForeignDisk, ...]:
+    """Return the disk that the machine boots from, then, unless ``root_only``, all others.
 
-    Raises Invalid (``definition-refused``) when there is none, or there are others and not
-    ``root_only``: a guest without its data would look whole.
+    Raises Invalid (``definition-refused``) when there is none, or one of them can't be had: a guest
+    without its data would look whole.
     """
-    disks = [each for each in machine.disks if each.media is ForeignMedia.DISK]
+    disks = _disks_of(machine)
     if not disks or not disks[0].source:
         raise definition_refused("it has no disk")
-    if len(disks) > 1 and not root_only:
+    if root_only:
+        return (disks[0],)
+    if len(disks) > MOST_DISKS:
         raise definition_refused(
-            f"it has {len(disks)} disks, and only the first ({shorten(disks[0].name)}) can be taken over so far",
-            hint="Take that one alone with --root-only; bring in the others as images: serai image import",
+            f"it has {len(disks)} disks, and a guest here at most {MOST_DISKS}", hint=ROOT_ONLY
         )
-    return disks[0]
+    for each in disks:
+        if not each.source:
+            raise definition_refused(
+                f"its disk {shorten(each.name)} is not a file that stands by itself",
+                hint=ROOT_ONLY,
+            )
+    return tuple(disks)
+
+
+def _disks_of(machine: ForeignMachine) -> list[ForeignDisk]:
+    return [each for each in machine.disks if each.media is ForeignMedia.DISK]
 
 
 def check_machine(machine: ForeignMachine) -> None:
@@ -44,11 +62,18 @@ def check_machine(machine: ForeignMachine) -> None:
 
 
 def plan_guest(
-    machine: ForeignMachine, image: Image, *, name: str, cpus: int, memory: int
+    machine: ForeignMachine,
+    image: Image,
+    *,
+    name: str,
+    cpus: int,
+    memory: int,
+    taken: Collection[str] = (),
 ) -> tuple[GuestSpec, tuple[str, ...]]:
     """Return the guest that the machine becomes, and sentences about what is different there.
 
-    ``image`` is what its root disk became; ``cpus`` and ``memory`` overrule the machine where not 0.
+    ``image`` is what its root disk became, ``taken`` the names of the others that become volumes;
+    ``cpus`` and ``memory`` overrule the machine where not 0.
     """
     if image.kind is not ImageKind.DISK:
         raise definition_refused("its first disk is an installation medium")
@@ -60,9 +85,9 @@ def plan_guest(
     least = max(MIN_MEMORY, image.min_memory)
     if not memory and machine.memory < least:
         notes.append(f"its memory is raised to {least >> 20} MiB")
-    disks = [each for each in machine.disks if each.media is ForeignMedia.DISK]
-    if disks[1:]:
-        notes.append(f"disks that are not taken over: {listed({each.name for each in disks[1:]})}")
+    others = {each.name for each in _disks_of(machine)[1:]}.difference(taken)
+    if others:
+        notes.append(f"disks that are not taken over: {listed(others)}")
     if any(each.source for each in machine.disks if each.media is ForeignMedia.CDROM):
         notes.append("what is in its CD drive is not taken over")
     if len(machine.macs) != 1:

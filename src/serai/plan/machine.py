@@ -147,7 +147,12 @@ def _plan_drives(
 
 
 def _plan_cd(record: GuestRecord, image: Image, image_folder: PurePath) -> Drive | None:
-    """Describe the CD drive with what is in it; None where the guest has none."""
+    """Describe the CD drive with what is in it; None where the guest has none.
+
+    A guest of an installation medium boots from it, so its drive is one that everybody knows. All others
+    have a system already, often with a cloud kernel.
+    """
+    media = Media.CDROM if image.kind is ImageKind.CDROM else Media.SCSI_CDROM
     chain: tuple[LayerFile, ...] = ()
     if record.medium is not None:
         if record.medium.file:
@@ -157,7 +162,7 @@ def _plan_cd(record: GuestRecord, image: Image, image_folder: PurePath) -> Drive
         chain = (plan_medium(image_folder / image.disk.name),)
     else:
         return None
-    return Drive(name=CD, media=Media.CDROM, chain=chain, boot_index=0)
+    return Drive(name=CD, media=media, chain=chain, boot_index=0)
 
 
 def plan_medium(path: PurePath) -> LayerFile:

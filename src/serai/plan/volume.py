@@ -240,6 +240,15 @@ def pick_port(guest: GuestRecord, machine: Machine | None, busy: Collection[str]
     )
 
 
+def attach_all(guest: GuestRecord, volumes: Iterable[VolumeRecord]) -> GuestRecord:
+    """Return a new guest's record with all these volumes attached; Conflict (``no-port``)."""
+    for volume in volumes:
+        port = pick_port(guest, None, ())
+        entry = attached(volume, port=port, read_only=False, boot=0)
+        guest = msgspec.structs.replace(guest, volumes=(*guest.volumes, entry))
+    return guest
+
+
 def boot_places(volumes: Sequence[Volume], others: Sequence[str]) -> Mapping[str, int]:
     """Return for each drive its place in the order of booting, from 1; the others have none.
 

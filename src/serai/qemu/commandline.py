@@ -31,7 +31,9 @@ PLACE_FIRST_DISK = 0x8
 PLACE_SPARE = 0x10
 PORT_FIRST_CDROM = 2
 PLACE_TABLET = 0x12
+PLACE_SCSI = 0x1D
 PLACE_SEED = 0x1E
+SCSI = "scsi0"
 NICS_LIMIT = PLACE_FIRST_DISK - PLACE_FIRST_NIC
 DISKS_LIMIT = PLACE_SPARE - PLACE_FIRST_DISK
 CDROMS_LIMIT = 4
@@ -68,6 +70,7 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
         options += _disk(drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
+    options += _scsi_cdroms(machine, fds)
     for drive in machine.drives:
         options += _seed(drive, fds) if drive.media is Media.SEED else []
     for index, nic in enumerate(on_root_bus):
@@ -281,9 +284,24 @@ def disk_device(drive: Drive) -> dict[str, Value]:
 
 
 def _cdrom(drive: Drive, fds: Fds, port: int) -> list[Option]:
-    device: dict[str, Value] = {**_attached(drive), "driver": "ide-cd", "bus": f"ide.{port}"}
+    return _cd_drive(drive, fds, {"driver": "ide-cd", "bus": f"ide.{port}"})
+
+
+def _cd_drive(drive: Drive, fds: Fds, where: dict[str, Value]) -> list[Option]:
     medium = [Option("blockdev", describe_chain(drive, fds))] if drive.chain else []
-    return [*medium, Option("device", device)]
+    return [*medium, Option("device", {**_attached(drive), **where})]
+
+
+def _scsi_cdroms(machine: Machine, fds: Fds) -> list[Option]:
+    """The drives by virtio-scsi, and their controller where there is one."""
+    drives = [drive for drive in machine.drives if drive.media is Media.SCSI_CDROM]
+    if not drives:
+        return []
+    options = [Option("device", {"driver": "virtio-scsi-pci", "id": SCSI, "addr": hex(PLACE_SCSI)})]
+    for number, drive in enumerate(drives):
+        where: dict[str, Value] = {"driver": "scsi-cd", "bus": f"{SCSI}.0", "scsi-id": number}
+        options += _cd_drive(drive, fds, where)
+    return options
 
 
 def _seed(drive: Drive, fds: Fds) -> list[Option]:

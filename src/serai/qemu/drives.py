@@ -133,15 +133,15 @@ async def change_medium(
     Raises Conflict (``volume-held``) when the guest has locked the drive.
     """
     device = device_name(old.name)
-    try:
-        await commands.open_tray(monitor, device, timeout, force=force)
+    await commands.open_tray(monitor, device, timeout, force=force)
+    try:  # where the guest has locked the tray it was asked, and QEMU calls that a success
+        await commands.remove_medium(monitor, device, timeout)
     except HostFailure as error:
         raise Conflict(
             Code.VOLUME_HELD,
             "the guest has locked its CD drive",
             hint="Unmount the medium inside, or use --force.",
         ) from error
-    await commands.remove_medium(monitor, device, timeout)
     if old.chain:
         await close_chain(monitor, lent, old, timeout)
     if new.chain:

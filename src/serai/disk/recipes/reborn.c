@@ -11,7 +11,9 @@
        serai1 NONCE SEED SECONDS NANOSECONDS NAME MACHINE-ID keep|anew OLD=NEW...
 
    The first is for one that is who it was, at another time. OLD and NEW are MAC addresses; "anew": its
-   links go down and up, so that they lose the addresses that came of the old ones. The answer is
+   links go down and up, so that they lose the addresses that came of the old ones. A copy's ssh server is
+   ended, since it still has the host keys of another; whoever starts it anew gives it others
+   (debian/own-ssh-keys), and until then there is SSH_ENDED instead of SSH_PID. The answer is
    "ok NONCE" or "error NONCE STEP ERRNO" (STEP is the letter of the one that failed first; the others
    are done all the same). A line that is none is not answered, one that comes again is done once.
 
@@ -19,18 +21,20 @@
 
 enum {
     READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, LSEEK = 8, SIGPROCMASK = 14, IOCTL = 16, PREAD = 17,
-    NANOSLEEP = 35, GETPID = 39, SOCKET = 41, EXIT = 60, FCNTL = 72, FTRUNCATE = 77,
+    NANOSLEEP = 35, GETPID = 39, SOCKET = 41, EXIT = 60, KILL = 62, FCNTL = 72, FTRUNCATE = 77, RENAME = 82,
     SIGTIMEDWAIT = 128, SETHOSTNAME = 170, GETDENTS = 217, SETTIME = 227
 };
 enum {
     O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, O_NONBLOCK = 04000, O_ASYNC = 020000, O_CLOEXEC = 02000000,
-    F_SETFL = 4, F_SETOWN = 8, SEEK_END = 2, SIG_BLOCK = 0, SIGIO = 29, ENOENT = 2, EAGAIN = 11, EROFS = 30
+    F_SETFL = 4, F_SETOWN = 8, SEEK_END = 2, SIG_BLOCK = 0, SIGTERM = 15, SIGIO = 29, ENOENT = 2, EAGAIN = 11, EROFS = 30
 };
 enum {
     RNDRESEEDCRNG = 0x5207, GIFNAME = 0x8910, GIFFLAGS = 0x8913, SIFFLAGS = 0x8914, SIFHWADDR = 0x8924,
     GIFHWADDR = 0x8927, IFF_UP = 1, AF_INET = 2, SOCK_DGRAM = 2, CLOEXEC_SOCKET = 02000000
 };
 #define PORTS "/sys/class/virtio-ports"
+#define SSH_PID "/run/sshd.pid"
+#define SSH_ENDED "/run/sshd.reborn"
 
 enum { LINE = 2048, WORDS = 64, NONCE = 32, MAC = 6, NAME = 16, FEW = 16 };
 
@@ -143,6 +147,30 @@ static void rewrite(const char *path, char *text)
         text[end] = 0;
     }
     sys(CLOSE, file);
+}
+
+/* Read the first line of a file, without its end, into a text of at most SIZE bytes; 0 where there is none. */
+static int read_line(const char *path, char *text, int size)
+{
+    long file = sys(OPEN, path, O_RDONLY | O_CLOEXEC, 0), got;
+    int n = 0;
+    if (file < 0) return 0;
+    got = sys(READ, file, text, size - 1);
+    sys(CLOSE, file);
+    while (n < got && text[n] != '\n') n++;
+    text[n] = 0;
+    return n > 0;
+}
+
+/* End the ssh server, if the process that its file names is one; who is logged in stays. */
+static void end_ssh(void)
+{
+    static char pid[20], path[40], name[20];
+    if (!read_line(SSH_PID, pid, sizeof pid) || number_of(pid) <= 1) return;
+    put(put(put(path, "/proc/"), pid), "/comm");
+    if (!read_line(path, name, sizeof name) || !same(name, "sshd")) return;
+    note('s', sys(RENAME, SSH_PID, SSH_ENDED));
+    sys(KILL, number_of(pid), SIGTERM);
 }
 
 static int digit(char hex)
@@ -280,6 +308,7 @@ static void obey(void)
             note('h', sys(SETHOSTNAME, words[5], length(words[5])));
             rewrite("/etc/hostname", words[5]);
             rewrite("/etc/machine-id", words[6]);
+            end_ssh();
             anew = same(words[7], "anew");
             if (readdress_few(words + 8, count - 8, anew) < count - 8)
                 readdress_all(words + 8, count - 8, anew);

@@ -42,8 +42,8 @@ echo 'policy: search,found=all,maybe=none,notfound=disabled' > "$root/etc/cloud/
 echo debian > "$root/etc/hostname"
 echo uninitialized > "$root/etc/machine-id"
 rm -f "$root"/etc/ssh/ssh_host_* "$root/var/lib/dbus/machine-id" "$root/var/lib/systemd/random-seed"
-install -D -m 644 "$RECIPE/ssh-keys.service" "$root/etc/systemd/system/ssh-keys.service"
-chroot "$root" systemctl -q enable ssh-keys
+install -D -m 755 "$RECIPE/own-ssh-keys" "$root/usr/sbin/own-ssh-keys"
+install -D -m 644 "$RECIPE/own-ssh-keys.conf" "$root/etc/systemd/system/ssh.service.d/own-ssh-keys.conf"
 install -D -m 644 "$RECIPE/grow-root.service" "$root/etc/systemd/system/grow-root.service"
 chroot "$root" systemctl -q enable grow-root
 
