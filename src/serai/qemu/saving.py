@@ -8,13 +8,13 @@
 What is saved loads over the guest's base (docs/design/0030).
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import ParamSpec
 
 from serai.errors import Code, HostFailure
 from serai.host.pages import write_all
-from serai.host.supervise import Supervisor
 from serai.host.threads import in_own_thread
 from serai.qemu import commands
 from serai.qemu.ahead import Ahead
@@ -52,11 +52,13 @@ class Saving:
 
     async def take(self, pages_fd: int) -> None:
         """Take the moment; the guest is held. It may go on then."""
-        async with Supervisor() as tasks:
-            # at once: saving devices changes no memory, or QEMU's own migration would lose that
-            copying = tasks.start(self._apart(self._copy, pages_fd), name="copy of changed pages")
-            self._devices = await _save_devices(self._monitor, self._lent, self._timeout)
-            await copying
+        # at once: saving devices changes no memory, or QEMU's own migration would lose that
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._apart(self._copy, pages_fd))
+                self._devices = await _save_devices(self._monitor, self._lent, self._timeout)
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
 
     def _copy(self, pages_fd: int) -> None:
         if self._ahead.begun:
