@@ -28,20 +28,20 @@ def private() -> Iterator[mmap.mmap]:
 
 
 @pytest.fixture
-def noted() -> Iterator[None]:
-    """The kernel can be asked to note what we write."""
+def ram(private: mmap.mmap) -> Iterator[Ram]:
+    with open_ram(os.getpid(), NAME, PAGES * PAGE) as ram:
+        yield ram
+
+
+@pytest.fixture
+def noted(ram: Ram) -> Iterator[Ram]:
+    """The memory, of a process that has what the kernel needs to note what is written."""
     try:
         fd = userfault._make_ready(userfault._make_own())
     except OSError as error:
         pytest.skip(f"this kernel notes no writes: {error}")
-    yield
+    yield ram
     os.close(fd)
-
-
-@pytest.fixture
-def ram(private: mmap.mmap) -> Iterator[Ram]:
-    with open_ram(os.getpid(), NAME, PAGES * PAGE) as ram:
-        yield ram
 
 
 def write(private: mmap.mmap, numbers: "range | list[int]", text: bytes) -> None:
@@ -70,12 +70,12 @@ def assert_same(found: dict[int, bytes], private: mmap.mmap, wanted: set[int]) -
 
 @pytest.mark.parametrize("buffer", [PAGE, 3 * PAGE, 1 << 20])
 def test_what_is_written_meanwhile_is_there(
-    noted: None, private: mmap.mmap, ram: Ram, monkeypatch: pytest.MonkeyPatch, buffer: int
+    private: mmap.mmap, noted: Ram, monkeypatch: pytest.MonkeyPatch, buffer: int
 ) -> None:
     monkeypatch.setattr("serai.qemu.memory.BUFFER", buffer)
     monkeypatch.setattr("serai.qemu.ahead.BUFFER", buffer)
     write(private, [0, 7, 8, *MANY], b"own")
-    with open_ahead(ram) as ahead:
+    with open_ahead(noted) as ahead:
         ahead.copy()
         assert ahead.begun
         write(private, [8, 9, 1100, PAGES - 1], b"later")  # two of them for the first time
@@ -86,12 +86,12 @@ def test_what_is_written_meanwhile_is_there(
 
 
 def test_only_what_was_written_is_copied_again(
-    noted: None, private: mmap.mmap, ram: Ram, monkeypatch: pytest.MonkeyPatch
+    private: mmap.mmap, noted: Ram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(private, MANY, b"own")
     copied = []
     copy = Ram.copy
-    with open_ahead(ram) as ahead:
+    with open_ahead(noted) as ahead:
         ahead.copy()
         write(private, [1000, 1001, 5], b"x")
         monkeypatch.setattr(
@@ -102,10 +102,10 @@ def test_only_what_was_written_is_copied_again(
     assert copied == [[(5, 1), (1000, 2)], []]
 
 
-def test_it_is_done_again_later(noted: None, private: mmap.mmap, ram: Ram) -> None:
+def test_it_is_done_again_later(private: mmap.mmap, noted: Ram) -> None:
     for text in (b"one", b"two"):
         write(private, MANY, text)
-        with open_ahead(ram) as ahead:
+        with open_ahead(noted) as ahead:
             ahead.copy()
             write(private, [3], text)
             ahead.copy_rest()
@@ -113,7 +113,7 @@ def test_it_is_done_again_later(noted: None, private: mmap.mmap, ram: Ram) -> No
 
 
 def test_a_memory_that_is_written_faster_than_copied_comes_to_an_end(
-    noted: None, private: mmap.mmap, ram: Ram, monkeypatch: pytest.MonkeyPatch
+    private: mmap.mmap, noted: Ram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = 0
     copy = Ram.copy
@@ -126,7 +126,7 @@ def test_a_memory_that_is_written_faster_than_copied_comes_to_an_end(
 
     monkeypatch.setattr(Ram, "copy", copying)
     write(private, MANY, b"own")
-    with open_ahead(ram) as ahead:
+    with open_ahead(noted) as ahead:
         ahead.copy()
         assert turns <= 1 + TURNS
         monkeypatch.setattr(Ram, "copy", copy)
@@ -134,9 +134,9 @@ def test_a_memory_that_is_written_faster_than_copied_comes_to_an_end(
         assert_same(gathered(ahead), private, set(range(PAGES)))
 
 
-def test_little_is_not_copied_ahead(noted: None, private: mmap.mmap, ram: Ram) -> None:
+def test_little_is_not_copied_ahead(private: mmap.mmap, noted: Ram) -> None:
     write(private, MANY[:LITTLE], b"own")
-    with open_ahead(ram) as ahead:
+    with open_ahead(noted) as ahead:
         ahead.copy()
         ahead.catch_up()
         assert not ahead.begun

@@ -32,9 +32,8 @@ NAMES = (
 """struct user_regs_struct (asm/user_64.h)."""
 
 
-class _Registers(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_ulong) for name in NAMES.split())
-
+INDEX = {name: at for at, name in enumerate(NAMES.split())}
+Registers = ctypes.c_ulong * len(INDEX)
 
 PTRACE = ctypes.CDLL(None, use_errno=True).ptrace
 PTRACE.restype = ctypes.c_long
@@ -77,22 +76,23 @@ class _Signalled(InterruptedError):
 
 def _make_call(pid: int, entry: int, number: int, argument: int) -> int:
     with _registers_kept(pid) as registers:
-        registers.rip, registers.rax, registers.rdi = entry, number, argument
-        registers.orig_rax = NO_CALL
+        wanted = {"rip": entry, "rax": number, "rdi": argument, "orig_rax": NO_CALL}
+        for name, value in wanted.items():
+            registers[INDEX[name]] = value
         _ptrace(WRITE_REGISTERS, pid, ctypes.addressof(registers))
         _ptrace(STEP, pid)
         _wait_stopped(pid)
         _ptrace(READ_REGISTERS, pid, ctypes.addressof(registers))
-        return ctypes.c_long(registers.rax).value
+        return ctypes.c_long(registers[INDEX["rax"]]).value
 
 
 @contextmanager
-def _registers_kept(pid: int) -> Iterator[_Registers]:
+def _registers_kept(pid: int) -> Iterator["ctypes.Array[ctypes.c_ulong]"]:
     """Give a copy of the registers of a stopped process; afterwards it has its own again."""
-    kept = _Registers()
+    kept = Registers()
     _ptrace(READ_REGISTERS, pid, ctypes.addressof(kept))
     try:
-        yield _Registers.from_buffer_copy(kept)
+        yield Registers.from_buffer_copy(kept)
     finally:
         _ptrace(WRITE_REGISTERS, pid, ctypes.addressof(kept))
 
