@@ -135,12 +135,14 @@ class Family:
         """Freeze a guest that has its memory privately; it goes on."""
         moment = Moment(self.memfd("state"), self.memfd("pages"))
         assert moment.pages_fd is not None
-        async with instance.agent.quiet(SOON):
+        async with instance.agent.quiet(SOON), instance.saving(SOON) as saving:
+            await saving.catch_up()
             await instance.hold()
             if heads:
                 await instance.switch_heads(heads)
-            await instance.save_private(moment.state_fd, self.base_state, moment.pages_fd, SOON)
+            await saving.take(moment.pages_fd)
             await instance.go_on()
+            await saving.finish(self.base_state, moment.state_fd, moment.pages_fd)
         return moment
 
     async def fork(

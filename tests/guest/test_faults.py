@@ -35,6 +35,7 @@ pytestmark = pytest.mark.timeout(240)
 
 CHAIN = ("link */root", "commit PutGuest,PutLayer", "committed PutGuest,PutLayer", "unlink */root")
 PRIVATE = ("qmp transaction", "qmp remove-fd", "rename */.running", "qmp xen-save", "unlink */held")
+AHEAD = ("memory copy", "memory catch_up", "qmp stop", "memory copy_rest", "memory gather")
 STORE = ("rename memory/", "committed PutGuest,PutSnapshot")
 BIRTH = ("committed PutGuest", "spawned", "rename */.running", "birth say", "birth hear")
 
@@ -62,6 +63,13 @@ def test_killed_while_a_guest_is_frozen(victim: Victim) -> None:
     die_at_each(victim, republish_case(victim), ("commit DropSnapshot", "committed DropSnapshot"))
 
 
+def test_killed_while_much_memory_is_saved(victim: Victim) -> None:
+    """A guest that has changed much is copied while it runs, held for the rest, and put together."""
+    source_of(victim).snapshot("first").delete()
+    assert source_of(victim).run("head -c 12000000 /dev/urandom > /tmp/noise").ok
+    die_at_each(victim, snapshot_case(victim, memory=True), AHEAD)
+
+
 def test_killed_while_what_was_frozen_is_used(victim: Victim) -> None:
     source_of(victim).snapshot("first")
     die_at_each(victim, fork_case(victim, "first"), BIRTH)
@@ -76,7 +84,15 @@ def test_killed_while_what_was_frozen_is_used(victim: Victim) -> None:
 
 def test_killed_while_a_booted_guest_is_frozen(victim: Victim) -> None:
     case = snapshot_case(victim, memory=True, booted=True)
-    names = ("spawned", "qmp migrate-incoming", "rename */.running", "qmp cont", "unlink */vnc")
+    names = (
+        "spawned",
+        "plant call_in",
+        "plant borrow_file",
+        "qmp migrate-incoming",
+        "rename */.running",
+        "qmp cont",
+        "unlink */vnc",
+    )
     die_at_each(victim, case, names)
 
 

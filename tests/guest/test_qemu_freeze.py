@@ -15,13 +15,16 @@ import pytest
 from freezing import DISK, Family, Moment, a_family, says, wait_for_disk
 from instances import SOON, UID, own_descriptors, wait_event
 
-from serai.errors import Code, HostFailure
+from serai.errors import Code, HostFailure, SeraiError
 from serai.host.pages import PAGE, numbers_of, pages_offset, read_numbers, runs_of
 from serai.host.vm import read_memory_of, write_memory_of
 from serai.qemu.instance import Instance, InstanceEventKind, RunState
-from serai.qemu.memory import Ram, open_ram
+from serai.qemu.memory import IS_WRITTEN, Ram, open_ram
 
 FIRST = "head -c 6 /dev/vda"
+WRITER = """i=0; while :; do i=$((i+1)); head -c 300000 /dev/urandom > /tmp/d$i
+md5sum /tmp/d$i > /tmp/s; cat /tmp/s >> /tmp/sums; done"""
+NOISE = "head -c 20000000 /dev/urandom > /tmp/noise"
 # The one that runs the tests may stand where no other user can read it.
 ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
 
@@ -141,6 +144,47 @@ async def test_a_page_set_holds_what_the_memory_holds(family: Family) -> None:
             stored = os.pread(moment.pages_fd, PAGE, pages_offset(len(numbers)) + index * PAGE)
             same += stored == peek(ram, number)
     assert same > len(numbers) - 20  # loading the devices tells the guest of its new id
+
+
+async def test_what_is_written_while_it_is_saved_is_not_lost(family: Family) -> None:
+    """A guest writes files, and what must be in each, all the time; a moment of it has all of it."""
+    source = await family.freeze_shared(await family.boot())
+    await says(source, NOISE)
+    await says(source, f"({WRITER}) >/dev/null 2>&1 & echo $! > /tmp/writer")
+    for number in range(1, 4):
+        await says(source, f"until [ $(cat /tmp/sums | wc -l) -ge {number} ]; do sleep 0.1; done")
+        moment = await family.freeze_private(source)
+        fork = await family.fork(moment, number)
+        await says(fork, "kill $(cat /tmp/writer)")
+        assert await says(fork, "md5sum -c /tmp/sums | grep -vc OK || true") == "0"
+        assert await says(fork, "md5sum /tmp/noise") == await says(source, "md5sum /tmp/noise")
+        assert int(await says(fork, "wc -l < /tmp/sums")) >= number
+        await family.end(fork)
+
+
+async def test_few_pages_are_left_for_when_it_is_held(family: Family) -> None:
+    source = await family.freeze_shared(await family.boot())
+    await says(source, NOISE)
+    async with source.saving(SOON) as saving:
+        await saving.catch_up()
+        await source.hold()
+        assert saving._ahead.begun
+        with ram_of(source) as ram:
+            rest = set(numbers_of(list(ram._scan(also=IS_WRITTEN))))
+            wanted = {7, 8, 9, 4096, 30_000, ram.pages - 1}
+            for number in wanted:
+                poke(ram, number)
+            assert set(numbers_of(list(ram._scan(also=IS_WRITTEN)))) == rest | wanted
+            assert len(rest) < len(numbers_of(ram.changed())) / 2
+            pages_fd = family.memfd("pages")
+            await saving.take(pages_fd)
+            held = {number: peek(ram, number) for number in numbers_of(ram.changed())}
+        await saving.finish(family.base_state, family.memfd("state"), pages_fd)
+    numbers = read_numbers(pages_fd, pages=family.machine.memory // PAGE)
+    assert list(numbers) == sorted(held)
+    for index, number in enumerate(numbers):
+        stored = os.pread(pages_fd, PAGE, pages_offset(len(numbers)) + index * PAGE)
+        assert stored == held[number], number
 
 
 async def test_freezing_often_leaves_nothing_open(family: Family) -> None:
@@ -386,18 +430,30 @@ async def test_damaged_pages_are_refused_before_anything_is_written(family: Fami
     assert caught.value.code is Code.SNAPSHOT_CORRUPT
 
 
-async def test_one_that_dies_while_it_is_saved(family: Family) -> None:
+@pytest.mark.parametrize("step", ["ahead", "begun", "held", "taken"])
+async def test_one_that_dies_while_it_is_saved(family: Family, step: str) -> None:
     source = await family.freeze_shared(await family.boot())
-    await source.hold()
-    saving = asyncio.ensure_future(
-        source.save_private(family.memfd("s"), family.base_state, family.memfd("p"), SOON)
-    )
-    await asyncio.sleep(0.002)
-    os.kill(source.process.pid, 9)
-    try:
-        await asyncio.wait_for(saving, 2 * SOON)
-    except Exception as error:  # whichever step it was in
-        assert hasattr(error, "code"), error
+    await says(source, NOISE)
+
+    async def save() -> None:
+        if step == "ahead":
+            os.kill(source.process.pid, 9)
+        async with source.saving(SOON) as saving:
+            if step == "begun":
+                os.kill(source.process.pid, 9)
+            await saving.catch_up()
+            await source.hold()
+            if step == "held":
+                os.kill(source.process.pid, 9)
+            await saving.take(family.memfd("pages"))
+            os.kill(source.process.pid, 9)
+            await saving.finish(family.base_state, family.memfd("state"), family._fds[-2])
+
+    if step == "taken":
+        await save()
+    else:
+        with pytest.raises(SeraiError):
+            await save()
     assert await says(await family.fork(None), "echo there") == "there"
 
 

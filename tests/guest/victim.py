@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from serai import daemon as daemon_module
+from serai.host import userfault
 from serai.qemu import life
 from serai.qemu.agent_wire import AgentWire
+from serai.qemu.ahead import Ahead
 from serai.qemu.birth_wire import BirthWire
 from serai.qemu.qmp import Monitor
 from serai.settings import current_places, read_settings
@@ -128,6 +130,10 @@ def wrap(trap: Trap) -> None:
         trap.step("birth hear")
         await hear(self, nonce, timeout)
 
+    for name in ("copy", "catch_up", "copy_rest", "gather"):
+        setattr(Ahead, name, _on_memory(trap, f"memory {name}", getattr(Ahead, name)))
+    for name in ("call_in", "borrow_file"):
+        setattr(userfault, name, _on_memory(trap, f"plant {name}", getattr(userfault, name)))
     AgentWire.call = calling  # type: ignore[method-assign]
     BirthWire.say, BirthWire.hear = saying, hearing  # type: ignore[method-assign]
     Store.commit = committing  # type: ignore[method-assign]
@@ -141,6 +147,14 @@ def _on_disk(trap: Trap, name: str, real: Callable[..., Any]) -> Callable[..., A
         if not path.startswith("/memfd:"):
             trap.step(f"{name} {_short(Path(path))}")
         return real(target, *more, **options)
+
+    return doing
+
+
+def _on_memory(trap: Trap, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def doing(*arguments: Any) -> Any:
+        trap.step(name)
+        return real(*arguments)
 
     return doing
 

@@ -286,12 +286,12 @@ async def _freeze_running(
         await meeting.wait_held()
         switched.done = True
         return None
+    if memory and instance.machine.ram_private:
+        return await _freeze_private(driver, instance, switched, meeting, quiesce=quiesce)
     async with _quiet(driver, instance, quiesce=quiesce):
         if not memory:
             await _switch(driver, instance, switched)
             return None
-        if instance.machine.ram_private:
-            return await _freeze_private(driver, instance, switched, meeting)
         return await _freeze_shared(driver, instance, switched, meeting)
 
 
@@ -339,19 +339,32 @@ def _wanted_heads(driver: GuestDriver) -> dict[str, LayerFile]:
 
 
 async def _freeze_private(
-    driver: GuestDriver, instance: Instance, switched: _Switched, meeting: Meeting
+    driver: GuestDriver,
+    instance: Instance,
+    switched: _Switched,
+    meeting: Meeting,
+    *,
+    quiesce: bool,
 ) -> Moment:
-    """Hold the guest, switch its heads, save what it changed of its memory, let it go on."""
+    """Hold the guest, switch its heads, save what it changed of its memory, let it go on.
+
+    What is long is done before and after: only then are its file systems frozen, and only for the
+    rest it is held.
+    """
     base = await driver.house.bases.find(instance.machine.ram, instance)
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
     moment = Moment(base=base.id, machine=instance.machine, state_fd=state_fd, pages_fd=pages_fd)
     try:
-        await meeting.wait_ready()
-        async with _held(driver, instance):
-            await meeting.wait_held()
-            await _switch(driver, instance, switched)
-            await instance.save_private(state_fd, base.state_fd, pages_fd, FREEZE_TIMEOUT)
+        async with instance.saving(FREEZE_TIMEOUT) as saving:
+            async with _quiet(driver, instance, quiesce=quiesce):
+                await meeting.wait_ready()
+                await saving.catch_up()
+                async with _held(driver, instance):
+                    await meeting.wait_held()
+                    await _switch(driver, instance, switched)
+                    await saving.take(pages_fd)
+            await saving.finish(base.state_fd, state_fd, pages_fd)
     except BaseException:
         moment.close()
         raise

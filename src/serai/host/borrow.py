@@ -29,7 +29,7 @@ def borrow_taps(pid: int, names: Collection[str]) -> dict[str, int]:
         for number in map(int, os.listdir(f"/proc/{pid}/fd")) if names else ():
             name = _tap_at(pid, number)
             if name in names and name not in found:
-                found[name] = _borrow(pid, number)
+                found[name] = borrow_file(pid, number)
         missing = set(names) - set(found)
         if missing:
             raise FileNotFoundError(f"it has not got {', '.join(sorted(missing))}")
@@ -52,7 +52,8 @@ def _tap_at(pid: int, number: int) -> str:
     return ""
 
 
-def _borrow(pid: int, number: int) -> int:
+def borrow_file(pid: int, number: int) -> int:
+    """Return a new descriptor of what a process has open as ``number``. Raises OSError."""
     pidfd = os.pidfd_open(pid)
     try:
         fd: int = SYSCALL(PIDFD_GETFD, pidfd, number, 0)

@@ -13,17 +13,16 @@ from contextlib import asynccontextmanager, contextmanager
 
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.host.borrow import borrow_taps
-from serai.host.pages import write_all
 from serai.host.sockets import connect_unix
 from serai.host.supervise import Supervisor
 from serai.host.threads import in_own_thread
 from serai.model.machine import Drive, LayerFile, Nic
 from serai.model.volume import Limits
 from serai.qemu import commands, drives, heads, nics
+from serai.qemu.ahead import open_ahead
 from serai.qemu.commandline import device_name, nic_device_name, node_name
 from serai.qemu.commands import TIMEOUT, RunState
 from serai.qemu.events import STREAM_DONE, InstanceEvent, InstanceEventKind
-from serai.qemu.lent import Lent
 from serai.qemu.life import EARLY_END, Life
 from serai.qemu.memory import (
     close_to_new_writers,
@@ -35,8 +34,8 @@ from serai.qemu.memory import (
 )
 from serai.qemu.qmp import Monitor
 from serai.qemu.resources import memory_name, socket_path
+from serai.qemu.saving import Saving
 from serai.qemu.screen import take_picture
-from serai.qemu.state import STATE_LIMIT, splice
 from serai.qemu.words import gist
 
 __all__ = [
@@ -349,24 +348,24 @@ class Instance(Life):
         if end != [STREAM_DONE]:
             raise await self._not_taken_up()
 
-    async def save_private(
-        self, state_fd: int, base_state_fd: int, pages_fd: int, timeout: float
-    ) -> int:
-        """Write a held guest's state and changed pages; return how many pages.
+    @asynccontextmanager
+    async def saving(self, timeout: float) -> AsyncIterator[Saving]:
+        """Save the guest, which has its memory privately; what to do within is told by ``Saving``.
 
-        For a guest that has its memory privately. ``base_state_fd`` is what ``freeze_shared`` wrote
-        for its base; ``state_fd`` gets what ``take_state`` takes, ``pages_fd`` a page set
-        (``host.pages``). The guest stays held and is not changed. Raises HostFailure
-        (``snapshot-unfit``, ``qmp-failed``, ``permission``, ``disk-full``).
+        Much of its memory is copied already when this begins, if it has changed much. Raises HostFailure
+        (``snapshot-unfit``, ``permission``, ``disk-full``).
         """
         assert self.machine.ram_private
         monitor = await self._connected(timeout)
-        with open_ram(self.process.pid, self._ram_name, self.machine.memory) as ram:
-            # one after the other: two threads of Python would only stand in each other's way
-            devices = await _save_devices(monitor, self._lent, timeout)
-            pages = await in_own_thread(lambda: ram.save(ram.changed(), pages_fd))
-        await in_own_thread(_write_spliced, base_state_fd, devices, state_fd)
-        return pages
+        stack = contextlib.ExitStack()
+        try:
+            size = self.machine.memory
+            ram = stack.enter_context(open_ram(self.process.pid, self._ram_name, size))
+            saving = Saving(monitor, self._lent, ram, stack.enter_context(open_ahead(ram)), timeout)
+            await saving.begin()
+            yield saving
+        finally:
+            stack.close()  # without the caller's error: that is not one of looking into QEMU
 
     @asynccontextmanager
     async def _stream_over(self, monitor: Monitor, timeout: float) -> AsyncIterator[list[str]]:
@@ -463,34 +462,3 @@ async def _check_saved(monitor: Monitor, end: list[str], timeout: float) -> None
             Code.SNAPSHOT_UNFIT,
             ": ".join(["QEMU did not write the guest's state", *([why] if why else [])]),
         )
-
-
-async def _save_devices(monitor: Monitor, lent: Lent, timeout: float) -> bytes:
-    """Return the state of all devices as QEMU writes it."""
-    fd = os.memfd_create("devices", os.MFD_CLOEXEC)
-    try:
-        # QEMU takes from an fdset only a descriptor with the very access mode that it wants
-        write_only = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            fdset = await commands.add_fd(monitor, write_only, timeout)
-        finally:
-            os.close(write_only)
-        try:
-            await commands.save_devices(monitor, fdset, timeout)
-        finally:
-            await lent.take_back(monitor, fdset, timeout)
-        return _read_whole(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_spliced(base_fd: int, devices: bytes, state_fd: int) -> None:
-    os.ftruncate(state_fd, 0)
-    write_all(state_fd, splice(_read_whole(base_fd), devices), 0)
-
-
-def _read_whole(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    if size > STATE_LIMIT:
-        raise HostFailure(Code.SNAPSHOT_UNFIT, "the state of the devices is too large")
-    return os.pread(fd, size, 0)

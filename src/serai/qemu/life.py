@@ -18,6 +18,8 @@ from typing import Self
 from serai.errors import Code, HostFailure, Interrupted, SeraiError
 from serai.host.process import Confinement, Process, spawn
 from serai.host.supervise import Supervisor
+from serai.host.threads import in_own_thread
+from serai.host.userfault import plant
 from serai.model.guest import Accel
 from serai.model.machine import Machine
 from serai.model.node import Capabilities
@@ -120,6 +122,8 @@ class Life:
         instance = await cls._begin(machine, process, *paths, timeout)
         try:
             await commands.set_up_migration(await instance._connected(timeout), timeout)
+            with contextlib.suppress(OSError):  # then it is held longer when it is saved
+                await in_own_thread(plant, process.pid)
             if instance._preparing is not None:
                 await instance._preparing
         except BaseException:

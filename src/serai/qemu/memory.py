@@ -33,6 +33,7 @@ from serai.host.pages import (
     write_all,
 )
 from serai.host.pages import write_numbers as begin_page_set
+from serai.host.userfault import watch
 from serai.host.vm import PIECES_LIMIT, read_memory_of, write_memory_of
 
 BUFFER = 1 << 20
@@ -43,7 +44,9 @@ FIRST_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10
 
 PAGEMAP_SCAN = 0xC0606610
 SCAN_ARGUMENTS = struct.Struct("=12Q")
-IS_FILE, IS_PRESENT, IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+IS_WRITTEN, IS_FILE, IS_PRESENT, IS_SWAPPED = 1 << 1, 1 << 2, 1 << 3, 1 << 4
+PROTECT = 1 << 0 | 1 << 1
+"""Protect what is found, as the same step, and only where the kernel notes what is written."""
 REGIONS = 4096
 ENTRIES_AT_ONCE = 1 << 17
 
@@ -77,25 +80,39 @@ class Ram:
                 raise
         return list(self._read_pagemap())  # a kernel before 6.7
 
-    def _scan(self) -> Iterator[Run]:
+    def watch(self) -> bool:
+        """Have the kernel note what is written from now on; False where it can't (``userfault``)."""
+        return watch(self.pid, self.start, self.pages * PAGE)
+
+    def take_changed(self) -> list[Run]:
+        """Return what ``changed`` does, and have the next writes noted. Needs ``watch``."""
+        return list(self._scan(flags=PROTECT))
+
+    def take_written(self) -> list[Run]:
+        """Return those of the changed pages that were written since they were taken last."""
+        return list(self._scan(flags=PROTECT, also=IS_WRITTEN))
+
+    def _scan(self, *, flags: int = 0, also: int = 0) -> Iterator[Run]:
         regions = array("Q", bytes(REGIONS * 24))
         found, at, end = REGIONS, self.start, self.start + self.pages * PAGE
         while found == REGIONS:
             # in memory or swapped out, and not a page of the file; ``walk_end`` is not to be
             # believed: Linux 6.18 leaves an earlier one there
-            arguments = bytearray(self._scan_arguments(at, end, regions))
+            arguments = bytearray(self._scan_arguments(flags, at, end, regions, also))
             found = fcntl.ioctl(self.pagemap, PAGEMAP_SCAN, arguments)
             for index in range(0, 3 * found, 3):
                 yield self._run(regions[index], regions[index + 1])
             at = regions[3 * found - 2] if found else end
 
     @staticmethod
-    def _scan_arguments(begin: int, end: int, regions: "array[int]") -> bytes:
+    def _scan_arguments(
+        flags: int, begin: int, end: int, regions: "array[int]", also: int
+    ) -> bytes:
         vector = regions.buffer_info()[0]
         wanted = IS_PRESENT | IS_SWAPPED
         return SCAN_ARGUMENTS.pack(
-            SCAN_ARGUMENTS.size, 0, begin, end, 0, vector, REGIONS, 0,
-            IS_FILE, IS_FILE, wanted, wanted,
+            SCAN_ARGUMENTS.size, flags, begin, end, 0, vector, REGIONS, 0,
+            IS_FILE, IS_FILE | also, wanted, wanted,
         )  # fmt: skip
 
     def _run(self, begin: int, end: int) -> Run:
@@ -122,6 +139,16 @@ class Ram:
             write_all(fd, memoryview(buffer)[:size], offset)
             offset += size
         return len(numbers)
+
+    def copy(self, runs: list[Run], fd: int) -> None:
+        """Write these pages to ``fd``, each where it is in the memory."""
+        buffer = bytearray(BUFFER)
+        for pieces, size in self._batches(runs):
+            read_memory_of(self.pid, pieces, buffer, size)
+            filled = 0
+            for at, length in zip(pieces[::2], pieces[1::2], strict=True):
+                write_all(fd, memoryview(buffer)[filled : filled + length], at - self.start)
+                filled += length
 
     def load(self, fd: int) -> int:
         """Write the pages of a page set into the memory; return how many there were.
@@ -161,7 +188,7 @@ def open_ram(pid: int, name: str, size: int) -> Iterator[Ram]:
     Raises HostFailure: ``permission`` where this host does not let us, ``snapshot-unfit`` when
     QEMU has not mapped it as it should. What is done with it may raise OSError; it is wrapped too.
     """
-    with _looking(pid), contextlib.ExitStack() as stack:
+    with looking(pid), contextlib.ExitStack() as stack:
         pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, pagemap)
         with open(f"/proc/{pid}/maps", "rb") as file:
@@ -195,7 +222,7 @@ def open_ram_file(pid: int, name: str, size: int, *, private: bool) -> int:
     Raises HostFailure: ``permission``, or ``snapshot-unfit`` when QEMU has no such file.
     """
     wanted = f"/memfd:{name} (deleted)"
-    with _looking(pid):
+    with looking(pid):
         for each in os.listdir(f"/proc/{pid}/fd"):
             path = f"/proc/{pid}/fd/{each}"
             with contextlib.suppress(FileNotFoundError):
@@ -261,8 +288,8 @@ def seal_memory(fd: int) -> None:
 
 
 @contextmanager
-def _looking(pid: int) -> Iterator[None]:
-    """Turn what the kernel says about looking into a process into our errors."""
+def looking(pid: int) -> Iterator[None]:
+    """Turn what the kernel says about looking into a process, an OSError, into our errors."""
     try:
         yield
     except PermissionError as error:
