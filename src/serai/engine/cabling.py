@@ -8,6 +8,7 @@ bubble are a ``Site``; what is done in one is in ``serai.engine.site``.
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -116,6 +117,8 @@ class Cabling:
         host = self.check()
         inside = {each.port.site for each in self._fabric.ports_in(after.id)}
         async with self._lock:
+            for bubble in [each for key, each in self._fabric.bubbles().items() if key in inside]:
+                await self._site(bubble)
             for site in (host, *(each for key, each in self._bubbles.items() if key in inside)):
                 await site.forget_resolver(before)
                 await site.rules()
@@ -128,7 +131,8 @@ class Cabling:
         await ensure_forwarding(
             self._ground.memory,
             v4=any(spec.subnet for spec in routed) or bool(self._fabric.bubbles()),
-            v6=any(spec.subnet6 for spec in routed),
+            v6=any(spec.subnet6 for spec in routed)
+            or any(self._wish(each).has_ipv6 for each in self._fabric.bubbles().values()),
         )
 
     # -- bubbles -----------------------------------------------------------------------------------
@@ -140,7 +144,7 @@ class Cabling:
             return host
         await host.rules()  # they keep it from the networks here before it has a way out
         await self._route()
-        wish, owner = _wish(bubble), self._ground.owner
+        wish, owner = self._wish(bubble), self._ground.owner
         if not has_namespace(wish.namespace(owner)):
             await self._forget(bubble.id)
         await ensure_bubble(host.links, wish)
@@ -154,6 +158,17 @@ class Cabling:
             )
         return self._bubbles[bubble.id]
 
+    def _wish(self, bubble: InBubble) -> Bubble:
+        """Return a bubble as those who are in it, and the forwards to them, need it."""
+        fabric = self._fabric
+        ports = {each.port.id: each.port for each in fabric.ports_at(bubble.id)}
+        networks = [fabric.networks.get(each.network) for each in ports.values()]
+        return dataclasses.replace(
+            _plain(bubble),
+            has_ipv6=any(each.spec.subnet6 for each in networks if each is not None),
+            reach_localhost=any(each.port in ports for each in fabric.forwards.values()),
+        )
+
     async def _forget(self, bubble_id: str) -> None:
         site = self._bubbles.pop(bubble_id, None)
         if site is not None:
@@ -164,7 +179,7 @@ class Cabling:
         host = self.check()
         await self._forget(bubble.id)
         await self._end_resolvers(f"@{bubble.id}")
-        await remove_bubble(host.links, _wish(bubble))
+        await remove_bubble(host.links, _plain(bubble))
 
     async def _end_resolvers(self, ending: str) -> None:
         folder = self._ground.folder
@@ -240,7 +255,7 @@ class Cabling:
 
     def open_socket(self, bubble: InBubble, family: int) -> socket.socket:
         """Open a TCP socket in a bubble, that does not block; HostFailure (``network-failed``)."""
-        namespace = _wish(bubble).namespace(self._ground.owner)
+        namespace = _plain(bubble).namespace(self._ground.owner)
         try:
             found = inside(namespace, lambda: socket.socket(family, socket.SOCK_STREAM))
         except OSError as error:
@@ -264,12 +279,17 @@ class Cabling:
                 if self._host is not None:
                     await (self._bubbles.get(port.site) or self._host).limit([port])
 
-    async def refresh_bridge(self, network_id: str) -> None:
-        """Have a bridge as its forwards need it now."""
-        record = self._fabric.networks.get(network_id)
-        if record is not None and self._host is not None:
-            async with self._lock:
-                await self._host.raise_network(record)
+    async def refresh_forwards(self, port: Port) -> None:
+        """Have all rules as they should be now, and the way to a port as forwards to it need it."""
+        record = self._fabric.networks.get(port.network)
+        host = self.check()
+        async with self._lock:
+            if port.bubble is not None and port.site in self._fabric.bubbles():
+                await self._site(port.bubble)
+            elif record is not None and port.bubble is None:
+                await host.raise_network(record)
+            for site in self._sites():
+                await site.rules()
 
     # -- mending -----------------------------------------------------------------------------------
 
@@ -332,7 +352,7 @@ class Cabling:
     async def _burst_strangers(self, host: Site) -> list[str]:
         """Remove the namespaces of bubbles that are gone; what led into them goes as it is found."""
         owner = self._ground.owner
-        known = {_wish(each).namespace(owner) for each in self._fabric.bubbles().values()}
+        known = {_plain(each).namespace(owner) for each in self._fabric.bubbles().values()}
         said = []
         for namespace in await list_bubbles(host.links):
             if namespace not in known:
@@ -381,7 +401,7 @@ class Cabling:
         self._bubbles.clear()
 
 
-def _wish(bubble: InBubble) -> Bubble:
+def _plain(bubble: InBubble) -> Bubble:
     return Bubble(id=bubble.id, label=bubble.id[:8], transfer=bubble.transfer)
 
 

@@ -24,6 +24,7 @@ from serai.net.dnsmasq import Resolver
 from serai.net.firewall import Firewall, Reading
 from serai.net.links import Bridge, Link, Links, Tap
 from serai.net.shaping import ensure_limits
+from serai.plan.bubbles import leads_in_bubble, leads_on_host
 from serai.plan.firewall import build_ruleset
 from serai.plan.network import (
     bridge_of,
@@ -136,7 +137,8 @@ class Site:
             name=spec.bridge or bridge_of(record.id),
             label=spec.name,
             addresses=tuple(f"{own}/{ip_network(net).prefixlen}" for own, net in pairs if net),
-            reach_localhost=any(each.port in ports for each in self._fabric.forwards.values()),
+            reach_localhost=not self._bubble
+            and any(each.port in ports for each in self._fabric.forwards.values()),
         )
 
     async def lower_network(self, record: NetworkRecord) -> None:
@@ -185,7 +187,11 @@ class Site:
     async def rules(self) -> None:
         """Have the rules of everything that there is, and of networks that are coming."""
         fabric, is_host = self._fabric, not self._bubble
-        forwards = fabric.forwards.values() if is_host else ()
+        forwards = fabric.forwards.values()
+        if is_host:
+            leads = leads_on_host(forwards, [each.port for each in fabric.ports()])
+        else:
+            leads = leads_in_bubble(forwards, [each.port for each in self.held()])
         bubbles = fabric.bubbles().values() if is_host else ()
         await self._firewall.apply(
             build_ruleset(
@@ -193,7 +199,7 @@ class Site:
                 networks=self.networks(),
                 ports=[each.port for each in self.held()],
                 groups=fabric.groups.values(),
-                forwards=[each for each in forwards if each.port],
+                leads=leads,
                 bubbles={each.id: each.transfer for each in bubbles},
             )
         )
