@@ -37,7 +37,7 @@ from serai.net.bubbles import (
 )
 from serai.net.dnsmasq import Resolver
 from serai.net.forwarding import ensure_forwarding
-from serai.net.links import open_links
+from serai.net.links import Links, open_links
 from serai.plan.network import bridge_of, counted
 
 INSTEAD = (
@@ -51,18 +51,19 @@ MENDED_AT_ONCE = 8
 class Cabling:
     """Keeps the host as ``fabric`` wants it. Make it with ``open_cabling``.
 
-    Without a ``host`` there are no networks here, and ``unavailable`` says why.
+    ``links`` are those of the host; without them there are no networks here, and ``unavailable`` says
+    why.
     """
 
     def __init__(
-        self, fabric: Fabric, ground: Ground, host: Site | None, unavailable: Problem | None
+        self, fabric: Fabric, ground: Ground, links: Links | None, unavailable: Problem | None
     ) -> None:
         self._fabric = fabric
         self._ground = ground
-        self._host = host
+        self._lock = asyncio.Lock()
+        self._host = Site(fabric, ground, links, self._lock) if links is not None else None
         self._unavailable = unavailable
         self._bubbles: dict[str, Site] = {}
-        self._lock = asyncio.Lock()
         self._unsaved: set[str] = set()
 
     def check(self) -> Site:
@@ -154,7 +155,7 @@ class Cabling:
                 open_links(owner, namespace=wish.namespace(owner))
             )
             self._bubbles[bubble.id] = Site(
-                self._fabric, self._ground, links, bubble=bubble.id, stack=stack
+                self._fabric, self._ground, links, self._lock, bubble=bubble.id, stack=stack
             )
         return self._bubbles[bubble.id]
 
@@ -419,7 +420,7 @@ async def open_cabling(
         yield Cabling(fabric, ground, None, unavailable.problem())
         return
     async with open_links(ground.owner) as links:
-        cabling = Cabling(fabric, ground, Site(fabric, ground, links), None)
+        cabling = Cabling(fabric, ground, links, None)
         try:
             yield cabling
         finally:
