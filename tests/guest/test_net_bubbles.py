@@ -24,7 +24,7 @@ async def land(tmp_path: Path) -> AsyncIterator[Land]:
         yield land
 
 
-async def blow(land: Land, original: Guest, number: int) -> tuple[Bubble, Guest]:
+async def blow(land: Land, original: Guest, number: int) -> Guest:
     """Make a bubble with a copy of a guest, whose network is ``lan``."""
     routes = await land.links.routes()
     transfer = pick_transfer(list(land.bubbles.values()), routes)
@@ -32,6 +32,7 @@ async def blow(land: Land, original: Guest, number: int) -> tuple[Bubble, Guest]
         id=str(uuid.uuid4()), label=f"b{number}", transfer=transfer,
         has_ipv6=True, reach_localhost=True,
     )  # fmt: skip
+    land.stack.push_async_callback(remove_bubble, land.links, bubble)
     assert await ensure_bubble(land.links, bubble)
     assert not await ensure_bubble(land.links, bubble)
     land.bubbles[bubble.id] = transfer
@@ -47,7 +48,7 @@ async def blow(land: Land, original: Guest, number: int) -> tuple[Bubble, Guest]
         land.forward(5353 + number, guest, 53, protocol=Protocol.UDP)
         land.forward(9000, guest, 443, host_address=HOST4 if number else "127.0.0.1")
         await inner.apply()
-    return bubble, guest
+    return guest
 
 
 async def test_forwards_lead_into_bubbles_and_ipv6_out_of_them(land: Land) -> None:
@@ -58,7 +59,7 @@ async def test_forwards_lead_into_bubbles_and_ipv6_out_of_them(land: Land) -> No
     await land.apply()
     address, address6 = original.port.address, original.port.address6
 
-    for number, (_, guest) in enumerate(copies):
+    for number, guest in enumerate(copies):
         for space, outer, seen in (
             (land.outside, HOST4, OUT4),
             (land.outside, HOST6, OUT6),
@@ -84,10 +85,8 @@ async def test_forwards_lead_into_bubbles_and_ipv6_out_of_them(land: Land) -> No
         with listen(land.outside, OUT6, 80) as server:
             assert meet(server, dial(guest.namespace, OUT6, 80)) == (HOST6, b"pong")
 
-    _one_number_at_two_addresses(land, [guest for _, guest in copies], address)
-    _nobody_comes_in_by_another_way(land, copies[0][1], beside)
-    for bubble, _ in copies:
-        await remove_bubble(land.links, bubble)
+    _one_number_at_two_addresses(land, copies, address)
+    _nobody_comes_in_by_another_way(land, copies[0], beside)
 
 
 def _one_number_at_two_addresses(land: Land, guests: list[Guest], address: str) -> None:
