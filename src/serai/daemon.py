@@ -12,7 +12,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from serai.disk.seeds import SeedFolder
 from serai.engine.ballast import Ballast
 from serai.engine.bases import Bases
 from serai.engine.bus import Bus
-from serai.engine.cabling import open_cabling
+from serai.engine.cabling import Cabling, open_cabling
 from serai.engine.engine import Engine
 from serai.engine.fabric import Fabric
 from serai.engine.house import House
@@ -183,15 +183,9 @@ async def _open_house(
     ballast.fill()
     journal = Journal(store, bus, time.time, ballast)
     fabric = Fabric()
-    ground = Ground(
-        owner=owner_of(str(places.state)),
-        memory=places.state / "forwarding.json",
-        uid=settings.uid_base,
-    )
-    privileged = found.capabilities.privileged
     async with (
         Supervisor() as supervisor,
-        open_cabling(fabric, ground, privileged=privileged) as cabling,
+        _open_cabling(settings, places, found, fabric, supervisor) as cabling,
     ):
         memory = MemoryFolder(places.memory, reserve=settings.disk_reserve)
         layers = LayerFolder(places.layers)
@@ -220,6 +214,18 @@ async def _open_house(
             boot_id=_boot_id(),
             closing=asyncio.Event(),
         )
+
+
+def _open_cabling(
+    settings: Settings, places: Places, found: Found, fabric: Fabric, supervisor: Supervisor
+) -> AbstractAsyncContextManager[Cabling]:
+    ground = Ground(
+        owner=owner_of(str(places.state)),
+        memory=places.state / "forwarding.json",
+        uid=settings.uid_base,
+        supervisor=supervisor,
+    )
+    return open_cabling(fabric, ground, privileged=found.capabilities.privileged)
 
 
 async def _take_up(engine: Engine, journal: Journal) -> None:

@@ -41,6 +41,7 @@ from serai.model.network import (
 )
 from serai.net.firewall import Firewall
 from serai.net.links import Bridge, Links, Pair, open_links, write_sysctl
+from serai.plan.bubbles import leads_in_bubble, leads_on_host
 from serai.plan.firewall import build_ruleset
 from serai.plan.network import (
     bridge_of,
@@ -97,9 +98,12 @@ def listen(namespace: str, address: str, port: int) -> socket.socket:
     return found
 
 
-def dial(namespace: str, address: str, port: int, *, source: str = "") -> socket.socket:
+def dial(
+    namespace: str, address: str, port: int, *, source: str = "", patience: float = PATIENCE
+) -> socket.socket:
     """Connect by TCP."""
     found = open_socket(namespace, _family(address), socket.SOCK_STREAM)
+    found.settimeout(patience)
     if source:
         found.bind((source, 0))
     found.connect((address, port))
@@ -148,6 +152,7 @@ class Land:
     groups: dict[str, GroupRecord] = field(default_factory=dict)
     forwards: list[ForwardRecord] = field(default_factory=list)
     bubbles: dict[str, str] = field(default_factory=dict)
+    bubbled: list[Port] = field(default_factory=list)
     prefix: str = ""
 
     async def network(self, name: str, **spec: object) -> NetworkRecord:
@@ -241,7 +246,7 @@ class Land:
         return guest
 
     def within(self, namespace: str, prefix: str) -> "Land":
-        """Return the land inside a bubble: the same networks, other hands."""
+        """Return the land inside a bubble: the same networks and forwards, other hands."""
         firewall = Firewall(self.owner, namespace=namespace)
         self.stack.push_async_callback(firewall.close)
         return replace(
@@ -249,8 +254,8 @@ class Land:
             firewall=firewall,
             prefix=f"{prefix}-",
             guests={},
-            forwards=[],
             bubbles={},
+            bubbled=[],
         )
 
     async def _configure(self, guest: Guest, spec: NetworkSpec) -> None:
@@ -284,12 +289,14 @@ class Land:
 
     def ruleset(self) -> Ruleset:
         """Return the rules of all that there is."""
+        own = [each.port for each in self.guests.values()]
+        leads_of = leads_in_bubble if self.prefix else leads_on_host
         return build_ruleset(
             self.owner,
             networks=self.networks.values(),
-            ports=[each.port for each in self.guests.values()],
+            ports=own,
             groups=self.groups.values(),
-            forwards=self.forwards,
+            leads=leads_of(self.forwards, [*own, *self.bubbled]),
             bubbles=self.bubbles,
         )
 

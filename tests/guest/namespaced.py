@@ -36,7 +36,10 @@ def open_namespace(ending: str = "") -> Iterator[str]:
 
 @contextmanager
 def open_daemon(home: Path, state: Path, namespace: str, **settings: str) -> Iterator[Daemon]:
-    """Run a daemon in the namespace; afterwards nothing of any network may be left there."""
+    """Run a daemon in the namespace; afterwards nothing of any network may be left there.
+
+    ``state`` is a folder with images.
+    """
     copy_state(state, home)
     keeper = Daemon(home, namespace=namespace, **settings)
     keeper.start()

@@ -4,6 +4,7 @@ The daemon is in a network namespace that the test makes, joined by a wire to an
 outside. Bubbles are namespaces that the daemon makes.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks need root")
 
 GREET = "(while :; do echo hello from {name} | nc -l -p {port}; done) >/dev/null 2>&1 &"
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"
+HOST6, OUTSIDE6 = "2001:db8::1", "2001:db8::2"
 TELL = """(while :; do { read a; read a; read r; } </proc/timer_list
 echo $r >>/tmp/told; echo $r; usleep 1000; done | nc two 9000) >/dev/null 2>&1 &"""
 """It says the time in nanoseconds: a fork never says again what its source has said meanwhile."""
@@ -42,8 +44,9 @@ def outside(namespace: str) -> Iterator[str]:
     with open_namespace("-out") as name:
         peer = ["type", "veth", "peer", "name", "wire", "netns", name]
         in_namespace(namespace, "ip", "link", "add", "wire", *peer)
-        for space, address in ((namespace, HOST), (name, OUTSIDE)):
+        for space, address, address6 in ((namespace, HOST, HOST6), (name, OUTSIDE, OUTSIDE6)):
             in_namespace(space, "ip", "address", "add", f"{address}/24", "dev", "wire")
+            in_namespace(space, "ip", "address", "add", f"{address6}/64", "dev", "wire", "nodad")
             in_namespace(space, "ip", "link", "set", "wire", "up")
         yield name
 
@@ -78,9 +81,10 @@ def greet(guest: Guest, port: int) -> None:
     guest.run(GREET.format(port=port, name=guest.name))
 
 
-def caller_of(guest: Guest, outside: str) -> str:
+def caller_of(guest: Guest, outside: str, own: str = OUTSIDE) -> str:
     """Let the guest call a server outside; return the address that the server saw."""
-    server = inside(outside, lambda: socket.create_server((OUTSIDE, 0)))
+    family = socket.AF_INET6 if ":" in own else socket.AF_INET
+    server = inside(outside, lambda: socket.create_server((own, 0), family=family))
     seen: list[str] = []
 
     def serve() -> None:
@@ -93,9 +97,40 @@ def caller_of(guest: Guest, outside: str) -> str:
     with server:
         serving = threading.Thread(target=serve)
         serving.start()
-        said = fetches(guest, OUTSIDE, server.getsockname()[1])
+        said = fetches(guest, own, server.getsockname()[1])
         serving.join()
     return seen[0] if said == "welcome" else said
+
+
+def said_at(namespace: str, address: str, port: int) -> str:
+    """Return what is said to who connects from a namespace; between two answers nobody listens."""
+    said = [b""]
+
+    def is_said() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            inside(namespace, lambda: socket.create_connection((address, port), 2)) as there,
+        ):
+            said[0] = there.recv(100)
+        return bool(said[0])
+
+    wait_for("an answer", is_said, limit=20)
+    return said[0].decode().strip()
+
+
+def is_refused(namespace: str, address: str, port: int) -> bool:
+    """Send something by UDP; tell whether the answer is that nobody listens there."""
+    with inside(namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as asker:
+        asker.settimeout(5)
+        asker.connect((address, port))
+        asker.send(b"anybody there?")
+        try:
+            asker.recv(100)
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            pass
+        return False
 
 
 def lines_in(guest: Guest, path: str) -> list[str]:
@@ -105,8 +140,13 @@ def lines_in(guest: Guest, path: str) -> list[str]:
 
 def pings_heard(guest: Guest) -> int:
     """Return how many pings have reached it; of other frames there are always some."""
-    names, values = guest.run("grep ^Icmp: /proc/net/snmp").stdout.splitlines()
-    return int(values.split()[names.split().index("InEchos")])
+    return counted(guest, "Icmp", "InEchos")
+
+
+def counted(guest: Guest, protocol: str, name: str) -> int:
+    """Return what the guest's kernel has counted."""
+    names, values = guest.run(f"grep ^{protocol}: /proc/net/snmp").stdout.splitlines()
+    return int(values.split()[names.split().index(name)])
 
 
 def pair(daemon: Daemon) -> tuple[Guest, Guest]:
@@ -118,9 +158,9 @@ def pair(daemon: Daemon) -> tuple[Guest, Guest]:
     return one, two
 
 
-def test_two_bubbles_of_the_same_pair(daemon: Daemon, outside: str) -> None:
+def test_two_bubbles_of_the_same_pair(daemon: Daemon, namespace: str, outside: str) -> None:
     inn = daemon.inn
-    inn.create_network("web", subnet="10.20.0.0/24")
+    inn.create_network("web", subnet="10.20.0.0/24", subnet6="fd12:3456:789a:1::/64")
     inn.create_network("open", subnet="10.30.0.0/24", mode="routed")
     one, two = pair(daemon)
     third = inn.launch("tiny", name="three", memory="128MiB", networks=["open"])
@@ -145,7 +185,9 @@ def test_two_bubbles_of_the_same_pair(daemon: Daemon, outside: str) -> None:
     _each_pair_is_by_itself((one, two), first, second)
     _nobody_gets_out_of_his_bubble(third, first, outside)
     _addresses_are_asked_for_anew(first)
-    _a_forward_and_a_port(inn, first)
+    _forwards_lead_in(daemon, first, second, (namespace, outside))
+    _names_in_a_bubble(daemon, first)
+    _a_port_of_another_network(inn, first)
     _all_is_there_after_the_daemon_and_the_host(daemon, outside)
 
     assert daemon.run("delete", "--force", "twin-1-one").returncode == 0
@@ -192,10 +234,50 @@ def _addresses_are_asked_for_anew(mine: tuple[Guest, Guest]) -> None:
     assert told.ok and address in told.stdout
 
 
-def _a_forward_and_a_port(inn: object, mine: tuple[Guest, Guest]) -> None:
-    with pytest.raises(SeraiError) as raised:
-        inn.add_forward(mine[0].name, 9090, 80)  # type: ignore[attr-defined]
-    assert raised.value.code is Code.GUEST_IN_BUBBLE and raised.value.hint
+def _forwards_lead_in(
+    daemon: Daemon,
+    first: tuple[Guest, Guest],
+    second: tuple[Guest, Guest],
+    spaces: tuple[str, str],
+) -> None:
+    inn, (host, outside) = daemon.inn, spaces
+    for number, (_, two) in enumerate((first, second)):
+        inn.add_forward(two.name, 9090 + number, 81)
+    udp = inn.add_forward(first[1].name, 5353, 53, protocol="udp")
+    for space, address in (
+        (outside, HOST), (outside, HOST6), (host, "127.0.0.1"), (host, HOST),
+    ):  # fmt: skip
+        for number, (_, two) in enumerate((first, second)):
+            assert said_at(space, address, 9090 + number) == f"hello from {two.name}"
+    before = counted(first[1], "Udp", "NoPorts")
+    assert is_refused(outside, HOST, 5353), "what the guest answers is led back"
+    assert counted(first[1], "Udp", "NoPorts") == before + 1
+    assert fetches(second[0], HOST, 9090) == "", "from one bubble into another by a forward"
+    assert caller_of(first[0], outside, OUTSIDE6) == HOST6, "out by IPv6, through NAT"
+    inn.remove_forward(udp.id)
+    assert is_refused(outside, HOST, 5353), "by the host"
+    assert counted(first[1], "Udp", "NoPorts") == before + 1
+
+
+def _names_in_a_bubble(daemon: Daemon, mine: tuple[Guest, Guest]) -> None:
+    """Who has kept its identity is still found by that; who has not, by the name that it has now."""
+    other = mine[1].fork(name="third")
+    assert other.info.ports[0].known_as == "third"
+    wait_for("its name", lambda: pings(mine[0], "third"))
+    for before, after in ((other.name, "fourth"), (mine[1].name, "twin-x")):
+        assert daemon.run("rename", before, after).returncode == 0
+    assert pings(mine[0], "fourth") and not pings(mine[0], "third")
+    assert pings(mine[0], "two") and not pings(mine[0], "twin-x")
+    assert b"known as two" in daemon.run("show", "twin-x").stdout
+    assert daemon.run("rename", "two", "original").returncode == 0
+    taken = daemon.run("rename", "fourth", "two")
+    assert taken.returncode != 0 and b"same bubble" in taken.stderr
+    for before, after in (("original", "two"), ("twin-x", mine[1].name)):
+        assert daemon.run("rename", before, after).returncode == 0
+    daemon.inn.guest("fourth").delete(force=True)
+
+
+def _a_port_of_another_network(inn: object, mine: tuple[Guest, Guest]) -> None:
     added = mine[0].add_port("open")
     assert added.bubble == mine[0].info.ports[0].bubble
     wait_for("a lease", lambda: added.address in mine[0].run("ip address").stdout)
@@ -215,6 +297,7 @@ def _all_is_there_after_the_daemon_and_the_host(daemon: Daemon, outside: str) ->
     address = mine[1].info.ports[0].address
     assert answer(mine[0], address, 81) == "hello from twin-1-two"
     assert caller_of(inn.guest("twin-2-one"), outside) == HOST
+    assert said_at(outside, HOST6, 9091) == "hello from twin-2-two"
 
     daemon.kill()
     kept = {guest.id for guest in mine}
@@ -235,6 +318,10 @@ def _all_is_there_after_the_daemon_and_the_host(daemon: Daemon, outside: str) ->
         wait_for("its agent", lambda guest=guest: guest.refresh().info.agent == "answering")  # type: ignore[misc]
     wait_for("the pair", lambda: pings(mine[0], "two") and pings(mine[1], "one"))
     assert caller_of(mine[0], outside) == HOST
+    wait_for("its IPv6", lambda: pings(mine[0], OUTSIDE6))
+    assert caller_of(mine[0], outside, OUTSIDE6) == HOST6
+    greet(mine[1], 81)
+    assert said_at(outside, HOST, 9090) == "hello from twin-1-two"
     other = inn.guest("twin-2-one")
     wait_for("the other bubble", lambda: pings(other, "two"))
 

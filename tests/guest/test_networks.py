@@ -18,6 +18,7 @@ from keeper import Daemon, wait_for
 from namespaced import in_namespace, left_of_networks, open_daemon, open_namespace, resolvers
 
 from serai import Guest, SeraiError
+from serai.engine.site import SHORT_LIFE
 from serai.errors import Code
 from serai.host.namespaces import inside
 from serai.model.network import PortCounters
@@ -90,8 +91,8 @@ def test_guests_on_two_networks(daemon: Daemon, namespace: str) -> None:
     assert one.info.ports[0].address == "10.20.0.50"
     assert two.info.ports[0].address == "10.20.0.2"
     wait_for("IPv6 by its name", lambda: pings(one, "two"))
-    assert pings(three, "two"), "they find each other by name in each network"
-    assert pings(two, "10.20.0.50")
+    wait_for("their names in each network", lambda: pings(three, "two"))
+    wait_for("the other lease", lambda: pings(two, "10.20.0.50"))
     assert not pings(one, three.info.ports[0].address), "networks are kept apart"
 
     _rules_hold_at_once(daemon, two, three)
@@ -267,3 +268,38 @@ def _try(guest: Guest) -> str:
         return guest.add_port("web").address
     except SeraiError as error:
         return error.code
+
+
+def test_what_answers_dhcp_and_names_is_back_at_once(daemon: Daemon, namespace: str) -> None:
+    daemon.inn.create_network("web")
+    guest = daemon.inn.launch("tiny", name="one", memory="128MiB", networks=["web"])
+    took = [_come_back(guest, namespace) for _ in range(2)]
+    daemon.kill()
+    daemon.start()  # it is no child of this one
+    took.append(_come_back(daemon.inn.guest("one"), namespace))
+    print(f"back after {', '.join(f'{each * 1000:.0f} ms' for each in took)}")
+    by_event = daemon.log.read_text().count("since it had ended")
+    assert by_event >= 2, (
+        "the reconciler, which comes every 10 s, may have been there by chance once"
+    )
+    assert sorted(took)[1] < 5
+    assert guest.run("udhcpc -i eth0 -n -q").ok
+
+
+def _come_back(guest: Guest, namespace: str) -> float:
+    """Kill what answers for the network; return after how many seconds it answers the guest again."""
+    wait_for("names", lambda: guest.run("nslookup gateway").ok)
+    [pid] = resolvers(namespace)
+    wait_for("it has run for some time", lambda: _age(pid) > SHORT_LIFE + 1)
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    wait_for("another", lambda: resolvers(namespace) not in ([], [pid]))
+    wait_for("names again", lambda: guest.run("nslookup gateway").ok)
+    return time.monotonic() - killed
+
+
+def _age(pid: int) -> float:
+    """Return for how many seconds a process has run."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")

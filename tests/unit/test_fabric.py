@@ -112,3 +112,20 @@ def test_in_a_bubble_everything_is_as_it_was_and_collides_with_nobody(fabric: Fa
     fabric.release([copies[1], more])
     assert set(fabric.bubbles()) == {"b0"}
     assert len(fabric.ports_in("n")) == 2, "nobody may delete the network"
+
+
+def test_a_name_in_a_bubble_is_one_guest_s(fabric: Fabric) -> None:
+    bubble = in_bubble(1, "one")
+    fabric.claim(("id-1", "copy"), {"a": PortSpec(network="web")}, bubble=bubble)
+    fabric.check_known_as(bubble, "copy")
+    fabric.check_known_as(bubble, "one", "id-1")
+    fabric.check_known_as(in_bubble(2), "one")
+    with pytest.raises(Conflict) as raised:
+        fabric.check_known_as(bubble, "one", "id-2")
+    assert raised.value.code is Code.GUEST_EXISTS and raised.value.hint
+
+
+def test_what_joins_a_bubble_is_no_network_s(fabric: Fabric) -> None:
+    spec = NetworkSpec(name="wide", subnet="100.64.0.0/24")
+    fabric.networks["w"] = NetworkRecord(id="w", version=1, created_at=0.0, spec=spec)
+    assert fabric.pick_transfer((), ()) == "100.64.1.0/30"

@@ -22,6 +22,7 @@ from serai.model.network import (
     Protocol,
     Rule,
 )
+from serai.plan.bubbles import leads_on_host
 from serai.plan.firewall import build_ruleset
 from serai.plan.network import bridge_of, mac_of, tap_of
 from serai.plan.nftables import FAMILIES, Json, Ruleset, anew, difference, removal
@@ -95,8 +96,8 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
     networks = [NETWORKS[each] for each in sorted(draw(st.sets(st.integers(0, 3))))]
     bubbles = draw(st.sets(st.sampled_from([("b0", "100.64.0.0/30"), ("b1", "100.64.0.4/30")])))
     return build_ruleset(
-        "0123abcd", networks=networks, ports=ports, groups=groups, forwards=forwards,
-        bubbles=dict(bubbles)
+        "0123abcd", networks=networks, ports=ports, groups=groups,
+        leads=leads_on_host(forwards, ports), bubbles=dict(bubbles)
     )  # fmt: skip
 
 

@@ -123,7 +123,9 @@ def _state(guest: Guest, now: float) -> str:
 def rename(guest: str, new: str, form: str) -> None:
     """Give a guest another name.
 
-    It may run meanwhile; its id stays.
+    It may run meanwhile; its id stays. Others at its networks find it by the new name at once. A fork
+    that has kept its identity stays known in its bubble by the name of its source: the guests in there
+    ask for that. `serai show` says so.
     """
     daemon = connection()
     finish(daemon, guest_calls.rename_guest(guest, new))

@@ -8,6 +8,7 @@ bubble are a ``Site``; what is done in one is in ``serai.engine.site``.
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -36,7 +37,7 @@ from serai.net.bubbles import (
 )
 from serai.net.dnsmasq import Resolver
 from serai.net.forwarding import ensure_forwarding
-from serai.net.links import open_links
+from serai.net.links import Links, open_links
 from serai.plan.network import bridge_of, counted
 
 INSTEAD = (
@@ -50,18 +51,19 @@ MENDED_AT_ONCE = 8
 class Cabling:
     """Keeps the host as ``fabric`` wants it. Make it with ``open_cabling``.
 
-    Without a ``host`` there are no networks here, and ``unavailable`` says why.
+    ``links`` are those of the host; without them there are no networks here, and ``unavailable`` says
+    why.
     """
 
     def __init__(
-        self, fabric: Fabric, ground: Ground, host: Site | None, unavailable: Problem | None
+        self, fabric: Fabric, ground: Ground, links: Links | None, unavailable: Problem | None
     ) -> None:
         self._fabric = fabric
         self._ground = ground
-        self._host = host
+        self._lock = asyncio.Lock()
+        self._host = Site(fabric, ground, links, self._lock) if links is not None else None
         self._unavailable = unavailable
         self._bubbles: dict[str, Site] = {}
-        self._lock = asyncio.Lock()
         self._unsaved: set[str] = set()
 
     def check(self) -> Site:
@@ -116,6 +118,8 @@ class Cabling:
         host = self.check()
         inside = {each.port.site for each in self._fabric.ports_in(after.id)}
         async with self._lock:
+            for bubble in [each for key, each in self._fabric.bubbles().items() if key in inside]:
+                await self._site(bubble)
             for site in (host, *(each for key, each in self._bubbles.items() if key in inside)):
                 await site.forget_resolver(before)
                 await site.rules()
@@ -128,7 +132,8 @@ class Cabling:
         await ensure_forwarding(
             self._ground.memory,
             v4=any(spec.subnet for spec in routed) or bool(self._fabric.bubbles()),
-            v6=any(spec.subnet6 for spec in routed),
+            v6=any(spec.subnet6 for spec in routed)
+            or any(self._wish(each).has_ipv6 for each in self._fabric.bubbles().values()),
         )
 
     # -- bubbles -----------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ class Cabling:
             return host
         await host.rules()  # they keep it from the networks here before it has a way out
         await self._route()
-        wish, owner = _wish(bubble), self._ground.owner
+        wish, owner = self._wish(bubble), self._ground.owner
         if not has_namespace(wish.namespace(owner)):
             await self._forget(bubble.id)
         await ensure_bubble(host.links, wish)
@@ -150,9 +155,20 @@ class Cabling:
                 open_links(owner, namespace=wish.namespace(owner))
             )
             self._bubbles[bubble.id] = Site(
-                self._fabric, self._ground, links, bubble=bubble.id, stack=stack
+                self._fabric, self._ground, links, self._lock, bubble=bubble.id, stack=stack
             )
         return self._bubbles[bubble.id]
+
+    def _wish(self, bubble: InBubble) -> Bubble:
+        """Return a bubble as those who are in it, and the forwards to them, need it."""
+        fabric = self._fabric
+        ports = {each.port.id: each.port for each in fabric.ports_at(bubble.id)}
+        networks = [fabric.networks.get(each.network) for each in ports.values()]
+        return dataclasses.replace(
+            _plain(bubble),
+            has_ipv6=any(each.spec.subnet6 for each in networks if each is not None),
+            reach_localhost=any(each.port in ports for each in fabric.forwards.values()),
+        )
 
     async def _forget(self, bubble_id: str) -> None:
         site = self._bubbles.pop(bubble_id, None)
@@ -164,7 +180,7 @@ class Cabling:
         host = self.check()
         await self._forget(bubble.id)
         await self._end_resolvers(f"@{bubble.id}")
-        await remove_bubble(host.links, _wish(bubble))
+        await remove_bubble(host.links, _plain(bubble))
 
     async def _end_resolvers(self, ending: str) -> None:
         folder = self._ground.folder
@@ -240,7 +256,7 @@ class Cabling:
 
     def open_socket(self, bubble: InBubble, family: int) -> socket.socket:
         """Open a TCP socket in a bubble, that does not block; HostFailure (``network-failed``)."""
-        namespace = _wish(bubble).namespace(self._ground.owner)
+        namespace = _plain(bubble).namespace(self._ground.owner)
         try:
             found = inside(namespace, lambda: socket.socket(family, socket.SOCK_STREAM))
         except OSError as error:
@@ -264,12 +280,17 @@ class Cabling:
                 if self._host is not None:
                     await (self._bubbles.get(port.site) or self._host).limit([port])
 
-    async def refresh_bridge(self, network_id: str) -> None:
-        """Have a bridge as its forwards need it now."""
-        record = self._fabric.networks.get(network_id)
-        if record is not None and self._host is not None:
-            async with self._lock:
-                await self._host.raise_network(record)
+    async def refresh_forwards(self, port: Port) -> None:
+        """Have all rules as they should be now, and the way to a port as forwards to it need it."""
+        record = self._fabric.networks.get(port.network)
+        host = self.check()
+        async with self._lock:
+            if port.bubble is not None and port.site in self._fabric.bubbles():
+                await self._site(port.bubble)
+            elif record is not None and port.bubble is None:
+                await host.raise_network(record)
+            for site in self._sites():
+                await site.rules()
 
     # -- mending -----------------------------------------------------------------------------------
 
@@ -332,7 +353,7 @@ class Cabling:
     async def _burst_strangers(self, host: Site) -> list[str]:
         """Remove the namespaces of bubbles that are gone; what led into them goes as it is found."""
         owner = self._ground.owner
-        known = {_wish(each).namespace(owner) for each in self._fabric.bubbles().values()}
+        known = {_plain(each).namespace(owner) for each in self._fabric.bubbles().values()}
         said = []
         for namespace in await list_bubbles(host.links):
             if namespace not in known:
@@ -381,7 +402,7 @@ class Cabling:
         self._bubbles.clear()
 
 
-def _wish(bubble: InBubble) -> Bubble:
+def _plain(bubble: InBubble) -> Bubble:
     return Bubble(id=bubble.id, label=bubble.id[:8], transfer=bubble.transfer)
 
 
@@ -399,7 +420,7 @@ async def open_cabling(
         yield Cabling(fabric, ground, None, unavailable.problem())
         return
     async with open_links(ground.owner) as links:
-        cabling = Cabling(fabric, ground, Site(fabric, ground, links), None)
+        cabling = Cabling(fabric, ground, links, None)
         try:
             yield cabling
         finally:

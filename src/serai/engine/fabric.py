@@ -164,10 +164,21 @@ class Fabric:
             each.port.site: each.port.bubble for each in self._held.values() if each.port.bubble
         }
 
+    def check_known_as(self, bubble: InBubble, name: str, guest_id: str = "") -> None:
+        """Raise Conflict (``guest-exists``) when another guest in a bubble is known there by a name."""
+        for each in self.ports_at(bubble.id):
+            if each.known_as == name and each.guest_id != guest_id:
+                raise Conflict(
+                    Code.GUEST_EXISTS,
+                    f"{each.guest} is known as {name} in the same bubble",
+                    hint="Choose a name that nobody has there: serai port list shows them.",
+                )
+
     def pick_transfer(self, taken: Iterable[str], routes: Iterable[str]) -> str:
         """Return a subnet to join a bubble to the host, ``taken`` aside; nobody has it yet."""
         known = {each.transfer for each in self.bubbles().values()}
-        return pick_transfer(known.union(taken), routes)
+        own = [spec.subnet for spec in self.specs() if spec.subnet]
+        return pick_transfer(known.union(taken), [*routes, *own])
 
     def ports_with(self, group_id: str) -> list[Port]:
         """Return the ports in a security group."""

@@ -436,6 +436,8 @@ class Forker:
         if not wish.keep_identity:
             own = wish.bubble
             inside = {} if own is None else dict.fromkeys(wish.names, own)
+            for name, each in inside.items():
+                self._house.fabric.check_known_as(each, name)
             return {n: msgspec.structs.replace(each, known_as=n) for n, each in inside.items()}
         bubbles: dict[str, InBubble] = {}
         taken: list[str] = []

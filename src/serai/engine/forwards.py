@@ -16,7 +16,7 @@ from serai.model.actions import AddForward, RemoveForward
 from serai.model.event import Event, EventKind
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
-from serai.model.network import Forward, ForwardRecord, Port
+from serai.model.network import Forward, ForwardRecord, NetworkMode, Port
 from serai.plan.rules import check_forward
 from serai.store.changes import DropForward, PutForward
 
@@ -45,7 +45,7 @@ class ForwardKeeper:
         """Let a port of the host lead into a guest, as a job. Nobody else gets it from here on."""
         fabric, guest = self._fabric, driver.record
         port = _port_of(driver, action.spec.port)
-        _check_outside(driver.name, port)
+        self._check_reachable(driver.name, port)
         spec = check_forward(action.spec, fabric.forwards.values())
         record = ForwardRecord(
             id=self._house.new_id(),
@@ -86,10 +86,20 @@ class ForwardKeeper:
 
         return await self._carrier.begin(action, driver.name, "forward", work, undo, key)
 
+    def _check_reachable(self, guest: str, port: Port | None) -> None:
+        """Raise Conflict (``guest-in-bubble``) for a port in a bubble that has no way to it."""
+        network = self._fabric.networks.get(port.network) if port and port.bubble else None
+        if network is not None and network.spec.mode is NetworkMode.BRIDGE:
+            raise Conflict(
+                Code.GUEST_IN_BUBBLE,
+                f"{guest} is in a bubble, and {network.spec.name} leads nowhere from there",
+                hint=f"Use what needs no forward: serai ssh {guest}, serai exec {guest}; or forward to "
+                "a port of it at another network.",
+            )
+
     async def _open(self, driver: GuestDriver, record: ForwardRecord, port: Port | None) -> None:
         if port is not None:
-            await self._house.cabling.refresh_rules()
-            await self._house.cabling.refresh_bridge(port.network)
+            await self._house.cabling.refresh_forwards(port)
         elif driver.instance is not None:
             await driver.do(Verb.SET, lambda: open_one(driver, record))
 
@@ -103,17 +113,6 @@ class ForwardKeeper:
     def _event(self, kind: EventKind, driver: GuestDriver, record: ForwardRecord) -> Event:
         outside = f"{record.protocol} {record.host_port}"
         return self._house.journal.event(kind, driver.name, driver.record.id, outside=outside)
-
-
-def _check_outside(guest: str, port: Port | None) -> None:
-    """Raise Conflict (``guest-in-bubble``) for a port that the host does not reach by its address."""
-    if port is not None and port.bubble is not None:
-        raise Conflict(
-            Code.GUEST_IN_BUBBLE,
-            f"{guest} is in a bubble, where no forward leads",
-            hint=f"Use what needs none: serai ssh {guest}, serai exec {guest}, or a fork of it "
-            "without --keep-identity.",
-        )
 
 
 def _port_of(driver: GuestDriver, name: str) -> Port | None:

@@ -42,6 +42,7 @@ from serai.model.guest import AgentState, ExitReason, Firmware, GuestChange
 from serai.model.image import Expect, Image
 from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.model.volume import VolumeWish
+from serai.plan.bubbles import renamed
 from serai.plan.change import changed_spec
 from serai.qemu.instance import InstanceEvent, InstanceEventKind
 from serai.store.changes import DropGuest
@@ -423,15 +424,22 @@ def _remove_folders(driver: GuestDriver) -> None:
 
 
 async def rename(driver: GuestDriver, job: LiveJob) -> None:
-    """Give the guest its new name; Conflict when another has it."""
+    """Give the guest its new name, also in its bubble if it is known by its own there.
+
+    Conflict (``guest-exists``) when another has it, here or in there.
+    """
     action = job.action
     assert isinstance(action, RenameGuest)
     old, names, journal = driver.record, driver.house.names, driver.house.journal
+    ports = renamed(old.ports, driver.name, action.name)
+    for port in ports:
+        if port.bubble is not None and port.bubble.known_as == action.name:
+            driver.house.fabric.check_known_as(port.bubble, action.name, old.id)
     names.claim(action.name, old.id)
-    renamed = journal.event(EventKind.GUEST_RENAMED, action.name, old.id, before=driver.name)
-    change = driver.revise(spec=msgspec.structs.replace(old.spec, name=action.name))
+    event = journal.event(EventKind.GUEST_RENAMED, action.name, old.id, before=driver.name)
+    change = driver.revise(spec=msgspec.structs.replace(old.spec, name=action.name), ports=ports)
     try:
-        await job.finish(change, events=(renamed,))
+        await job.finish(change, events=(event,))
     except SeraiError:
         driver.record = old
         driver.changed()
@@ -439,8 +447,8 @@ async def rename(driver: GuestDriver, job: LiveJob) -> None:
         raise
     if action.name != old.spec.name:
         names.release(old.spec.name, old.id)
-    driver.house.fabric.hold(old.id, action.name, old.ports)
-    if old.ports:
+    driver.house.fabric.hold(old.id, action.name, ports)
+    if ports:
         await driver.house.cabling.refresh()
 
 

@@ -4,10 +4,12 @@
             └─ Site BUBBLE     a namespace: copies of the networks that ports in it are at, and those
 
 A site has links, a firewall and one resolver a network, all in its namespace, and follows ``fabric``
-for what is its own. The callers hold the lock of ``cabling``.
+for what is its own. The callers hold the lock of ``cabling``. A resolver that ends by itself is started
+again at once, by a task that waits for its end.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -18,12 +20,14 @@ import msgspec
 
 from serai.engine.fabric import Fabric, Held
 from serai.errors import Code, Conflict, Problem, SeraiError
+from serai.host.supervise import Supervisor
 from serai.host.tap import open_tap
 from serai.model.network import NetworkMode, NetworkRecord, Port
 from serai.net.dnsmasq import Resolver
 from serai.net.firewall import Firewall, Reading
 from serai.net.links import Bridge, Link, Links, Tap
 from serai.net.shaping import ensure_limits
+from serai.plan.bubbles import leads_in_bubble, leads_on_host
 from serai.plan.firewall import build_ruleset
 from serai.plan.network import (
     bridge_of,
@@ -36,20 +40,26 @@ from serai.plan.network import (
 )
 from serai.plan.resolver import Lease
 
+log = logging.getLogger(__name__)
+
 RUN = Path("/run/serai-networks")
 """For what answers DHCP and names: not our own run folder, into which no other user may look."""
+SHORT_LIFE = 1.0
+"""Who ends sooner, in seconds, would again: it is left to the reconciler, which comes every 10 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """Where the cables lie: ``owner`` marks what is ours, ``uid`` is who answers DHCP.
 
-    ``memory`` is a file that remembers whether the host routed before.
+    ``memory`` is a file that remembers whether the host routed before, ``supervisor`` owns the tasks
+    that wait for something to end.
     """
 
     owner: str
     memory: Path
     uid: int
+    supervisor: Supervisor
 
     @property
     def folder(self) -> Path:
@@ -70,13 +80,17 @@ class Mended:
 
 
 class Site:
-    """What there is in one namespace. ``bubble`` is an id, "" for the host; ``stack`` closes ``links``."""
+    """What there is in one namespace. ``bubble`` is an id, "" for the host; ``stack`` closes ``links``.
+
+    Whoever calls it holds ``lock``.
+    """
 
     def __init__(
         self,
         fabric: Fabric,
         ground: Ground,
         links: Links,
+        lock: asyncio.Lock,
         *,
         bubble: str = "",
         stack: AsyncExitStack | None = None,
@@ -87,7 +101,9 @@ class Site:
         self._bubble = bubble
         self._stack = stack or AsyncExitStack()
         self._firewall = Firewall(ground.owner, namespace=links.namespace)
+        self._lock = lock
         self._resolvers: dict[str, Resolver] = {}
+        self._watched: dict[str, int] = {}
         self._problems: dict[str, Problem] = {} if bubble else fabric.problems
 
     def networks(self) -> list[NetworkRecord]:
@@ -136,7 +152,8 @@ class Site:
             name=spec.bridge or bridge_of(record.id),
             label=spec.name,
             addresses=tuple(f"{own}/{ip_network(net).prefixlen}" for own, net in pairs if net),
-            reach_localhost=any(each.port in ports for each in self._fabric.forwards.values()),
+            reach_localhost=not self._bubble
+            and any(each.port in ports for each in self._fabric.forwards.values()),
         )
 
     async def lower_network(self, record: NetworkRecord) -> None:
@@ -172,9 +189,33 @@ class Site:
             return ""
         self._resolvers[record.id] = resolver
         held = self._fabric.neighbours(record.id, self._bubble)
-        return await resolver.ensure(
-            tuple(Lease(port=each.port, guest=each.known_as) for each in held)
-        )
+        leases = tuple(Lease(port=each.port, guest=each.known_as) for each in held)
+        said = await resolver.ensure(leases)
+        self._watch(record, resolver)
+        return said
+
+    def _watch(self, record: NetworkRecord, resolver: Resolver) -> None:
+        """Have a task that waits for the end of the resolver's process, one for each."""
+        if resolver.pid and self._watched.get(record.id) != resolver.pid:
+            self._watched[record.id] = resolver.pid
+            name = f"DHCP and names of {record.spec.name}"
+            self._ground.supervisor.start(self._follow(record.id, resolver), name=name)
+
+    async def _follow(self, network_id: str, resolver: Resolver) -> None:
+        """Start the resolver again as soon as it has ended, unless somebody has ended it for good."""
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        await resolver.wait_ended()
+        if clock() - since < SHORT_LIFE:
+            return
+        async with self._lock:
+            record = self._fabric.networks.get(network_id)
+            if record is None or self._resolvers.get(network_id) is not resolver or resolver.pid:
+                return
+            try:
+                log.info("%s, since it had ended", await self.resolve(record))
+            except SeraiError as error:
+                log.warning("DHCP and names of %s have ended: %s", record.spec.name, error.message)
 
     async def resolve_all(self) -> None:
         """Have the names of everything here as it is now."""
@@ -185,7 +226,11 @@ class Site:
     async def rules(self) -> None:
         """Have the rules of everything that there is, and of networks that are coming."""
         fabric, is_host = self._fabric, not self._bubble
-        forwards = fabric.forwards.values() if is_host else ()
+        forwards = fabric.forwards.values()
+        if is_host:
+            leads = leads_on_host(forwards, [each.port for each in fabric.ports()])
+        else:
+            leads = leads_in_bubble(forwards, [each.port for each in self.held()])
         bubbles = fabric.bubbles().values() if is_host else ()
         await self._firewall.apply(
             build_ruleset(
@@ -193,7 +238,7 @@ class Site:
                 networks=self.networks(),
                 ports=[each.port for each in self.held()],
                 groups=fabric.groups.values(),
-                forwards=[each for each in forwards if each.port],
+                leads=leads,
                 bubbles={each.id: each.transfer for each in bubbles},
             )
         )

@@ -10,7 +10,6 @@ Inside, everything is made by the same hands with ``namespace=``; only the way o
 import asyncio
 import os
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 
 from serai.host.namespaces import (
     has_namespace,
@@ -20,6 +19,7 @@ from serai.host.namespaces import (
     remove_namespace,
 )
 from serai.net.links import Links, Pair, open_links, write_sysctl
+from serai.plan.bubbles import LENGTH6, ends_of
 from serai.plan.network import bubble_of, bubbles_of, uplink_of
 
 INNER = "up0"
@@ -29,16 +29,40 @@ INNER = "up0"
 class Bubble:
     """A bubble as it should be. ``transfer`` ("100.64.0.4/30") joins it to the host, unique there.
 
-    ``transfer`` also goes into ``uplinks`` of the host's ruleset, which lets it out.
+    ``transfer`` also goes into ``uplinks`` of the host's ruleset, which lets it out. ``has_ipv6``: IPv6
+    leads out, too. ``reach_localhost``: a forward into it also answers at the host's 127.0.0.1.
     """
 
     id: str
     label: str
     transfer: str
+    has_ipv6: bool = False
+    reach_localhost: bool = False
 
     def namespace(self, owner: str) -> str:
         """Return the name of its namespace, for a daemon."""
         return bubble_of(owner, self.id)
+
+    @property
+    def outer(self) -> tuple[str, ...]:
+        """The host's addresses on the pair, with their lengths."""
+        ends = ends_of(self.transfer)
+        return self._known(f"{ends.outer}/{ends.length}", f"{ends.outer6}/{LENGTH6}")
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Its own addresses on the pair, with their lengths."""
+        ends = ends_of(self.transfer)
+        return self._known(f"{ends.inner}/{ends.length}", f"{ends.inner6}/{LENGTH6}")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """Where what leaves it goes to."""
+        ends = ends_of(self.transfer)
+        return self._known(ends.outer, ends.outer6)
+
+    def _known(self, v4: str, v6: str) -> tuple[str, ...]:
+        return (v4, v6) if self.has_ipv6 else (v4,)
 
 
 async def ensure_bubble(links: Links, wish: Bubble) -> bool:
@@ -49,8 +73,6 @@ async def ensure_bubble(links: Links, wish: Bubble) -> bool:
     namespace = wish.namespace(links.owner)
     is_new = not has_namespace(namespace)
     await asyncio.to_thread(make_namespace, namespace)
-    outer, _ = IPv4Network(wish.transfer).hosts()
-    length = IPv4Network(wish.transfer).prefixlen
     inner_end = os.open(path_of(namespace), os.O_RDONLY | os.O_CLOEXEC)
     try:
         pair = Pair(
@@ -58,7 +80,8 @@ async def ensure_bubble(links: Links, wish: Bubble) -> bool:
             label=f"bubble {wish.label}",
             peer=INNER,
             peer_namespace=inner_end,
-            addresses=(f"{outer}/{length}",),
+            addresses=wish.outer,
+            reach_localhost=wish.reach_localhost,
         )
         async with open_links(links.owner, namespace=namespace) as inside:
             if not await inside.has(INNER):  # where there is a pair, it leads somewhere else
@@ -71,13 +94,15 @@ async def ensure_bubble(links: Links, wish: Bubble) -> bool:
 
 
 async def _lead_out(inside: Links, wish: Bubble) -> bool:
-    outer, inner = IPv4Network(wish.transfer).hosts()
     changed = await inside.ensure_address("lo", ("127.0.0.1/8",))
-    changed |= await inside.ensure_address(
-        INNER, (f"{inner}/{IPv4Network(wish.transfer).prefixlen}",), gateways=(str(outer),)
-    )
-    changed |= await inside.do("let a bubble route", lambda: write_sysctl("ipv4/ip_forward", 1))
+    changed |= await inside.ensure_address(INNER, wish.inner, gateways=wish.gateways)
+    changed |= await inside.do("let a bubble route", lambda: _route(v6=wish.has_ipv6))
     return changed
+
+
+def _route(*, v6: bool) -> bool:
+    changed = write_sysctl("ipv4/ip_forward", 1)
+    return write_sysctl("ipv6/conf/all/forwarding", int(v6)) or changed
 
 
 async def remove_bubble(links: Links, bubble: Bubble) -> None:

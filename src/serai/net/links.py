@@ -62,7 +62,10 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two interfaces that are joined: ``name`` here, ``peer`` in the namespace of that descriptor."""
+    """Two interfaces that are joined: ``name`` here, ``peer`` in the namespace of that descriptor.
+
+    ``reach_localhost`` is as a bridge's.
+    """
 
     name: str
     label: str
@@ -70,6 +73,7 @@ class Pair:
     peer_namespace: int | None = None
     addresses: tuple[str, ...] = ()
     bridge: str = ""
+    reach_localhost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +233,7 @@ class Links:
         changed = self._label(link, wish.label) or is_new
         has_v6 = any(":" in each for each in wish.addresses)
         changed |= set_quiet(wish.name, disable_ipv6=not has_v6)
+        changed |= write_sysctl(f"ipv4/conf/{wish.name}/route_localnet", int(wish.reach_localhost))
         bridge = self.index_of(wish.bridge) if wish.bridge else 0
         if bridge and link.get_attr("IFLA_MASTER") != bridge:
             self.route.link("set", index=link["index"], master=bridge)

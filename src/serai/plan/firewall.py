@@ -19,13 +19,13 @@ from ipaddress import IPv6Address
 
 from serai.model.network import (
     Direction,
-    ForwardRecord,
     GroupRecord,
     NetworkMode,
     NetworkRecord,
     Port,
     Rule,
 )
+from serai.plan.bubbles import Lead, ends_of
 from serai.plan.network import ASKED_AGAIN, bridge_of, own_addresses6, uplink_of
 from serai.plan.nftables import (
     ACCEPT,
@@ -295,8 +295,9 @@ def _routing() -> dict[str, list[Line]]:
     is_answer = match({"ct": {"key": "state"}}, ["established", "related"], "in")
     was_forwarded = match({"ct": {"key": "status"}}, "dnat", "in")
     is_for_host = match({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
+    is_from_host = match({"fib": {"result": "type", "flags": ["saddr"]}}, "local")
     local4 = {"prefix": {"addr": "127.0.0.0", "len": 8}}
-    from_ours, to_ours = match(IIF, "@bridges"), match(OIF, "@bridges")
+    to_ours, from_others = match(OIF, "@bridges"), match(IIF, "@bridges", "!=")
     to_others = match(OIF, "@bridges", "!=")
     names = (
         [match(payload("udp", "dport"), {"set": [53, 67, 547]})],
@@ -304,7 +305,10 @@ def _routing() -> dict[str, list[Line]]:
     )
     return {
         # the host's own loopback is open to forwards, and to nobody else
-        "early": [line(from_ours, match(payload("ip", "daddr"), local4), DROP)],
+        "early": [
+            line(match(IIF, each), match(payload("ip", "daddr"), local4), DROP)
+            for each in ("@bridges", "@uplinks")
+        ],
         "input": [
             line(match(IIF, "@isolated", "!="), ACCEPT),
             line(is_answer, ACCEPT),
@@ -316,19 +320,21 @@ def _routing() -> dict[str, list[Line]]:
             # seen here only where bridges ask these tables too, or a guest reaches a neighbour by
             # the host's address
             line(match(concat(IIF, OIF), "@within"), ACCEPT),
-            # out of a bubble, and back what was asked for; to no network here and no other bubble
+            # out of a bubble, and back what was asked for, or by a forward from outside; nothing
+            # passes between it and a network here or another bubble, not even by a forward
             line(match(IIF, "@uplinks"), match(OIF, "@uplinks"), DROP),
             line(match(IIF, "@uplinks"), to_ours, DROP),
             line(match(OIF, "@uplinks"), is_answer, ACCEPT),
+            line(match(OIF, "@uplinks"), was_forwarded, from_others, ACCEPT),
             line(match(OIF, "@uplinks"), DROP),
-            line(match(IIF, "@bridges", "!="), to_others, ACCEPT),
+            line(from_others, to_others, ACCEPT),
             line(match(IIF, "@isolated"), is_answer, goto("passed")),
             line(match(OIF, "@isolated"), was_forwarded, goto("passed")),
             line(match(IIF, "@isolated"), DROP),
             line(match(OIF, "@isolated"), DROP),
             line(is_answer, goto("passed")),
             line(was_forwarded, goto("passed")),
-            line(match(OIF, "@guarded"), match(IIF, "@bridges", "!="), DROP),
+            line(match(OIF, "@guarded"), from_others, DROP),
             line(goto("passed")),
         ],
         "passed": [
@@ -344,6 +350,8 @@ def _routing() -> dict[str, list[Line]]:
             line(match(payload("ip", "saddr"), "@natted4"), to_others, {"masquerade": None}),
             line(match(payload("ip6", "saddr"), "@natted6"), to_others, {"masquerade": None}),
             line(match(payload("ip", "saddr"), local4), to_ours, {"masquerade": None}),
+            # an address of the host's may be somebody else's in a bubble
+            line(match(OIF, "@uplinks"), is_from_host, {"masquerade": None}),
             line(match(concat(IIF, OIF), "@within"), was_forwarded, {"masquerade": None}),
         ],
     }
@@ -394,10 +402,12 @@ def build_ruleset(
     networks: Iterable[NetworkRecord],
     ports: Iterable[Port],
     groups: Iterable[GroupRecord] = (),
-    forwards: Iterable[ForwardRecord] = (),
+    leads: Iterable[Lead] = (),
     bubbles: Mapping[str, str] = NO_BUBBLES,
 ) -> Ruleset:
     """Return the whole ruleset. ``bubbles`` are the transfer subnets by id, let out by NAT.
+
+    ``leads`` are the forwards as they are here (``plan.bubbles``).
 
     Only ports that are up need be in it, but all of them may: a rule for a tap that is not there
     costs nothing. Ports of networks that are not among ``networks`` are left out.
@@ -418,7 +428,7 @@ def build_ruleset(
     sets = {name: Set(kind=each.kind, elements=elements[name]) for name, each in sets.items()}
     sets |= _member_sets(known)
     chains = _fixed_chains() | _port_chains(known) | _group_chains(known)
-    chains["inet", "forwards"] = Chain(lines=tuple(_forward_lines(forwards, known)))
+    chains["inet", "forwards"] = Chain(lines=tuple(_lead_lines(leads)))
     return Ruleset(table=table_of(owner), sets=sets, chains=chains)
 
 
@@ -474,6 +484,7 @@ def _add_bubbles(elements: dict[Name, dict[Key, str]], bubbles: Mapping[str, str
     for bubble_id, transfer in bubbles.items():
         elements["inet", "uplinks"][uplink_of(bubble_id),] = ""
         elements["inet", "natted4"][transfer,] = ""
+        elements["inet", "natted6"][ends_of(transfer).subnet6,] = ""
 
 
 def _neighbour_chain(port: Port) -> str:
@@ -581,21 +592,17 @@ def _member_sets(known: _Known) -> dict[Name, Set]:
     }
 
 
-def _forward_lines(forwards: Iterable[ForwardRecord], known: _Known) -> Iterator[Line]:
-    ports = {port.id: port for port in known.ports}
-    for forward in sorted(forwards, key=lambda each: each.id):
-        port = ports.get(forward.port)
-        if port is None:
-            continue
-        for family, address in (("ip", port.address), ("ip6", port.address6)):
-            is_other = forward.host_address and (":" in forward.host_address) != (family == "ip6")
+def _lead_lines(leads: Iterable[Lead]) -> Iterator[Line]:
+    for way in leads:
+        for family, address in (("ip", way.address), ("ip6", way.address6)):
+            is_other = way.at and (":" in way.at) != (family == "ip6")
             if not address or is_other:
                 continue
             words = [match({"meta": {"key": "nfproto"}}, "ipv4" if family == "ip" else "ipv6")]
-            if forward.host_address:
-                words = [match(payload(family, "daddr"), forward.host_address)]
+            if way.at:
+                words = [match(payload(family, "daddr"), way.at)]
             yield line(
                 *words,
-                match(payload(str(forward.protocol), "dport"), forward.host_port),
-                {"dnat": {"family": family, "addr": address, "port": forward.guest_port}},
+                match(payload(str(way.protocol), "dport"), way.at_port),
+                {"dnat": {"family": family, "addr": address, "port": way.port}},
             )

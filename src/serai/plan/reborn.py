@@ -60,25 +60,42 @@ for port in /sys/class/net/*; do
     nic=${port##*/}
     left=100
     while [ "$(cat "$port/carrier")" != 1 ] && [ $((left -= 1)) -gt 0 ]; do sleep 0.01; done
-    if networkctl reconfigure "$nic" >/dev/null 2>&1; then continue; fi
-    if nmcli device reapply "$nic" >/dev/null 2>&1; then continue; fi
-    if command -v dhclient >/dev/null 2>&1 && pidof dhclient >/dev/null; then
-        ip -4 address flush dev "$nic"
-        dhclient -r "$nic" >/dev/null 2>&1
-        dhclient -nw "$nic" >/dev/null 2>&1
-        continue
+    # asked by name only if it is there: the bus would start it
+    if pidof systemd-networkd >/dev/null &&
+        ! grep -qs ADMIN_STATE=unmanaged "/run/systemd/netif/links/$(cat "$port/ifindex")"; then
+        networkctl reconfigure "$nic" >/dev/null 2>&1 && continue
     fi
-    for pid in $(pidof udhcpc); do
-        tr '\\0' ' ' <"/proc/$pid/cmdline" | grep -q -- "-i $nic " || continue
+    if pidof NetworkManager >/dev/null; then continue; fi
+    asking=
+    for pid in $(pidof udhcpc dhclient); do
+        case "$(tr '\\0' ' ' <"/proc/$pid/cmdline")" in *" $nic "* | *dhclient" ") ;; *) continue ;; esac
         cp "/proc/$pid/cmdline" "/run/renewal.$pid"
-        kill "$pid"
-        ip -4 address flush dev "$nic"
+        case "$(cat "/proc/$pid/comm")" in
+        # killed, so that it gives nothing back that is its source's; and it knows no lease any more
+        dhclient)
+            kill -KILL "$pid"
+            rm -f "$(xargs -0 -n 1 <"/run/renewal.$pid" | grep -A 1 -x -e -lf | grep ^/ ||
+                echo /var/lib/dhcp/dhclient.leases)"
+            ;;
+        *) kill "$pid" ;;
+        esac
+        asking="$asking $pid"
+    done
+    [ -z "$asking" ] || ip -4 address flush dev "$nic"
+    for pid in $asking; do
+        left=100
+        while [ -e "/proc/$pid" ] && [ $((left -= 1)) -gt 0 ]; do sleep 0.01; done
         xargs -0 setsid <"/run/renewal.$pid" >/dev/null 2>&1 &
     done
 done
 :
 """
-"""Has whatever asks for addresses in the guest do so again, as somebody new."""
+"""Has whatever asks for addresses in the guest do so again, as somebody new.
+
+networkd is asked to. NetworkManager has done so by itself when it saw the new MAC address; to connect again
+would take it seconds and the address for a moment. udhcpc and dhclient, which remember who they were, are
+started anew with the words that they had.
+"""
 
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
