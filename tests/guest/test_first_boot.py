@@ -115,6 +115,9 @@ def check_addresses(guest: Guest) -> None:
     ).stdout
     assert f"Address={ADDRESS}/24" in written and "DHCP=yes" not in written, written
     assert "10.55.0.1" in guest.run("resolvectl dns").stdout
+    assert guest.run("getent ahostsv4 web1").stdout.startswith(
+        f"{ADDRESS} "
+    )  # as its neighbours find it
     assert guest.run("ping -c 1 -W 5 10.55.0.1 && ping -c 1 -W 5 fd55::1").ok
 
 

@@ -53,6 +53,7 @@ def test_ports_are_found_by_their_address_and_have_theirs_or_ask() -> None:
         gateway="10.1.0.1",
         gateway6="fd00::1",
         dns=("10.1.0.1", "fd00::1"),
+        search="lan.internal",
     )
     asking = SeedPort(mac="52:54:00:00:00:02", address6="fd01::5/64")
     found = json.loads(documents(FirstBoot(), static, asking)["network-config"])
@@ -65,7 +66,7 @@ def test_ports_are_found_by_their_address_and_have_theirs_or_ask() -> None:
                 "addresses": ["10.1.0.5/24", "fd00::5/64"],
                 "routes": [{"to": "0.0.0.0/0", "via": "10.1.0.1"}],
                 "gateway6": "fd00::1",
-                "nameservers": {"addresses": ["10.1.0.1", "fd00::1"]},
+                "nameservers": {"addresses": ["10.1.0.1", "fd00::1"], "search": ["lan.internal"]},
             },
             "net1": {
                 "match": {"macaddress": "52:54:00:00:00:02"},

@@ -18,6 +18,7 @@ from serai.model.guest import GuestRecord
 from serai.model.image import Expect, Image
 from serai.model.network import NetworkMode, NetworkSpec, Port
 from serai.plan.network import gateway6_of, gateway_of
+from serai.plan.resolver import domain_of
 from serai.plan.ssh_keys import check_ssh_keys
 from serai.plan.user_data import check_user_data
 from serai.units import shorten
@@ -32,7 +33,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 class SeedPort:
     """A port as the guest is told of it. Addresses have their prefix (``10.1.0.5/24``).
 
-    Without an address of a family the guest asks for one (DHCP, or a router's advertisement).
+    Without an address of a family the guest asks for one (DHCP, or a router's advertisement). Names
+    without a dot are looked for in the domain ``search``.
     """
 
     mac: str
@@ -41,6 +43,7 @@ class SeedPort:
     gateway: str = ""
     gateway6: str = ""
     dns: tuple[str, ...] = ()
+    search: str = ""
 
 
 def check_first_boot(untrusted: FirstBoot) -> FirstBoot:
@@ -119,6 +122,7 @@ def _seed_port(port: Port, spec: NetworkSpec | None, *, is_first: bool) -> SeedP
         gateway=gateway_of(spec) if leads_away else "",
         gateway6=gateway6_of(spec) if leads_away else "",
         dns=(gateway_of(spec),),
+        search=domain_of(spec.name),
     )
 
 
@@ -159,7 +163,8 @@ def _ethernet(port: SeedPort) -> dict[str, object]:
     found |= {"routes": [{"to": "0.0.0.0/0", "via": port.gateway}]} if port.gateway else {}
     # no route to ::/0: cloud-init 22.4, Debian 12's, makes ::/64 of it
     found |= {"gateway6": port.gateway6} if port.gateway6 else {}
-    return found | ({"nameservers": {"addresses": list(port.dns)}} if port.dns else {})
+    search = {"search": [port.search]} if port.search else {}
+    return found | ({"nameservers": {"addresses": list(port.dns), **search}} if port.dns else {})
 
 
 # -- asking the guest ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ Name=en* eth*
 DHCP=yes
 [DHCPv4]
 RouteMetric=100
+UseDomains=yes
 EOF
 chroot "$root" systemctl -q enable systemd-networkd systemd-resolved serial-getty@ttyS0 ssh
 chroot "$root" systemctl -q disable systemd-networkd-wait-online 2> /dev/null || true
