@@ -4,6 +4,7 @@ Stopping the daemon stops no guest. Wiring, like ``daemon`` itself: it may start
 daemon runs is told by its lock, not by its socket: one that hangs is still there and can be stopped.
 """
 
+import gc
 import logging
 import os
 import select
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import click
 
@@ -59,7 +61,17 @@ def run(ready_fd: int | None) -> int:
     settings = read_settings(os.environ, places.state / "serai.toml")
     if ready_fd is None:
         say(f"serai daemon {os.getpid()}, socket {places.socket}; ctrl-C ends it, guests run on")
-    return int(import_module("serai.daemon").run_daemon(settings, places, ready_fd))
+    return int(_load_daemon().run_daemon(settings, places, ready_fd))
+
+
+def _load_daemon() -> ModuleType:
+    """Import the daemon. Nothing that is imported is garbage; looking for it takes a fifth of that."""
+    gc.disable()
+    try:
+        return import_module("serai.daemon")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @daemon.command()

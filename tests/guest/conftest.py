@@ -94,8 +94,9 @@ def serai_daemon_home(tiny_state: Path) -> Iterator[str]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
     """Save what tells why a test failed while its daemon is still there."""
     report = yield
-    keeper = getattr(item, "funcargs", {}).get("daemon")
-    if report.failed and report.when == "call" and isinstance(keeper, Daemon):
+    given = getattr(item, "funcargs", {}).values()
+    keeper = next((each for each in given if isinstance(each, Daemon)), None)
+    if report.failed and report.when == "call" and keeper is not None:
         folder = FAILURES / item.name.replace("/", "-")
         keeper.save(folder)
         report.sections.append(("saved", f"logs, events and command lines: {folder}"))

@@ -83,7 +83,7 @@ def check_system(guest: Guest, firmware: str) -> None:
 def check_end(guest: Guest) -> None:
     """It ends when it is asked to, and its file systems are clean."""
     guest.run("echo kept > /root/file; sync")
-    guest.stop(timeout=60)
+    guest.stop(timeout=180)
     assert guest.info.last_exit == "requested"
     assert "Power down" in guest.log(tail=2000)
 

@@ -15,8 +15,9 @@ from debian import (
     ssh,
     state_with_debian,
 )
-from keeper import Daemon, wait_for
+from keeper import Daemon
 from namespaced import open_daemon, open_namespace
+from renewal import check_address, check_renewals
 
 from serai import Guest
 from serai.errors import Conflict
@@ -37,25 +38,34 @@ NETWORK = {"subnet": "10.55.0.0/24", "subnet6": "fd55::/64"}
 
 
 @pytest.fixture
-def debian(serai_home: Path) -> Iterator[Daemon]:
-    """A daemon that has the image ``debian``; as root with the network ``lan``, in a namespace."""
+def namespace() -> Iterator[str]:
+    """A namespace for its network; "" where nobody may make one."""
     if os.geteuid() != 0:
+        yield ""
+        return
+    with open_namespace("-first") as name:
+        yield name
+
+
+@pytest.fixture
+def debian(serai_home: Path, namespace: str) -> Iterator[Daemon]:
+    """A daemon that has the image ``debian``; as root with the network ``lan``, in a namespace."""
+    if not namespace:
         with open_debian(serai_home) as keeper:
             yield keeper
         return
-    with (
-        open_namespace("-first") as namespace,
-        open_daemon(serai_home, state_with_debian(), namespace, **PATIENCE) as keeper,
-    ):
+    with open_daemon(serai_home, state_with_debian(), namespace, **PATIENCE) as keeper:
         keeper.inn.create_network("lan", **NETWORK)
         yield keeper
 
 
-def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_path: Path) -> None:
+def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(
+    debian: Daemon, namespace: str, tmp_path: Path
+) -> None:
     key, stranger = make_key(tmp_path, "mine"), make_key(tmp_path, "other")
     data = tmp_path / "user-data"
     data.write_text(USER_DATA)
-    lan = [each.name for each in debian.inn.networks()] if os.geteuid() == 0 else []
+    lan = [each.name for each in debian.inn.networks()] if namespace else []
     done = debian.run(
         *("launch", "debian", "web1", "--memory", "512MiB", "--cpus", "2", "--disk", "3GiB"),
         *("--firmware", "uefi", "--hostname", "told.lan", "--ssh-key", f"{key}.pub"),
@@ -92,12 +102,10 @@ def test_a_guest_is_what_it_was_told_and_is_reached_by_ssh(debian: Daemon, tmp_p
     check_fork(fork, guest)
     assert fork.info.hostname == "web3"
     if lan:
-        address = fork.info.ports[0].address
-        assert address != ADDRESS
-        show = "ip -4 -o address show scope global"
-        wait_for("it has its own address", lambda: f" {address}/" in fork.run(show).stdout)
-        assert ADDRESS not in fork.run(show).stdout
+        check_address(fork, guest, namespace)
     fork.delete(force=True)
+    if lan:
+        check_renewals(debian, namespace, guest, key)
     check_end(guest)
 
 
