@@ -62,6 +62,16 @@ def test_a_guest_goes_back_and_forth(guest: Guest) -> None:
     assert abs(float(guest.run("date +%s").stdout) - time.time()) < 5
 
 
+def test_a_guest_may_write_all_its_memory_after_a_snapshot(daemon: Daemon) -> None:
+    """Its base stays charged to its control group, and what it changes of it comes on top."""
+    guest = daemon.inn.launch("tiny", name="full", memory="1GiB")
+    fill = "dd if=/dev/zero of=/mnt/f bs=1M count=800 conv=notrunc"
+    assert guest.run(f"mount -t tmpfs -o size=850m none /mnt && {fill}").ok
+    guest.snapshot("full")
+    assert guest.run(fill).ok
+    assert guest.refresh().info.state == "running" and guest.info.problem is None
+
+
 def test_disk_and_memory_are_one_moment(daemon: Daemon, disky: Guest) -> None:
     """A guest that counts in memory and on its disk: a fork of the moment finds both alike."""
     loop = (

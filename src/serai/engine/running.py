@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 AGENT_KNOCK_TIMEOUT = 5.0
 GUEST_MEMORY_SLACK = 512 << 20
+COPIES = 3
+"""How often a guest on a base may have its memory at most: the base, which is charged to it where it was
+frozen; what it has changed; and what it will have, while it is being put back to a snapshot."""
 
 
 class Running(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,8 +162,13 @@ def confinement_of(driver: GuestDriver, machine: Machine) -> Confinement:
     return Confinement(
         uid=uid_of(record, house.capabilities, house.settings.uid_base),
         setpriv=house.capabilities.setpriv_path,
-        cgroup=house.cgroups.create(record.id, memory=machine.memory + GUEST_MEMORY_SLACK),
+        cgroup=house.cgroups.create(record.id, memory=_most_memory(machine)),
     )
+
+
+def _most_memory(machine: Machine) -> int:
+    """Return what the guest's control group may hold, in bytes; beyond it the kernel ends its QEMU."""
+    return machine.memory * (COPIES if machine.ram_private else 1) + GUEST_MEMORY_SLACK
 
 
 def check_talk(driver: GuestDriver) -> Instance:
