@@ -223,7 +223,7 @@ def test_a_disk_grows_while_it_runs(daemon: Daemon) -> None:
     guest.set(disk="256MiB")
     guest.start()
     wait_for("it is up", lambda: guest.refresh().info.agent == "answering")
-    wait_for("it sees it", lambda: guest.run("cat /sys/block/vda/size").stdout == f"{256 * 2048}\n")
+    assert guest.run("cat /sys/block/vda/size").stdout == f"{256 * 2048}\n"
 
 
 def test_what_is_written_to_a_disk_is_there_after_a_restart(daemon: Daemon) -> None:

@@ -36,9 +36,9 @@ MATERIAL = (
 )
 KERNELS = ("linux-image-cloud-amd64", "linux-image-amd64")
 FIRST_MODULES = ("virtio_pci", "virtio_console")
+DISK_MODULES = ("virtio_blk",)
 THEN_MODULES = (
     "virtio_net",
-    "virtio_blk",
     "virtio-rng",
     "virtio_balloon",
     "button",
@@ -138,7 +138,8 @@ async def _libraries(tree: Path) -> list[str]:
 def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]:
     recipe = package_files("serai.disk") / "recipes" / "tiny"
     first = _in_order(tree, FIRST_MODULES)
-    then = [name for name in _in_order(tree, THEN_MODULES) if name not in first]
+    disk = [name for name in _in_order(tree, DISK_MODULES) if name not in first]
+    then = [name for name in _in_order(tree, THEN_MODULES) if name not in (*first, *disk)]
     medium = [name for name in _in_order(tree, MEDIUM_MODULES) if name not in (*first, *then)]
     entries = [a_folder(name) for name in ("dev", "mnt", "proc", "root", "run", "sys", "var")]
     entries += [a_folder("tmp", 0o1777), a_device("dev/console", 5, 1), a_device("dev/null", 1, 3)]
@@ -148,10 +149,11 @@ def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]
         a_file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
         a_file("etc/group", b"root:x:0:\n"),
         a_file("etc/modules.first", " ".join(first).encode()),
+        a_file("etc/modules.disk", " ".join(disk).encode()),
         a_file("etc/modules.then", " ".join(then).encode()),
         a_file("etc/modules.medium", " ".join(medium).encode()),
     ]
-    entries += [_module(tree, name) for name in (*first, *then, *medium)]
+    entries += [_module(tree, name) for name in (*first, *disk, *then, *medium)]
     entries += [a_file("sbin/reborn", reborn, 0o755), a_link("sbin/reseed", "reborn")]
     entries += [_program(tree, name) for name in (AGENT, LOADER, *libraries)]
     return entries + _busybox(tree)
