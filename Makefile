@@ -20,9 +20,9 @@ dev: ## install what working on serai needs as well
 demo: ## from nothing to a running guest and back, step by step (3 minutes, then 20 s)
 	@begun=$$(date +%s.%N) && scripts/setup && SERAI_DEMO_BEGUN=$$begun $(PYTHON) scripts/demo.py
 
-test: dev lint ## all tests, with coverage (18 minutes on two cores)
+test: dev lint ## all tests, with coverage (some 20 minutes on two cores)
 	@rm -rf $(WORK)/coverage && mkdir -p $(WORK)/coverage
-	@status=0; $(PYTHON) -m coverage run -m pytest -n 3 --dist worksteal tests || status=$$?; \
+	@status=0; $(PYTHON) -m coverage run -m pytest -n 2 --dist worksteal tests || status=$$?; \
 	    $(MAKE) --no-print-directory coverage | tail -n 1; exit $$status
 
 check: dev lint ## format, lint, types, dead code, layers, sizes, docs, unit and wire (2 minutes at most)

@@ -24,7 +24,7 @@ from serai.cli.layout import age, size
 from serai.cli.options import connection, format_option
 from serai.cli.output import print_facts, print_json, print_line, say
 from serai.client import daemon_calls
-from serai.errors import EXIT_CODES, Code, Family, HostFailure, Interrupted, SeraiError
+from serai.errors import EXIT_CODES, Code, Family, HostFailure, Interrupted, NotFound, SeraiError
 from serai.host.process import start_detached
 from serai.model.node import DaemonStatus
 from serai.settings import Places, current_places, read_settings
@@ -35,6 +35,7 @@ END_LIMIT = 5.0
 """How long a process that has closed the ready pipe may take to be gone."""
 LOG_TAIL = 2000
 LOOK_LIMIT = 3.0
+LOOK_EVERY = 0.05
 LOCKS = Path("/proc/locks")
 
 
@@ -85,13 +86,25 @@ def start(form: str) -> None:
     was_there = holder_of(places) is not None
     if not was_there:
         was_there = not start_daemon(places, os.environ)
-    status = connection().ask(daemon_calls.show_system())
+    status = _status_soon(places)
     if form == "json":
         print_json(status)
         return
     print_line(f"the daemon runs{' already' if was_there else ''}, as process {status.pid}")
     if status.problem:
         say(f"note: {status.problem}; see: serai doctor")
+
+
+def _status_soon(places: Places) -> DaemonStatus:
+    """Ask the daemon how it is; one that somebody else has just started answers in a moment."""
+    until = time.monotonic() + START_LIMIT
+    while True:
+        try:
+            return connection().ask(daemon_calls.show_system())
+        except NotFound:
+            if time.monotonic() > until or holder_of(places) is None:
+                raise
+        time.sleep(LOOK_EVERY)  # nothing tells when another's socket is there
 
 
 def start_daemon(places: Places, environ: Mapping[str, str]) -> bool:

@@ -72,6 +72,7 @@ async def year_of(instance: Instance) -> str:
 
 async def test_it_takes_all_on(inside: Instance) -> None:
     await says(inside, "echo old >/etc/hostname; echo 0123456789abcdefXX >/etc/machine-id")
+    await says(inside, "until ip address show dev eth0 | grep -q 10.0.2; do sleep 0.1; done")
     await says(inside, "date -u -s @1000000; ip address add 192.0.2.1/24 dev eth0")
     await tell(inside, BORN, "all")
     assert await says(inside, "hostname; cat /etc/hostname /etc/machine-id") == "\n".join(
