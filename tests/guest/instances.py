@@ -148,6 +148,26 @@ def own_children() -> set[str]:
     return found
 
 
+def descriptors_of(pid: int) -> dict[Path, str]:
+    """Return what a process has open, by its place in ``/proc``."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[path] = os.readlink(path)
+    return found
+
+
+def lasting_descriptors(pid: int) -> list[str]:
+    """Return what a QEMU has open, but no eventfds: those come and go with the guest's drivers."""
+    return sorted(name for name in descriptors_of(pid).values() if name != "anon_inode:[eventfd]")
+
+
+def memory_file(pid: int) -> os.stat_result:
+    """Return the state of the guest's memory, which QEMU has open as a memfd."""
+    found = [path for path, name in descriptors_of(pid).items() if "/memfd:serai-ram-" in name]
+    return found[0].stat()
+
+
 def own_descriptors() -> list[str]:
     """Return what this process has open, in words, without the list itself.
 

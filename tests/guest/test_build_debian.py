@@ -4,12 +4,12 @@ Built once and kept in .work/cache, keyed by the recipe; the build takes one to 
 by UEFI, and does what it is told, is in ``test_first_boot``.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from debian import check_end, check_system, make_key, open_debian, ssh
+from instances import descriptors_of
 from keeper import Daemon
 
 pytestmark = pytest.mark.timeout(600)
@@ -26,9 +26,7 @@ def debian(serai_home: Path) -> Iterator[Daemon]:
 
 def listening_ports(pid: int) -> list[str]:
     """Return the local addresses where a process listens by TCP."""
-    sockets = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        sockets.add(os.readlink(fd))
+    sockets = set(descriptors_of(pid).values())
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [row[1] for row in rows if row[3] == LISTENING and f"socket:[{row[9]}]" in sockets]
 

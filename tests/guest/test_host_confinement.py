@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from instances import memory_file
 from keeper import Daemon
 
 from serai import Guest
@@ -18,14 +19,6 @@ SHARE_CHARGED = 0.9 if find_layout() is CgroupLayout.V2 else 0.99
 def fields_of(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: rest.strip() for name, _, rest in (line.partition(":") for line in lines)}
-
-
-def memory_file(pid: int) -> os.stat_result:
-    """Return the state of the guest's memory, which QEMU has open as a memfd."""
-    for path in Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(path).startswith("/memfd:serai-ram-"):
-            return path.stat()
-    raise AssertionError("no memory file")
 
 
 def groups_of(guest: Guest) -> list[Path]:

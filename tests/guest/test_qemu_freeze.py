@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from freezing import DISK, Family, Moment, a_family, says, wait_for_disk
-from instances import SOON, UID, own_descriptors, wait_event
+from instances import SOON, UID, lasting_descriptors, own_descriptors, wait_event
 
 from serai.errors import Code, HostFailure, SeraiError
 from serai.host.pages import PAGE, numbers_of, pages_offset, read_numbers, runs_of
@@ -190,8 +190,8 @@ async def test_few_pages_are_left_for_when_it_is_held(family: Family) -> None:
 async def test_freezing_often_leaves_nothing_open(family: Family) -> None:
     source = await family.freeze_shared(await family.boot())
 
-    def opened() -> int:
-        return len(os.listdir(f"/proc/{source.process.pid}/fd"))
+    def opened() -> list[str]:
+        return lasting_descriptors(source.process.pid)
 
     await family.freeze_private(source)
     before = opened(), len(own_descriptors())
@@ -360,7 +360,7 @@ async def test_a_switch_that_fails_changes_nothing(family: Family, damage: str) 
     before = (
         guest.machine,
         await guest.active_nodes(),
-        len(os.listdir(f"/proc/{guest.process.pid}/fd")),
+        lasting_descriptors(guest.process.pid),
     )
     heads = {"root": family.head("root"), "data1": family.head("data1")}
     broken = Path(heads["data1"].path)
@@ -375,7 +375,7 @@ async def test_a_switch_that_fails_changes_nothing(family: Family, damage: str) 
     with pytest.raises(HostFailure):
         await guest.switch_heads(heads)
     assert (guest.machine, await guest.active_nodes()) == before[:2]
-    assert len(os.listdir(f"/proc/{guest.process.pid}/fd")) == before[2]
+    assert lasting_descriptors(guest.process.pid) == before[2]
     await says(guest, put("still."))
     assert await says(guest, FIRST) == "still."
     good = {"root": family.head("root"), "data1": family.head("data1")}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from instances import SOON, Host, find_host, tiny_machine, wait_event, wait_inside
+from instances import SOON, Host, find_host, memory_file, tiny_machine, wait_event, wait_inside
 
 from serai.errors import Busy, Code, Interrupted, Invalid, NotFound
 from serai.host.supervise import wait_until
@@ -269,9 +269,7 @@ async def free_inside(instance: Instance) -> int:
 
 def held_by_host(instance: Instance) -> int:
     """Return how much of the guest's memory file is there."""
-    folder = Path(f"/proc/{instance.process.pid}/fd")
-    (file, *_) = [each for each in folder.iterdir() if "/memfd:serai-ram-" in os.readlink(each)]
-    return file.stat().st_blocks * 512
+    return memory_file(instance.process.pid).st_blocks * 512
 
 
 async def test_cpus_are_plugged_in(host: Host, tiny_state: Path) -> None:

@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instances import Host, find_host, own_children, own_descriptors, wait_event
+from instances import (
+    Host,
+    descriptors_of,
+    find_host,
+    lasting_descriptors,
+    memory_file,
+    own_children,
+    own_descriptors,
+    wait_event,
+)
 
 from serai.errors import Code, HostFailure
 from serai.host.supervise import wait_until
@@ -35,11 +44,6 @@ async def host(tiny_state: Path, tmp_path: Path) -> Host:
 def status_of(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-
-
-def descriptors_of(pid: int) -> list[str]:
-    folder = Path(f"/proc/{pid}/fd")
-    return [os.readlink(path) for path in folder.iterdir()]
 
 
 def a_disk(path: Path, size: int = 16 * MIB) -> Drive:
@@ -80,7 +84,7 @@ async def test_it_has_no_rights(host: Host) -> None:
 async def test_it_has_only_what_was_opened_for_it(host: Host) -> None:
     drive = a_disk(host.folder / "disks" / "root.qcow2")
     async with host.started(drives=(drive,)) as instance:
-        files = {name for name in descriptors_of(instance.process.pid) if name.startswith("/")}
+        files = {name for name in lasting_descriptors(instance.process.pid) if name.startswith("/")}
         ours = {name for name in files if name.startswith(str(host.folder))}
         assert ours == {
             drive.chain[0].path,
@@ -109,12 +113,7 @@ async def test_memory_is_one_shared_file_of_its_own(host: Host) -> None:
         begin, end = (int(part, 16) for part in line.split()[0].split("-"))
         assert end - begin == host.machine.memory
         assert line.split()[1] == "rw-s", "shared, not private"
-        (fd, *_) = [
-            path
-            for path in Path(f"/proc/{pid}/fd").iterdir()
-            if "/memfd:serai-ram-" in os.readlink(path)
-        ]
-        facts = fd.stat()
+        facts = memory_file(pid)
         assert (stat.S_IMODE(facts.st_mode), facts.st_size) == (0o600, host.machine.memory)
         assert facts.st_uid == (os.geteuid() if host.uid is None else host.uid)
 
@@ -128,10 +127,10 @@ async def test_firmware_runs_and_the_screen_shows_it(host: Host) -> None:
             return lit_pixels(pictures[-1]) > 500
 
         await wait_until("text of SeaBIOS", shows_text, timeout=20.0, every=0.2)
-        before = len(descriptors_of(instance.process.pid))
+        before = lasting_descriptors(instance.process.pid)
         for _ in range(5):
             await instance.screenshot()
-        assert len(descriptors_of(instance.process.pid)) == before
+        assert lasting_descriptors(instance.process.pid) == before
 
 
 def lit_pixels(png: bytes) -> int:
@@ -241,7 +240,7 @@ async def test_a_backing_file_that_an_image_names_is_not_opened(host: Host) -> N
     layer = LayerFile(path=str(head), format=DiskFormat.QCOW2, read_only=False)
     drive = Drive(name="root", media=Media.DISK, chain=(layer,), boot_index=1)
     async with host.started(drives=(drive,)) as instance:
-        assert str(secret) not in descriptors_of(instance.process.pid)
+        assert str(secret) not in descriptors_of(instance.process.pid).values()
         monitor = await instance._connected(5.0)
         nodes = await monitor.execute("query-named-block-nodes", timeout=5)
         assert isinstance(nodes, list)
