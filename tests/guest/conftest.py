@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeper import Daemon
+from keeper import Daemon, running
 from tiny import ROOT, copy_state, state_with_tiny
 
 from serai import Guest
@@ -37,16 +37,8 @@ def tiny_state() -> Path:
 def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
     """A daemon that has the image ``tiny``."""
     copy_state(tiny_state, serai_home)
-    keeper = Daemon(serai_home)
-    keeper.start()
-    try:
+    with running(Daemon(serai_home)) as keeper:
         yield keeper
-        if keeper.is_running:  # a test that ended it has looked for itself
-            keeper.delete_all()
-            keeper.stop()
-            assert not (left := keeper.leftovers()), f"left behind: {left}"
-    finally:
-        keeper.kill_all()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keeper import Daemon, wait_for
+from keeper import Daemon, running, wait_for
 from tiny import CACHE, ROOT, built_once, copy_state
 
 from serai import Guest, SeraiError
@@ -57,15 +57,8 @@ def _build(folder: Path) -> None:
 def open_debian(home: Path) -> Iterator[Daemon]:
     """Run a daemon that has the image ``debian``; nothing may be left of it afterwards."""
     copy_state(state_with_debian(), home)
-    keeper = Daemon(home, **PATIENCE)
-    keeper.start()
-    try:
+    with running(Daemon(home, **PATIENCE)) as keeper:
         yield keeper
-        keeper.delete_all()
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
-    finally:
-        keeper.kill_all()
 
 
 def check_system(guest: Guest, firmware: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,23 @@ class Daemon:
         for name, pid in self.qemu_pids().items():
             words_of = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b"\n")
             (folder / f"{name}-argv").write_bytes(words_of)
+
+
+@contextmanager
+def running(keeper: Daemon) -> Iterator[Daemon]:
+    """Run it; at the end all its guests are deleted and it is stopped, and nothing may be left.
+
+    A block that has ended it has looked for itself.
+    """
+    try:
+        keeper.start()
+        yield keeper
+        if keeper.is_running:
+            keeper.delete_all()
+            keeper.stop()
+            assert not (left := keeper.leftovers()), f"left behind: {left}"
+    finally:
+        keeper.kill_all()
 
 
 def open_files() -> Iterator[tuple[int, str]]:

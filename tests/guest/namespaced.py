@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keeper import Daemon
+from keeper import Daemon, running
 from tiny import copy_state
 
 from serai.engine.site import RUN
@@ -42,25 +42,26 @@ def open_daemon(home: Path, state: Path, namespace: str, **settings: str) -> Ite
     """
     copy_state(state, home)
     keeper = Daemon(home, namespace=namespace, **settings)
-    keeper.start()
     try:
-        yield keeper
-        keeper.delete_all()
-        for forwarded in keeper.inn.forwards():
-            keeper.inn.remove_forward(forwarded.id)
-        for network in keeper.inn.networks():
-            keeper.inn.delete_network(network.name)
-        assert left_of_networks(namespace) == []
-        assert bubbles(home) == []
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
+        with running(keeper):
+            yield keeper
+            keeper.delete_all()
+            _delete_networks(keeper)
+            assert left_of_networks(namespace) == []
+            assert bubbles(home) == []
     finally:
-        keeper.kill_all()
         for pid in (pid for each in (namespace, *bubbles(home)) for pid in resolvers(each)):
             os.kill(pid, signal.SIGKILL)
         for each in bubbles(home):
             subprocess.run(["ip", "netns", "delete", each], check=False)
         shutil.rmtree(RUN / owner_of(str(home / "state")), ignore_errors=True)
+
+
+def _delete_networks(keeper: Daemon) -> None:
+    for forwarded in keeper.inn.forwards():
+        keeper.inn.remove_forward(forwarded.id)
+    for network in keeper.inn.networks():
+        keeper.inn.delete_network(network.name)
 
 
 def bubbles(home: Path) -> list[str]:

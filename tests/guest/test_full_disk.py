@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import look, put, wait_tidy
-from keeper import Daemon, wait_for
+from keeper import Daemon, running, wait_for
 from tiny import copy_state
 
 from serai import SeraiError
@@ -24,13 +24,9 @@ def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
     copy_state(tiny_state, serai_home)
     keeper = Daemon(serai_home, disk_reserve="16MiB", heartbeat="1s")
     try:
-        keeper.start()
-        yield keeper
-        keeper.delete_all()
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
+        with running(keeper):
+            yield keeper
     finally:
-        keeper.kill_all()
         subprocess.run(["umount", "--lazy", serai_home], check=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from bootable import make_bootable
 from debian import answers, make_key
-from keeper import Daemon, wait_for
+from keeper import Daemon, running, wait_for
 from test_coming_in import make_ova
 from test_volumes import disk_of, first, make_medium, put, reach, sectors
 from tiny import ROOT, copy_state
@@ -57,15 +57,8 @@ def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
     (serai_home / "copy").rename(serai_home / "state" / "images")
     (serai_home / "state" / "capabilities.json").unlink()  # what root can, it can't
     give_away(serai_home)
-    keeper = Daemon(serai_home, uid=str(UID))
-    try:
-        keeper.start()
+    with running(Daemon(serai_home, uid=str(UID))) as keeper:
         yield keeper
-        keeper.delete_all()
-        keeper.stop()
-        assert not (left := keeper.leftovers()), f"left behind: {left}"
-    finally:
-        keeper.kill_all()
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 import pycdlib
 import pytest
 
-from serai.disk import seeds
-from serai.disk.seeds import SeedFolder, make_disc, name_of, write_disc
+from serai.disk import disc
+from serai.disk.disc import make_disc
+from serai.disk.seeds import SeedFolder, name_of, write_disc
 from serai.errors import HostFailure
 from serai.model.firstboot import FirstBoot
 
@@ -83,4 +84,4 @@ def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".abc.new").write_text("half")
     folder.keep_only(())
     assert not list(tmp_path.iterdir())
-    assert seeds.LABEL == "CIDATA"
+    assert disc.LABEL == "CIDATA"

@@ -10,11 +10,10 @@ no digests of them: the publisher's file of digests is fetched over https each t
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from types import ModuleType
 
 from serai.disk.fetch import check_url, digest_mismatch, fetch, plain_url
 from serai.disk.images import NewImage
@@ -35,13 +34,12 @@ from serai.plan.catalogue import (
     read_index,
     read_sums,
 )
-from serai.plan.signature import LENGTH, fingerprint, read_public_key, signer_of
 from serai.settings import Settings
 from serai.units import shorten
 
 OWN = Path(__file__).with_name("catalogue.json")
 SIGNATURE = ".sig"
-MAX_KEYS = 100
+MAX_SIGNATURE = 64
 ABSENT = ("403", "404", "410")
 """How a server says that it has no signature: 403 is what an object store says."""
 PULLED = "file"
@@ -77,7 +75,7 @@ def check_request(request: IndexRequest) -> None:
             Code.VALUE_INVALID, f"{shorten(request.index)} is neither an absolute path nor a URL"
         )
     if request.key:
-        read_public_key(request.key.encode(), "what was given as key")
+        _trusted().check_key(request.key)
 
 
 async def open_index(
@@ -114,9 +112,7 @@ async def _check(
     if request.sha256 and found != request.sha256.lower():
         raise digest_mismatch(_shown(request.index), request.sha256, found)
     signature = await _signature(request.index, scratch, settings)
-    trusted = _trusted_keys(request, keys)
-    key = signer_of(untrusted, signature, trusted)
-    signer = fingerprint(key) if key else ""
+    signer: str = _trusted().find_signer(untrusted, signature, request.key, keys)
     trust = check_trust(
         request.index,
         is_pinned=bool(request.sha256),
@@ -139,19 +135,15 @@ async def _signature(index: str, scratch: Path, settings: Settings) -> bytes:
     else:
         place = index + SIGNATURE
     try:
-        return await _get(place, scratch / "signature", LENGTH + 1, settings)
+        return await _get(place, scratch / "signature", MAX_SIGNATURE + 1, settings)
     except SeraiError as error:
         if error.code is Code.FILE_FAILED or error.details.get("status") in ABSENT:
             return b""
         raise
 
 
-def _trusted_keys(request: IndexRequest, folder: Path) -> Sequence[Ed25519PublicKey]:
-    """Return the one key that the caller names, else those of the folder of trusted ones."""
-    if request.key:
-        return [read_public_key(request.key.encode(), "what was given as key")]
-    files = sorted(folder.glob("*.pub"))[:MAX_KEYS] if folder.is_dir() else []
-    return [read_public_key(file.read_bytes(), str(file)) for file in files]
+def _trusted() -> ModuleType:
+    return import_module("serai.disk.trusted")  # late, for what it costs
 
 
 async def _get(place: str, target: Path, limit: int, settings: Settings) -> bytes:

@@ -6,6 +6,9 @@ on.
 """
 
 import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from serai.errors import SeraiError
 from serai.qemu import commands
@@ -17,6 +20,20 @@ class Lent:
 
     def __init__(self) -> None:
         self._left: dict[tuple[int, int | None], None] = {}
+
+    @asynccontextmanager
+    async def lend(self, monitor: Monitor, file: int, timeout: float) -> AsyncIterator[int]:
+        """Lend a file of ours to be written, and give the number of its fdset; it is taken back."""
+        # QEMU takes from an fdset only a descriptor with the very access mode that it wants
+        write_only = os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            fdset = await commands.add_fd(monitor, write_only, timeout)
+        finally:
+            os.close(write_only)
+        try:
+            yield fdset
+        finally:
+            await self.take_back(monitor, fdset, timeout)
 
     async def take_back(
         self, monitor: Monitor, fdset: int, timeout: float, *, fd: int | None = None

@@ -81,16 +81,8 @@ async def _save_devices(monitor: Monitor, lent: Lent, timeout: float) -> bytes:
     """Return the state of all devices as QEMU writes it."""
     fd = os.memfd_create("devices", os.MFD_CLOEXEC)
     try:
-        # QEMU takes from an fdset only a descriptor with the very access mode that it wants
-        write_only = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            fdset = await commands.add_fd(monitor, write_only, timeout)
-        finally:
-            os.close(write_only)
-        try:
+        async with lent.lend(monitor, fd, timeout) as fdset:
             await commands.save_devices(monitor, fdset, timeout)
-        finally:
-            await lent.take_back(monitor, fdset, timeout)
         return _read_whole(fd)
     finally:
         os.close(fd)
