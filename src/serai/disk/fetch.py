@@ -9,6 +9,8 @@ ETag (or the date) of what we have, and what it says of the range and the total 
 everything is fetched anew. Only http and https are spoken, also after a redirect. The length that
 a server claims is a hint, the limit is ours. Content-Encoding is ignored on purpose: a ``.gz`` that
 a server declares as an encoding is still the file that was asked for.
+
+Callers come by ``remote``, which imports this when it is needed.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ import httpx
 import msgspec
 
 from serai.disk.files import check_room, naming_disk_problems, sync_folder
+from serai.disk.remote import Fetched, Report, digest_mismatch
 from serai.disk.work import Pulse, run_in_thread
 from serai.errors import Code, HostFailure, Invalid, SeraiError
 from serai.units import format_size, shorten
@@ -45,19 +48,6 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 REPORT_EVERY = 0.2
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.ASCII)
-
-Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetched:
-    """A complete download. ``digest`` is hex, of the algorithm that was asked for; ``url`` is where
-    it was asked for (``plain_url``)."""
-
-    path: Path
-    size: int
-    digest: str
-    url: str
 
 
 class Partial(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +102,12 @@ def check_url(text: str) -> httpx.URL:
 def plain_url(url: httpx.URL) -> str:
     """Return ``url`` as it may be stored and shown: without user, password and query (a key?)."""
     return str(url.copy_with(username=None, password=None, query=None, fragment=None))
+
+
+def url_beside(text: str, ending: str) -> str:
+    """Return the URL of the file beside, whose name has ``ending`` too."""
+    url = check_url(text)
+    return str(url.copy_with(path=url.path + ending))
 
 
 async def fetch(
@@ -390,16 +386,6 @@ async def _finish(download: _Download, expected: str) -> Fetched:
     sync_folder(download.target.parent)
     return Fetched(
         path=download.target, size=download.done, digest=found, url=plain_url(download.url)
-    )
-
-
-def digest_mismatch(what: str, expected: str, found: str) -> Invalid:
-    """Return the problem of a file that is not the one that was meant."""
-    return Invalid(
-        Code.IMAGE_DIGEST_MISMATCH,
-        f"{what} has another digest than was given",
-        hint="Check the digest at its source: the file may be newer, or not what it seems.",
-        details={"expected": expected, "found": found},
     )
 
 

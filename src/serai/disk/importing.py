@@ -19,13 +19,13 @@ from typing import TypeVar
 
 from serai.disk.convert import Workshop, convert, decompress, dig_holes
 from serai.disk.exported import check_description, unpack_export
-from serai.disk.fetch import check_url, digest_mismatch, fetch, plain_url
 from serai.disk.files import check_room, copy_sparse, hash_file, naming_disk_problems
 from serai.disk.header import ImageHeader, inspect_image, look_at
 from serai.disk.images import NewImage
 from serai.disk.linux import check_cmdline, check_initrd, inspect_kernel
 from serai.disk.magic import COMPRESSED, Look, Magic
 from serai.disk.reader import Reader, refused
+from serai.disk.remote import check_url, digest_mismatch, fetch, is_url, shown
 from serai.disk.work import Progress, Pulse, run_in_thread
 from serai.errors import Code, HostFailure, Invalid, NotFound
 from serai.model.actions import ImportImage
@@ -93,14 +93,14 @@ async def import_image(
     with naming_disk_problems("importing the image"):
         path = await bring(work, action.source, "source", action.sha256, action.sha512)
         new = await (_import_kernel(work, path) if action.kernel else import_disk(work, path))
-    return replace(new, name=action.name, source=shown_source(action.source))
+    return replace(new, name=action.name, source=shown(action.source))
 
 
 def check_action(action: ImportImage) -> None:
     """Refuse, before anything happens, an import that can't be; all errors are Invalid."""
     check_image_name(action.name)
     for place in (action.source, action.initrd):
-        if "://" in place:
+        if is_url(place):
             check_url(place)
         elif place and not _is_usable_path(place):
             raise Invalid(
@@ -129,11 +129,6 @@ def _is_usable_path(place: str) -> bool:
     return place.startswith("/") and "\0" not in place and len(place) < 4096
 
 
-def shown_source(source: str) -> str:
-    """Return where an image came from as it may be stored: without user, password and query."""
-    return plain_url(check_url(source)) if "://" in source else source
-
-
 def workshop_uid(settings: Settings, capabilities: Capabilities) -> int | None:
     """Return the uid that looks into strangers' files: the one below the guests'; None: our own."""
     return max(1, settings.uid_base - 1) if capabilities.privileged else None
@@ -145,8 +140,8 @@ def workshop_uid(settings: Settings, capabilities: Capabilities) -> int | None:
 async def bring(work: Work, source: str, name: str, sha256: str = "", sha512: str = "") -> Path:
     """Make a copy of ``source`` of our own in scratch, of checked digest."""
     target = work.scratch / name
-    report = work.report("fetch", f"fetching {shown_source(source)}")
-    if "://" in source:
+    report = work.report("fetch", f"fetching {shown(source)}")
+    if is_url(source):
         limit, reserve = work.settings.image_limit, work.settings.disk_reserve
         await fetch(
             source,

@@ -19,12 +19,12 @@ from serai.disk.importing import (
     bring,
     check_action,
     import_disk,
-    shown_source,
     workshop_uid,
 )
 from serai.disk.magic import Look
 from serai.disk.ova import Ova, read_ova, unpack_disk
 from serai.disk.reader import Reader
+from serai.disk.remote import shown
 from serai.disk.work import Progress, run_in_thread
 from serai.errors import Code, Invalid
 from serai.model.actions import ImportGuest, ImportImage
@@ -153,7 +153,7 @@ async def _as_image(work: Work, path: Path, inside: str = "") -> NewImage:
     if inside:
         inner = replace(work, action=ImportImage(source=inside, name=work.action.name))
     new = await import_disk(inner, path)
-    return replace(new, name=work.action.name, source=shown_source(work.action.source))
+    return replace(new, name=work.action.name, source=shown(work.action.source))
 
 
 async def _as_head(work: Work, disk: ForeignDisk, path: Path) -> ImportedDisk:

@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from serai.disk.fetch import check_url, digest_mismatch, fetch, plain_url
 from serai.disk.images import NewImage
 from serai.disk.importing import check_digest, open_source, plain_name
+from serai.disk.remote import beside, check_url, digest_mismatch, fetch, is_url, shown
 from serai.errors import Code, HostFailure, Invalid, SeraiError
 from serai.model.actions import ImportImage, PullImage
 from serai.model.catalogue import Catalogue, IndexEntry
@@ -68,7 +68,7 @@ class Chosen:
 def check_request(request: IndexRequest) -> None:
     """Refuse, before anything happens, what names no index; all errors are Invalid."""
     check_digest("sha256", request.sha256)
-    if "://" in request.index:
+    if is_url(request.index):
         check_url(request.index)
     elif request.index and (not request.index.startswith("/") or "\0" in request.index):
         raise Invalid(
@@ -95,7 +95,7 @@ async def open_index(
         trust, signer = await _check(request, untrusted, scratch, keys, settings)
     index = read_index(untrusted)
     return Catalogue(
-        source=plain_url(check_url(request.index)) if "://" in request.index else request.index,
+        source=shown(request.index),
         digest=f"sha256:{hashlib.sha256(untrusted).hexdigest()}",
         trust=trust,
         signed_by=signer,
@@ -110,7 +110,7 @@ async def _check(
     """Return why the index is believed and the fingerprint of who signed it; or refuse it."""
     found = hashlib.sha256(untrusted).hexdigest()
     if request.sha256 and found != request.sha256.lower():
-        raise digest_mismatch(_shown(request.index), request.sha256, found)
+        raise digest_mismatch(shown(request.index), request.sha256, found)
     signature = await _signature(request.index, scratch, settings)
     signer: str = _trusted().find_signer(untrusted, signature, request.key, keys)
     trust = check_trust(
@@ -123,19 +123,12 @@ async def _check(
     return trust, signer
 
 
-def _shown(index: str) -> str:
-    return plain_url(check_url(index)) if "://" in index else index
-
-
 async def _signature(index: str, scratch: Path, settings: Settings) -> bytes:
     """Return the signature beside an index, empty where there is none."""
-    if "://" in index:
-        url = check_url(index)
-        place = str(url.copy_with(path=url.path + SIGNATURE))
-    else:
-        place = index + SIGNATURE
     try:
-        return await _get(place, scratch / "signature", MAX_SIGNATURE + 1, settings)
+        return await _get(
+            beside(index, SIGNATURE), scratch / "signature", MAX_SIGNATURE + 1, settings
+        )
     except SeraiError as error:
         if error.code is Code.FILE_FAILED or error.details.get("status") in ABSENT:
             return b""
@@ -148,7 +141,7 @@ def _trusted() -> ModuleType:
 
 async def _get(place: str, target: Path, limit: int, settings: Settings) -> bytes:
     """Return the small file at a URL or path; ``index-refused`` when it is larger than ``limit``."""
-    if "://" not in place:
+    if not is_url(place):
         return _read(place, limit)
     try:
         await fetch(place, target, limit=limit, reserve=settings.disk_reserve)
@@ -194,7 +187,7 @@ def request_of(action: PullImage) -> IndexRequest:
 
 def _source(entry: IndexEntry, index: str) -> str:
     """Return where the entry's file is: a URL, or a path beside an index that is a file."""
-    if "://" in entry.url or "://" in index:
+    if is_url(entry.url) or is_url(index):
         return place_of(entry, index)
     if not index:
         raise HostFailure(Code.BUG, "serai's own index has no files of its own")
