@@ -39,6 +39,20 @@ class Moment:
     pages_fd: int | None
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """A booted guest, frozen and gone: its memory, and the state of its devices."""
+
+    machine: Machine
+    base: int
+    base_state: int
+
+    def close(self) -> None:
+        """Let go of both."""
+        os.close(self.base)
+        os.close(self.base_state)
+
+
 @dataclass
 class Family:
     """Everything that comes from one booted guest. ``base`` is its memory, once it is frozen."""
@@ -129,6 +143,17 @@ class Family:
         seal_memory(self.base)
         return upcoming
 
+    async def take_up(self, frozen: Frozen) -> Instance:
+        """Let a frozen guest go on: as ``freeze_shared`` leaves it, without the boot."""
+        self.machine = frozen.machine
+        self.base, self.base_state = os.dup(frozen.base), os.dup(frozen.base_state)
+        self._fds += [self.base, self.base_state]
+        instance = await self.prepare(self.machine, self.base)
+        await instance.take_state(self.base_state, None, SOON)
+        await instance.go_on()
+        await instance.agent.ping(timeout=SOON)
+        return instance
+
     async def freeze_private(
         self, instance: Instance, heads: dict[str, LayerFile] | None = None
     ) -> Moment:
@@ -178,6 +203,13 @@ async def a_family(tiny_state: Path, folder: Path, **more: object) -> AsyncItera
         yield family
     finally:
         await family.close()
+
+
+async def freeze_once(tiny_state: Path, folder: Path) -> Frozen:
+    """Boot a guest and freeze it; what is returned is to be closed."""
+    async with a_family(tiny_state, folder) as family:
+        source = await family.freeze_shared(await family.boot())
+        return Frozen(source.machine, os.dup(family.base), os.dup(family.base_state))
 
 
 async def wait_for_disk(instance: Instance) -> Instance:

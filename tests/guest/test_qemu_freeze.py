@@ -7,12 +7,21 @@ import shutil
 import subprocess
 import sys
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from freezing import DISK, Family, Moment, a_family, says, wait_for_disk
+from freezing import (
+    DISK,
+    Family,
+    Frozen,
+    Moment,
+    a_family,
+    freeze_once,
+    says,
+    wait_for_disk,
+)
 from instances import SOON, UID, lasting_descriptors, own_descriptors, wait_event
 
 from serai.errors import Code, HostFailure, SeraiError
@@ -32,6 +41,16 @@ ANYBODYS_PYTHON = shutil.which("python3", path="/usr/bin:/bin") or sys.executabl
 def put(text: str, at: int = 0) -> str:
     """Return the script that writes a text to the disk, past every cache."""
     return f"printf {text} | dd of=/dev/vda bs=1 seek={at} conv=notrunc,fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches"
+
+
+@pytest.fixture(scope="session")
+def frozen(tiny_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frozen]:
+    """A tiny guest as it was when it was frozen, for all tests: booting takes its time."""
+    folder = tmp_path_factory.mktemp("frozen")
+    with asyncio.Runner() as runner:
+        kept = runner.run(freeze_once(tiny_state, folder))
+    yield kept
+    kept.close()
 
 
 @pytest.fixture
@@ -79,8 +98,8 @@ async def test_neither_side_sees_what_the_other_writes(family: Family) -> None:
     ]
 
 
-async def test_a_fork_of_a_fork_of_a_fork(family: Family) -> None:
-    guest = await family.freeze_shared(await family.boot())
+async def test_a_fork_of_a_fork_of_a_fork(frozen: Frozen, family: Family) -> None:
+    guest = await family.take_up(frozen)
     for depth in range(4):
         script = f"echo {depth} >> /marks; sha256sum /bin/busybox > /tmp/{depth}; cat /marks"
         told = await says(guest, script)
@@ -91,9 +110,9 @@ async def test_a_fork_of_a_fork_of_a_fork(family: Family) -> None:
     assert not guest.last_words()
 
 
-async def test_a_burst_in_the_guest_survives_many_moments(family: Family) -> None:
+async def test_a_burst_in_the_guest_survives_many_moments(frozen: Frozen, family: Family) -> None:
     """Something computes and writes all the time; each moment of it goes on by itself."""
-    guest = await family.freeze_shared(await family.boot())
+    guest = await family.take_up(frozen)
     await says(
         guest,
         "i=0; (while :; do i=$((i+1)); echo $i > /tmp/n.new; mv /tmp/n.new /tmp/n; done) >/dev/null 2>&1 &",
@@ -108,8 +127,8 @@ async def test_a_burst_in_the_guest_survives_many_moments(family: Family) -> Non
         assert int(await says(each, "cat /tmp/n")) > before
 
 
-async def test_changed_pages_are_found_exactly(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_changed_pages_are_found_exactly(frozen: Frozen, family: Family) -> None:
+    source = await family.take_up(frozen)
     await source.hold()
     with ram_of(source) as ram:
         before = set(numbers_of(ram.changed()))
@@ -125,8 +144,8 @@ async def test_changed_pages_are_found_exactly(family: Family) -> None:
             assert not differs or number in before
 
 
-async def test_a_page_set_holds_what_the_memory_holds(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_a_page_set_holds_what_the_memory_holds(frozen: Frozen, family: Family) -> None:
+    source = await family.take_up(frozen)
     await says(source, "head -c 8000000 /dev/urandom > /tmp/noise")
     moment = await family.freeze_private(source)
     fork = await family.prepare(
@@ -146,9 +165,11 @@ async def test_a_page_set_holds_what_the_memory_holds(family: Family) -> None:
     assert same > len(numbers) - 20  # loading the devices tells the guest of its new id
 
 
-async def test_what_is_written_while_it_is_saved_is_not_lost(family: Family) -> None:
+async def test_what_is_written_while_it_is_saved_is_not_lost(
+    frozen: Frozen, family: Family
+) -> None:
     """A guest writes files, and what must be in each, all the time; a moment of it has all of it."""
-    source = await family.freeze_shared(await family.boot())
+    source = await family.take_up(frozen)
     await says(source, NOISE)
     await says(source, f"({WRITER}) >/dev/null 2>&1 & echo $! > /tmp/writer")
     for number in range(1, 4):
@@ -162,8 +183,8 @@ async def test_what_is_written_while_it_is_saved_is_not_lost(family: Family) -> 
         await family.end(fork)
 
 
-async def test_few_pages_are_left_for_when_it_is_held(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_few_pages_are_left_for_when_it_is_held(frozen: Frozen, family: Family) -> None:
+    source = await family.take_up(frozen)
     await says(source, NOISE)
     async with source.saving(SOON) as saving:
         await saving.catch_up()
@@ -187,8 +208,8 @@ async def test_few_pages_are_left_for_when_it_is_held(family: Family) -> None:
         assert stored == held[number], number
 
 
-async def test_freezing_often_leaves_nothing_open(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_freezing_often_leaves_nothing_open(frozen: Frozen, family: Family) -> None:
+    source = await family.take_up(frozen)
 
     def opened() -> list[str]:
         return lasting_descriptors(source.process.pid)
@@ -208,8 +229,8 @@ async def test_freezing_often_leaves_nothing_open(family: Family) -> None:
     assert opened() == before[0]
 
 
-async def test_many_forks_from_one_descriptor_at_once(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_many_forks_from_one_descriptor_at_once(frozen: Frozen, family: Family) -> None:
+    source = await family.take_up(frozen)
     await says(source, "echo shared > /mark")
     moment = await family.freeze_private(source)
     forks = await asyncio.gather(*(family.fork(moment, number) for number in range(1, 9)))
@@ -217,10 +238,12 @@ async def test_many_forks_from_one_descriptor_at_once(family: Family) -> None:
     assert told == ["shared"] * 8
 
 
-async def test_a_sealed_base_can_be_mapped_but_not_written_by_another_user(family: Family) -> None:
+async def test_a_sealed_base_can_be_mapped_but_not_written_by_another_user(
+    frozen: Frozen, family: Family
+) -> None:
     if not family.host.capabilities.privileged:
         pytest.skip("needs another user")
-    await family.freeze_shared(await family.boot())
+    await family.take_up(frozen)
     before = os.pread(family.base, 1 << 20, 0)
     script = """
 import mmap, os, sys
@@ -255,9 +278,9 @@ print(os.geteuid(), refused)
     assert os.pread(family.base, 1 << 20, 0) == before
 
 
-async def test_a_fork_can_give_no_memory_back_to_the_base(family: Family) -> None:
+async def test_a_fork_can_give_no_memory_back_to_the_base(frozen: Frozen, family: Family) -> None:
     """The guest's balloon punches holes into its memory's file; into a base it must not."""
-    source = await family.freeze_shared(await family.boot())
+    source = await family.take_up(frozen)
     fork = await family.fork(None)
     await says(fork, "mount -t tmpfs x /mnt; head -c 40000000 /dev/urandom > /mnt/a; rm /mnt/a")
     blocks = os.fstat(family.base).st_blocks
@@ -402,8 +425,10 @@ async def test_the_first_goes_on_when_the_second_fails(family: Family) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 100, 400_000, -3])
-async def test_a_state_that_is_none_is_refused_with_qemus_words(family: Family, cut: int) -> None:
-    await family.freeze_shared(await family.boot())
+async def test_a_state_that_is_none_is_refused_with_qemus_words(
+    frozen: Frozen, family: Family, cut: int
+) -> None:
+    await family.take_up(frozen)
     state = os.pread(family.base_state, 1 << 22, 0)
     state_fd = family.memfd("cut")
     os.write(state_fd, state[:cut])
@@ -420,8 +445,10 @@ async def test_a_state_of_another_machine_is_refused(family: Family) -> None:
     assert caught.value.code is Code.SNAPSHOT_UNFIT
 
 
-async def test_damaged_pages_are_refused_before_anything_is_written(family: Family) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_damaged_pages_are_refused_before_anything_is_written(
+    frozen: Frozen, family: Family
+) -> None:
+    source = await family.take_up(frozen)
     moment = await family.freeze_private(source)
     assert moment.pages_fd is not None
     os.pwrite(moment.pages_fd, b"\xff\xff\xff\xff", 20)
@@ -431,8 +458,8 @@ async def test_damaged_pages_are_refused_before_anything_is_written(family: Fami
 
 
 @pytest.mark.parametrize("step", ["ahead", "begun", "held", "taken"])
-async def test_one_that_dies_while_it_is_saved(family: Family, step: str) -> None:
-    source = await family.freeze_shared(await family.boot())
+async def test_one_that_dies_while_it_is_saved(frozen: Frozen, family: Family, step: str) -> None:
+    source = await family.take_up(frozen)
     await says(source, NOISE)
 
     async def save() -> None:
@@ -481,8 +508,8 @@ async def test_killed_at_each_step_the_rest_is_well(family: Family, step: int) -
     assert await says(source, "echo on") == "on"
 
 
-async def test_a_fork_that_resets_itself_asks_to_be_started(family: Family) -> None:
-    await family.freeze_shared(await family.boot())
+async def test_a_fork_that_resets_itself_asks_to_be_started(frozen: Frozen, family: Family) -> None:
+    await family.take_up(frozen)
     fork = await family.fork(None)
     await says(fork, "setsid sh -c 'sleep 0.2; reboot -f' < /dev/null > /dev/null 2>&1 &")
     await wait_event(fork, InstanceEventKind.RESTART_WANTED)

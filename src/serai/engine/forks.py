@@ -234,7 +234,7 @@ class Forker:
             ids = self._claim(wish.names, [each.driver.record.id for each in spares])
             self._unborn[wish.names[0]] = unborn  # before anybody else can ask for the same memory
             try:
-                job = await house.jobs.open(action, wish.subject, PHASES, key=key)
+                job = await house.jobs.open(action, wish.subject, PHASES, key=key, is_begun=True)
             except BaseException:
                 del self._unborn[wish.names[0]]
                 self._release(ids)
@@ -283,10 +283,8 @@ class Forker:
         try:
             made += await self._name_all(job, wish, ids, spares)
             if ids:
-                await job.enter("freeze")
                 found = await wish.find()
                 try:
-                    await job.enter("start")
                     cold = await self._make(job, found, wish, ids)
                     made += cold
                     await self._let_live(job, found, wish, cold)
@@ -385,7 +383,7 @@ class Forker:
             for each in records
         )
         try:
-            await house.journal.commit(*map(PutGuest, records), events=events)
+            await job.enter("start", *map(PutGuest, records), events=events)
         except BaseException:
             for record in records:
                 forget_record(house, record)

@@ -84,12 +84,14 @@ class LiveJob:
         data = {"action": job.kind, "state": str(job.state), "phase": job.phase}
         return self._journal.event(EventKind.JOB_CHANGED, job.subject, job.id, **data)
 
-    async def enter(self, phase: str) -> None:
-        """Write that ``phase`` begins; returns when that is durable."""
-        if self.job.phase == phase and self.job.state is JobState.RUNNING:
+    async def enter(self, phase: str, *changes: Change, events: tuple[Event, ...] = ()) -> None:
+        """Write that ``phase`` begins, together with ``changes``; returns when that is durable."""
+        if not changes and self.job.phase == phase and self.job.state is JobState.RUNNING:
             return
         self._change(state=JobState.RUNNING, phase=phase, done=0, total=0, message="")
-        await self._journal.commit(PutJob(self.job), events=(self._event(self.job),))
+        await self._journal.commit(
+            PutJob(self.job), *changes, events=(self._event(self.job), *events)
+        )
 
     def progress(self, done: int, total: int, message: str = "", phase: str = "") -> None:
         """Note how far the phase is; shown at once, kept in memory only."""
@@ -176,9 +178,11 @@ class Jobs:
         key: str = "",
         changes: tuple[Change, ...] = (),
         events: tuple[Event, ...] = (),
+        is_begun: bool = False,
     ) -> LiveJob:
         """Accept ``action``: when this returns, the job and ``changes`` are durable.
 
+        ``is_begun``: its first phase begins at once, and need not be entered.
         Raises Busy (``queue-full``) with too many live jobs, Conflict if ``key`` was used before.
         """
         if len(self._live) >= LIVE_LIMIT:
@@ -190,7 +194,7 @@ class Jobs:
             id=self._new_id(),
             kind=kind_of(action),
             subject=subject,
-            state=JobState.QUEUED,
+            state=JobState.RUNNING if is_begun else JobState.QUEUED,
             created_at=now,
             updated_at=now,
             phases=phases,
