@@ -37,6 +37,8 @@ from serai.host.userfault import watch
 from serai.host.vm import PIECES_LIMIT, read_memory_of, write_memory_of
 
 BUFFER = 1 << 20
+PRIVATE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) rw-p ([0-9a-f]+) ", re.ASCII)
+"""The beginning of a line of ``/proc/PID/maps`` (proc(5))."""
 MAPS_LIMIT = 8 << 20
 BASE_MODE = 0o666
 FIRST_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | 0x10
@@ -198,9 +200,10 @@ def open_ram(pid: int, name: str, size: int) -> Iterator[Ram]:
 
 def find_mapping(untrusted_maps: bytes, name: str, size: int) -> int:
     """Return where a memfd is mapped, whole and privately, by the text of ``/proc/PID/maps``."""
-    pattern = rb"([0-9a-f]+)-([0-9a-f]+) rw-p ([0-9a-f]+) \S+ \d+ +/memfd:%b \(deleted\)"
-    found = re.findall(rb"(?m)^" + pattern % re.escape(name.encode()) + rb"$", untrusted_maps)
-    pieces = [tuple(int(word, 16) for word in words) for words in found]
+    wanted = b" /memfd:%b (deleted)" % name.encode()
+    lines = (line for line in untrusted_maps.splitlines() if line.endswith(wanted))
+    found = filter(None, map(PRIVATE.match, lines))
+    pieces = [tuple(int(word, 16) for word in each.groups()) for each in found]
     if not pieces:
         raise _unfit("it is not mapped privately")
     start, end = pieces[0][0], pieces[0][0]
