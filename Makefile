@@ -3,6 +3,7 @@
 PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 WORK := .work
+WORKERS ?= $(shell nproc)
 SOURCES := src tests bench scripts
 
 .DEFAULT_GOAL := help
@@ -22,11 +23,11 @@ demo: ## from nothing to a running guest and back, step by step (3 minutes, then
 
 test: dev lint ## all tests, with coverage (some 20 minutes on two cores)
 	@rm -rf $(WORK)/coverage && mkdir -p $(WORK)/coverage
-	@status=0; $(PYTHON) -m coverage run -m pytest -n 2 --dist worksteal tests || status=$$?; \
+	@status=0; $(PYTHON) -m coverage run -m pytest -n $(WORKERS) --dist worksteal tests || status=$$?; \
 	    $(MAKE) --no-print-directory coverage | tail -n 1; exit $$status
 
 check: dev lint ## format, lint, types, dead code, layers, sizes, docs, unit and wire (2 minutes at most)
-	@$(PYTEST) -n 2 --dist worksteal tests/habits tests/unit tests/wire
+	@$(PYTEST) -n $(WORKERS) --dist worksteal tests/habits tests/unit tests/wire
 
 lint: dev ## format, lint, types, dead code only
 	@.venv/bin/ruff format --check --quiet $(SOURCES) || { echo "run: make fmt"; exit 1; }
@@ -59,7 +60,7 @@ soak: dev ## 1,000 cycles, killed daemons, stopped guests, a full disk: what lea
 sizes: dev ## the longest files and functions
 	@$(PYTHON) tests/habits/sizes.py
 
-coverage: ## what the last `make test` ran
+coverage: ## what the last `make test` ran; `SERAI_COVERAGE=all make test` counts the daemons of real guests as well
 	@$(PYTHON) -m coverage combine --quiet --keep $(WORK)/coverage 2>/dev/null; $(PYTHON) -m coverage report
 
 serve: setup ## a daemon in the foreground, in .work/home
