@@ -341,7 +341,10 @@ def qemus(daemon: Daemon) -> dict[int, str]:
 
 
 def _started(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:  # it has ended meanwhile
+        return 0
 
 
 def sweep(daemon: Victim, case: Case, steps: Iterable[int]) -> int:

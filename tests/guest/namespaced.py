@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keeper import Daemon, running
@@ -72,8 +72,12 @@ def bubbles(home: Path) -> list[str]:
 def resolvers(namespace: str) -> list[int]:
     """Return the processes of dnsmasq in the namespace."""
     pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
-    names = {int(pid): Path(f"/proc/{pid}/comm").read_text() for pid in pids.stdout.split()}
-    return [pid for pid, name in names.items() if name.startswith("dnsmasq")]
+    found = []
+    for pid in map(int, pids.stdout.split()):
+        with suppress(OSError):  # it has ended meanwhile
+            if Path(f"/proc/{pid}/comm").read_text().startswith("dnsmasq"):
+                found.append(pid)
+    return found
 
 
 def left_of_networks(namespace: str) -> list[str]:
