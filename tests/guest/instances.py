@@ -104,6 +104,7 @@ async def find_host(tiny_state: Path, folder: Path) -> Host:
         sandbox=capabilities.sandbox,
         devices=capabilities.devices,
         birth_port=True,
+        queues=1,
     )
     return Host(capabilities, folder, machine)
 

@@ -68,12 +68,29 @@ def test_a_fork_goes_on_where_its_source_was(guest: Guest) -> None:
     assert guest.run("pidof sh").ok
 
 
-def test_cpus_that_were_plugged_in_are_forked_too(daemon: Daemon, guest: Guest) -> None:
+def test_cpus_that_were_plugged_in_are_forked_too(daemon: Daemon) -> None:
+    """Of a guest with disks: one that was there before the CPU, one that came after it."""
+    guest = daemon.inn.launch("tiny", name="web1", memory="128MiB", disk="16MiB")
     guest.set(cpus=2)
-    assert guest.fork(name="web2").run("nproc").stdout.strip() == "2"
+    data = daemon.inn.create_volume("data", "16MiB").attach("web1")
+    guest.run("echo mine > /dev/vda; sync")
+    fork = guest.fork(name="web2")
+    assert fork.run("nproc; head -c 5 /dev/vda; ls /dev/vd?").stdout.split() == [
+        "2",
+        "mine",
+        "/dev/vda",
+        "/dev/vdb",
+    ]
     daemon.kill()
     daemon.start()
-    assert daemon.inn.guest("web1").fork(name="web3").run("nproc").stdout.strip() == "2"
+    guest = daemon.inn.guest("web1")
+    assert guest.fork(name="web3").run("nproc").stdout.strip() == "2"
+    guest.snapshot("before")
+    guest.run("echo lost > /dev/vda; sync")
+    guest.restore("before", force=True)
+    assert guest.run("nproc; head -c 4 /dev/vda").stdout.split() == ["2", "mine"]
+    daemon.delete_all()
+    data.delete()
 
 
 WRITE = """

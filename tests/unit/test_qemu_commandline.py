@@ -45,6 +45,7 @@ TINY = Machine(
     initrd="/srv/initrd",
     cmdline="console=ttyS0 quiet",
     birth_port=True,
+    queues=2,
 )
 ROOT = Drive(
     name="root",

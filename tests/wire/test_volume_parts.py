@@ -205,7 +205,7 @@ def a_drive(folder: Path) -> Drive:
 async def test_a_disk_is_plugged_into_its_port_with_its_limits(
     qemu: FakeQemu, monitor: Monitor, tmp_path: Path
 ) -> None:
-    await drives.plug(monitor, Lent(), a_drive(tmp_path), 5.0)
+    await drives.plug(monitor, Lent(), a_drive(tmp_path), 1, 5.0)
     assert qemu.names() == [*["add-fd"] * 3, "blockdev-add", "device_add", "block_set_io_throttle"]
     device = qemu.told[-2].arguments
     assert (device["bus"], device["serial"], device["drive"]) == ("spare7", "S", "v1")
@@ -223,7 +223,7 @@ async def test_nothing_is_left_of_a_disk_that_qemu_refuses(
     entry = {"fd": 20, "opaque": "vol-data/0"}
     qemu.answers["query-fdsets"] = [{"fdset-id": 7, "fds": [entry]}]
     with pytest.raises(HostFailure) as caught:
-        await drives.plug(monitor, Lent(), a_drive(tmp_path), 5.0)
+        await drives.plug(monitor, Lent(), a_drive(tmp_path), 1, 5.0)
     assert caught.value.code is Code.QMP_FAILED
     assert "remove-fd" in qemu.names()
     if refused == "device_add":
@@ -236,7 +236,7 @@ async def test_a_disk_whose_file_is_gone_is_refused(
     drive = a_drive(tmp_path)
     (tmp_path / "layer").unlink()
     with pytest.raises(HostFailure) as caught:
-        await drives.plug(monitor, Lent(), drive, 5.0)
+        await drives.plug(monitor, Lent(), drive, 1, 5.0)
     assert caught.value.code is Code.FILE_FAILED
     assert "blockdev-add" not in qemu.names() and "remove-fd" in qemu.names()
 

@@ -81,6 +81,8 @@ class Machine:
     before it was known to be up, so it may still have to load its kernel. ``spares`` counts the PCIe
     ports into which devices are plugged: "spare0", "spare1", …. ``birth_port``: it has the port at which
     a guest that was copied is told who it is; those that were frozen before there was one have none.
+    ``queues`` is how many queues each disk has: as many as there were CPUs when it was started, however
+    many are plugged in later (0: QEMU counts them itself, which fits no machine with plugged ones).
     """
 
     id: str
@@ -106,3 +108,4 @@ class Machine:
     boots: bool = False
     spares: int = 2
     birth_port: bool = False
+    queues: int = 0

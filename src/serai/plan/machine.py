@@ -90,6 +90,7 @@ def plan_machine(
         ram=ram,
         spares=len(PORTS),
         birth_port=True,
+        queues=record.spec.cpus,
     )
 
 

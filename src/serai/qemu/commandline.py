@@ -67,12 +67,12 @@ def build_options(machine: Machine, fds: Fds) -> list[Option]:
     on_root_bus = [nic for nic in machine.nics if not nic.place]
     assert len(on_root_bus) <= NICS_LIMIT and machine.spares <= SPARES_LIMIT
     for index, drive in enumerate(sorted(disks, key=lambda disk: bool(disk.port))):
-        options += _disk(drive, fds, PLACE_FIRST_DISK + index)
+        options += _disk(machine, drive, fds, PLACE_FIRST_DISK + index)
     for index, drive in enumerate(cdroms):
         options += _cdrom(drive, fds, PORT_FIRST_CDROM + index)
     options += _scsi_cdroms(machine, fds)
     for drive in machine.drives:
-        options += _seed(drive, fds) if drive.media is Media.SEED else []
+        options += _seed(machine, drive, fds) if drive.media is Media.SEED else []
     for index, nic in enumerate(on_root_bus):
         options += _nic(nic, fds, hex(PLACE_FIRST_NIC + index))
     for nic in machine.nics:
@@ -264,18 +264,16 @@ def _place_of_spare(index: int) -> int:
     return PLACE_SPARE + index + (PLACE_SPARE + index >= PLACE_TABLET)
 
 
-def _disk(drive: Drive, fds: Fds, place: int) -> list[Option]:
+def _disk(machine: Machine, drive: Drive, fds: Fds, place: int) -> list[Option]:
     where: dict[str, Value] = {} if drive.port else {"addr": hex(place)}
-    device = disk_device(drive) | where
+    device = disk_device(drive, machine.queues) | where
     return [Option("blockdev", describe_chain(drive, fds)), Option("device", device)]
 
 
-def disk_device(drive: Drive) -> dict[str, Value]:
-    """Describe the device of a disk; one without a port still needs its address."""
+def disk_device(drive: Drive, queues: int) -> dict[str, Value]:
+    """Describe the device of a disk (``Machine.queues``); one without a port still needs its address."""
     device: dict[str, Value] = {
-        **_attached(drive),
-        "driver": "virtio-blk-pci",
-        "iothread": "io0",
+        **_block_device(drive, queues),
         # a full host disk holds the guest until there is room; other errors are the guest's to see
         "werror": "enospc",
         "rerror": "report",
@@ -297,22 +295,27 @@ def _scsi_cdroms(machine: Machine, fds: Fds) -> list[Option]:
     drives = [drive for drive in machine.drives if drive.media is Media.SCSI_CDROM]
     if not drives:
         return []
-    options = [Option("device", {"driver": "virtio-scsi-pci", "id": SCSI, "addr": hex(PLACE_SCSI)})]
+    bus: dict[str, Value] = {"driver": "virtio-scsi-pci", "id": SCSI, "addr": hex(PLACE_SCSI)}
+    options = [Option("device", bus | ({"num_queues": machine.queues} if machine.queues else {}))]
     for number, drive in enumerate(drives):
         where: dict[str, Value] = {"driver": "scsi-cd", "bus": f"{SCSI}.0", "scsi-id": number}
         options += _cd_drive(drive, fds, where)
     return options
 
 
-def _seed(drive: Drive, fds: Fds) -> list[Option]:
+def _seed(machine: Machine, drive: Drive, fds: Fds) -> list[Option]:
     """Behind everything else, so that it comes and goes without moving anything."""
+    device = _block_device(drive, machine.queues) | {"addr": hex(PLACE_SEED)}
+    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+
+
+def _block_device(drive: Drive, queues: int) -> dict[str, Value]:
     device: dict[str, Value] = {
         **_attached(drive),
         "driver": "virtio-blk-pci",
         "iothread": "io0",
-        "addr": hex(PLACE_SEED),
     }
-    return [Option("blockdev", _chain(drive, fds, 0)), Option("device", device)]
+    return device | ({"num-queues": queues} if queues else {})
 
 
 def _attached(drive: Drive) -> dict[str, Value]:

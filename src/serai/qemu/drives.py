@@ -28,8 +28,8 @@ VOLUME = "vol-"
 """How the names of drives begin that are plugged into ports (``plan.machine``)."""
 
 
-async def plug(monitor: Monitor, lent: Lent, drive: Drive, timeout: float) -> None:
-    """Plug a disk into its port; the guest is told.
+async def plug(monitor: Monitor, lent: Lent, drive: Drive, queues: int, timeout: float) -> None:
+    """Plug a disk with so many queues (``Machine.queues``) into its port; the guest is told.
 
     On failure (HostFailure ``qmp-failed``, or ``file-failed`` with the file that can't be opened)
     nothing of it is left.
@@ -37,7 +37,9 @@ async def plug(monitor: Monitor, lent: Lent, drive: Drive, timeout: float) -> No
     await open_chain(monitor, lent, drive, timeout)
     try:
         # what is plugged in comes too late for the firmware
-        device = {key: each for key, each in disk_device(drive).items() if key != "bootindex"}
+        device = {
+            key: each for key, each in disk_device(drive, queues).items() if key != "bootindex"
+        }
         await commands.plug_device(monitor, device, timeout)
     except HostFailure:
         await close_chain(monitor, lent, drive, timeout)

@@ -217,7 +217,7 @@ class Instance(Life):
         """
         monitor = await self._connected(timeout)
         if not await drives.is_plugged(monitor, drive.name, timeout):
-            await drives.plug(monitor, self._lent, drive, timeout)
+            await drives.plug(monitor, self._lent, drive, self.machine.queues, timeout)
         others = tuple(each for each in self.machine.drives if each.name != drive.name)
         self.machine = dataclasses.replace(self.machine, drives=(*others, drive))
 
