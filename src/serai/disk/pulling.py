@@ -40,6 +40,7 @@ from serai.units import shorten
 OWN = Path(__file__).with_name("catalogue.json")
 SIGNATURE = ".sig"
 MAX_SIGNATURE = 64
+"""As long as every signature (``plan.signature.LENGTH``, whose import costs too much here)."""
 ABSENT = ("403", "404", "410")
 """How a server says that it has no signature: 403 is what an object store says."""
 PULLED = "file"
