@@ -19,6 +19,7 @@ from serai.model.machine import Machine
 from serai.qemu.commandline import READ_ONLY, tap_name
 from serai.qemu.memory import ram_name
 
+HIGHEST_DESCRIPTOR = 511
 SOCKETS = ("qmp", "agent", "birth", "console")
 PRIVATE = 0o600
 PUBLIC = 0o444
@@ -120,7 +121,11 @@ def _make_badge(stack: ExitStack, machine: Machine, run_dir: Path) -> int:
     fd = _new_memfd(stack, memory_name(machine.id))
     os.write(fd, run_dir.name.encode())
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, BADGE_SEALS)
-    return fd
+    # so that QEMU's table of descriptors need not grow: that waits for a grace period of the kernel
+    # (expand_fdtable in fs/file.c), 8 ms in which the guest stands still, at the 64th and 128th
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGHEST_DESCRIPTOR)
+    stack.callback(os.close, high)
+    return high
 
 
 def _boot_files(machine: Machine) -> Iterator[tuple[str, str, int]]:
