@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instances import SOON, UID, Host, find_host, tiny_machine, wait_inside
+from instances import SOON, UID, Host, find_host, ping, tiny_machine, wait_inside
 
 from serai.host.process import Confinement
 from serai.host.supervise import wait_until
@@ -151,7 +151,7 @@ class Family:
         instance = await self.prepare(self.machine, self.base)
         await instance.take_state(self.base_state, None, SOON)
         await instance.go_on()
-        await instance.agent.ping(timeout=SOON)
+        await ping(instance, SOON)
         return instance
 
     async def freeze_private(
@@ -181,7 +181,7 @@ class Family:
         instance = await self.prepare(machine, self.base, number)
         await instance.take_state(moment.state_fd, moment.pages_fd, SOON)
         await instance.go_on()
-        await instance.agent.ping(timeout=SOON)
+        await ping(instance, SOON)
         return instance
 
     async def close(self) -> None:

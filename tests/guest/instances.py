@@ -16,6 +16,7 @@ from serai.host.tools import find_capabilities
 from serai.model.guest import Firmware
 from serai.model.machine import Machine, Nic
 from serai.model.node import Capabilities
+from serai.qemu.agent import NOTHING
 from serai.qemu.instance import Instance, InstanceEvent, InstanceEventKind
 from serai.settings import read_settings
 from serai.units import MIB
@@ -133,10 +134,15 @@ async def wait_event(
     return event
 
 
+async def ping(instance: Instance, timeout: float) -> None:
+    """Ask the agent inside the least that can be asked."""
+    await instance.agent.wire.call("guest-ping", NOTHING, timeout=timeout)
+
+
 async def wait_inside(instance: Instance) -> Instance:
     """Wait until the agent of a booting guest answers."""
     await wait_event(instance, InstanceEventKind.AGENT_OPENED, BOOT_LIMIT)
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance, SOON)
     return instance
 
 

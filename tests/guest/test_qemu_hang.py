@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from instances import SOON, Host, find_host, tiny_machine, wait_event
+from instances import SOON, Host, find_host, ping, tiny_machine, wait_event
 
 from serai.errors import Busy, Code, Interrupted, SeraiError
 from serai.host.process import Process
@@ -83,7 +83,7 @@ async def test_a_killed_qemu_is_told(host: Host) -> None:
         assert time.monotonic() - begun < 2
         await fails_soon(instance)
         with pytest.raises(SeraiError):
-            await instance.agent.ping(timeout=SHORT)
+            await ping(instance, SHORT)
 
 
 async def test_a_stopped_qemu_is_adopted_and_comes_back(host: Host) -> None:
@@ -179,7 +179,7 @@ async def test_a_qemu_outlives_its_controller(
     await adopted.go_on()
     await wait_event(adopted, InstanceEventKind.RESUMED)
     with pytest.raises(Busy):  # nobody is inside, and that is known
-        await adopted.agent.ping(timeout=SHORT)
+        await ping(adopted, SHORT)
     begun = time.monotonic()
     await adopted.end(5.0)
     assert time.monotonic() - begun < 2
@@ -193,7 +193,7 @@ async def test_what_happens_while_nobody_is_there_is_seen_as_state(
     orphanage.kill(orphanage.start("tiny"))
     machine = tiny_machine(orphanage.host, tiny_state)
     first = await orphanage.adopt(machine)
-    await first.agent.ping(timeout=SOON)
+    await ping(first, SOON)
     later = "setsid sh -c 'sleep 1; poweroff -f' < /dev/null > /dev/null 2>&1 &"
     await first.agent.execute(ExecRequest(argv=["sh", "-c", later]))
     await first.close()

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from instances import SOON, Host, find_host, memory_file, tiny_machine, wait_event, wait_inside
+from instances import (
+    SOON,
+    Host,
+    find_host,
+    memory_file,
+    ping,
+    tiny_machine,
+    wait_event,
+    wait_inside,
+)
 
 from serai.errors import Busy, Code, Interrupted, Invalid, NotFound
 from serai.host.supervise import wait_until
@@ -200,7 +209,7 @@ async def test_a_shortened_log_has_no_hole(inside: Instance, shared_host: Host) 
 async def test_a_held_guest_does_not_answer_and_goes_on(inside: Instance) -> None:
     await inside.hold()
     with pytest.raises(Interrupted) as caught:
-        await inside.agent.ping(timeout=0.3)
+        await ping(inside, 0.3)
     assert caught.value.code is Code.AGENT_TIMEOUT
     await inside.go_on()
     assert await says(inside, "echo still here") == "still here"

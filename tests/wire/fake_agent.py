@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serai.qemu.agent import NOTHING, Agent
+
 LINE = b"\n"
 Answer = Callable[[str, dict[str, Any]], bytes | None]
 
@@ -40,6 +42,7 @@ class FakeAgent:
     answers: dict[str, Any] = field(default_factory=dict)
     told: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     greeting: bytes = b""
+    marks: int = 0
     sync: Callable[[int], bytes | None] = lambda number: b"\xff" + reply(number)
     connections: int = 0
     writer: asyncio.StreamWriter | None = None
@@ -68,6 +71,7 @@ class FakeAgent:
             writer.close()
 
     async def _take(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+        self.marks += line.count(b"\xff")
         document = json.loads(line.replace(b"\xff", b""))
         name, arguments = document["execute"], document.get("arguments", {})
         self.told.append((name, arguments))
@@ -84,6 +88,11 @@ class FakeAgent:
         if callable(answer):
             answer = answer(arguments)
         return answer if answer is None or isinstance(answer, bytes) else reply(answer)
+
+
+async def ping(agent: Agent, timeout: float) -> None:
+    """Ask it the least that can be asked."""
+    await agent.wire.call("guest-ping", NOTHING, timeout=timeout)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from fake_agent import FakeAgent, fake_agent
+from fake_agent import FakeAgent, fake_agent, ping
 from fake_qemu import FakeQemu, fake_qemu
 
 from serai.errors import Busy, Code, HostFailure, Interrupted, SeraiError
@@ -103,12 +103,12 @@ async def test_an_adopted_one_knows_whether_its_agent_is_there(
 ) -> None:
     instance = await adopt(process, tmp_path)
     assert (instance.started_at, instance.process.pid) == (1.0, process.pid)
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance.agent, SOON)
     await instance.close()
     qemu.answers["query-chardev"] = [{"label": "agent", "frontend-open": False}]
     instance = await adopt(process, tmp_path)
     with pytest.raises(Busy):
-        await instance.agent.ping(timeout=SHORT)
+        await ping(instance.agent, SHORT)
     await instance.close()
     assert not process.has_ended, "letting go stops no guest"
 
@@ -124,7 +124,7 @@ async def test_a_silent_one_is_adopted_and_comes_back(
                 await instance.status(timeout=0.1)
             assert caught.value.code is Code.QMP_LOST
         assert time.monotonic() - begun < 3
-        await instance.agent.ping(timeout=SOON)
+        await ping(instance.agent, SOON)
         qemu.greeting = FakeQemu(qemu.path).greeting
         qemu.answers["query-status"] = {"status": "io-error"}
         qemu.answers["query-chardev"] = []
@@ -176,9 +176,9 @@ async def test_a_lost_monitor_is_told_and_connected_anew(
 async def test_a_reset_begins_anew_with_the_agent(
     qemu: FakeQemu, inside: FakeAgent, instance: Instance
 ) -> None:
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance.agent, SOON)
     inside.answers["guest-ping"] = None
-    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    asked = asyncio.ensure_future(ping(instance.agent, SOON))
     await inside.wait_told("guest-ping", 2)
     begun = time.monotonic()
     qemu.tell("RESET", guest=True, reason="guest-reset")
@@ -190,7 +190,7 @@ async def test_a_reset_begins_anew_with_the_agent(
     assert instance.agent.wire.is_prepared()
     inside.answers["guest-ping"] = {}
     qemu.tell("VSERPORT_CHANGE", id="agent-port", open=True)
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance.agent, SOON)
     assert inside.connections == 2
 
 
@@ -213,10 +213,10 @@ async def test_resets_all_day_cost_no_connections(
 async def test_an_agent_that_was_opened_twice_is_another(
     qemu: FakeQemu, inside: FakeAgent, instance: Instance
 ) -> None:
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance.agent, SOON)
     qemu.tell("VSERPORT_CHANGE", id="agent-port", open=True)
     await next_event(instance)
-    await instance.agent.ping(timeout=SOON)
+    await ping(instance.agent, SOON)
     assert inside.connections == 2
 
 
@@ -224,7 +224,7 @@ async def test_power_off_ends_what_waits_for_the_agent(
     qemu: FakeQemu, inside: FakeAgent, instance: Instance
 ) -> None:
     inside.answers["guest-ping"] = None
-    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    asked = asyncio.ensure_future(ping(instance.agent, SOON))
     await inside.wait_told("guest-ping")
     begun = time.monotonic()
     qemu.tell("SHUTDOWN", guest=True, reason="guest-shutdown")
@@ -237,7 +237,7 @@ async def test_the_end_of_qemu_ends_what_waits_for_the_agent(
     qemu: FakeQemu, inside: FakeAgent, instance: Instance
 ) -> None:
     inside.answers["guest-ping"] = None
-    asked = asyncio.ensure_future(instance.agent.ping(timeout=SOON))
+    asked = asyncio.ensure_future(ping(instance.agent, SOON))
     await inside.wait_told("guest-ping")
     instance.process.signal(signal.SIGKILL)
     with pytest.raises(Interrupted):
@@ -608,19 +608,26 @@ async def test_an_adopted_one_is_connected_to_its_birth_port(
     assert birth.lines == [b"serai1 n0\n"]
 
 
-async def test_nothing_is_told_where_the_port_is_closed(
+async def test_whether_something_waits_to_be_told(
     process: Process, qemu: FakeQemu, inside: FakeAgent, birth: BirthPort, tmp_path: Path
 ) -> None:
     opened(qemu, False)
     instance = await adopt(process, tmp_path, machine=BORN)
-    instance.say_reborn("serai1 n0")
-    with pytest.raises(Busy):
-        await instance.hear_reborn("n0", SOON)
-    await wait_connected(birth, 0)
+    assert not await instance.waits_to_be_told()
     opened(qemu, True)
-    instance.say_reborn("serai1 n1")
-    await instance.hear_reborn("n1", SOON)
+    assert await instance.waits_to_be_told()
+    opened(qemu, False)
+    for is_open in (True, False):
+        qemu.tell("VSERPORT_CHANGE", id="birth-port", open=is_open)
+        await wait_until_told(instance, is_open)
     await instance.close()
+
+
+async def wait_until_told(instance: Instance, waits: bool) -> None:
+    async def is_so() -> bool:
+        return await instance.waits_to_be_told() is waits
+
+    await wait_until("the event", is_so, timeout=SOON, every=0.01, slowest=0.01)
 
 
 async def test_a_machine_without_the_port_is_not_asked(

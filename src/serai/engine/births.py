@@ -35,6 +35,7 @@ from serai.engine.running import (
 )
 from serai.engine.seeding import write_seed
 from serai.errors import Busy, SeraiError
+from serai.host.supervise import Supervisor
 from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
@@ -187,6 +188,7 @@ async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> I
     with driver.house.shelf.openers.opening():
         instance = await _prepare(driver, record, moment)
     try:
+        await moment.come()
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
         await instance.end(0.0)
@@ -339,18 +341,34 @@ async def see_told(driver: GuestDriver, instance: Instance, told: Told) -> None:
     Where nothing waits for that in it, its agent runs a script to the same end. Raises as
     ``Agent.execute`` does.
     """
+    async with Supervisor() as tasks:
+        meeting = tasks.start(_meet_agent(driver, instance), name="meeting")
+        hearing = tasks.start(_hear(driver, instance, told), name="hearing")
+        await asyncio.wait({meeting, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        # with an agent that is awake, whatever is to be told is so too
+        is_told = (hearing.done() or await instance.waits_to_be_told()) and await hearing
+        await meeting
+    if not is_told:
+        await _tell_by_agent(driver, instance, told.new)
+
+
+async def _hear(driver: GuestDriver, instance: Instance, told: Told) -> bool:
+    """Hear that the guest is what it was told; False when it does not say so."""
     try:
         await instance.hear_reborn(told.nonce, LINE_TIMEOUT)
     except Busy:
-        pass  # nothing waits in this image
+        return False  # this image has no port for that
     except SeraiError as error:
         log.warning("%s is told who it is by its agent: %s", driver.name, error.message)
-    else:
-        with contextlib.suppress(SeraiError):  # then it is asked again when it opens its port
-            await instance.agent.ping(timeout=BIRTH_TIMEOUT)
-            note_agent(driver, AgentState.ANSWERING)
-        return
-    await _tell_by_agent(driver, instance, told.new)
+        return False
+    return True
+
+
+async def _meet_agent(driver: GuestDriver, instance: Instance) -> None:
+    """Note that the agent answers, if it does; else it is asked again when it opens its port."""
+    with contextlib.suppress(SeraiError):
+        await instance.agent.meet(timeout=BIRTH_TIMEOUT)
+        note_agent(driver, AgentState.ANSWERING)
 
 
 async def _tell_by_agent(driver: GuestDriver, instance: Instance, new: NewSelf) -> None:
@@ -369,8 +387,9 @@ async def _tell_late(
     new = _new_self(driver, parent, keep_identity=keep_identity)
     try:
         async with instance.agent.quiet(BIRTH_TIMEOUT):  # so that no moment falls into it
-            await instance.hear_reborn(tell(instance, new).nonce, LINE_TIMEOUT)
-        return
+            if await instance.waits_to_be_told():
+                await instance.hear_reborn(tell(instance, new).nonce, LINE_TIMEOUT)
+                return
     except SeraiError as error:
         log.info("%s is told who it is by its agent: %s", driver.name, error.message)
     try:

@@ -299,7 +299,7 @@ def knock_at_agent(driver: GuestDriver) -> None:
 
 async def _knock(driver: GuestDriver, instance: Instance) -> None:
     try:
-        await instance.agent.ping(timeout=AGENT_KNOCK_TIMEOUT)
+        await instance.agent.meet(timeout=AGENT_KNOCK_TIMEOUT)
     except SeraiError:
         return  # the port opens once an agent is there: then we knock again
     if driver.first_words is not None:

@@ -83,6 +83,7 @@ class Machine:
     a guest that was copied is told who it is; those that were frozen before there was one have none.
     ``queues`` is how many queues each disk has: as many as there were CPUs when it was started, however
     many are plugged in later (0: QEMU counts them itself, which fits no machine with plugged ones).
+    ``sata``: it has the SATA controller of its machine type, as all had that were frozen before it was left out.
     """
 
     id: str
@@ -109,3 +110,4 @@ class Machine:
     spares: int = 2
     birth_port: bool = False
     queues: int = 0
+    sata: bool = True

@@ -68,6 +68,7 @@ def plan_machine(
     it only until something is installed. The disc for the first boot comes last.
     """
     uefi = record.spec.firmware is Firmware.UEFI
+    drives = _plan_drives(record, image, volumes, image_folder, guest_folder)
     return Machine(
         id=record.id,
         name=record.spec.name,
@@ -78,7 +79,7 @@ def plan_machine(
         memory=record.spec.memory,
         firmware=record.spec.firmware,
         genid=record.genid,
-        drives=_plan_drives(record, image, volumes, image_folder, guest_folder),
+        drives=drives,
         nics=plan_nics(record),
         kernel=str(image_folder / image.kernel.name) if image.kernel else "",
         initrd=str(image_folder / image.initrd.name) if image.initrd else "",
@@ -91,6 +92,8 @@ def plan_machine(
         spares=len(PORTS),
         birth_port=True,
         queues=record.spec.cpus,
+        # without it each QEMU has 1.7 MiB less; without HPET a guest's first steps take a third longer
+        sata=any(drive.media is Media.CDROM for drive in drives),
     )
 
 

@@ -101,9 +101,9 @@ class Agent:
         """
         return self.wire.quiet(timeout)
 
-    async def ping(self, *, timeout: float) -> None:
-        """Find out whether it answers."""
-        await self.wire.call("guest-ping", NOTHING, timeout=timeout)
+    async def meet(self, *, timeout: float) -> None:
+        """Return when it has answered, since we are connected. Raises as ``AgentWire.meet`` does."""
+        await self.wire.meet(timeout=timeout)
 
     async def shutdown(self, mode: str, *, timeout: float) -> None:
         """Tell the guest to power down (``mode`` "powerdown", "reboot" or "halt").

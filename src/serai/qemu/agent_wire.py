@@ -2,9 +2,11 @@
 
 Reference: QEMU's Guest Agent Protocol Reference (docs/interop/qemu-ga-ref). One call at a time;
 each has a time limit and a limit on what may come back, and only what the answer's type names is
-built from it. After a call that went wrong the connection is dropped, and the next one begins with
-``guest-sync-delimited`` and a random id: what an earlier call left is before its 0xFF and is
-skipped unread.
+built from it. Each connection begins with ``guest-sync-delimited`` and a random id: what an earlier call
+left is before its 0xFF and is skipped unread. After a call that went wrong the connection is dropped,
+and the next one sends a 0xFF ahead, since the agent may have read half of something. That one it
+answers with an error, which takes a fork longer than all else that it is asked; so a wire's first
+connection does without, and is made anew where that was not enough.
 
 The connection is made, and the sync asked for, before there is an agent (``prepare``): QEMU keeps
 both until the agent opens its port. An agent that finds nobody connected sleeps 100 ms between two
@@ -35,6 +37,7 @@ OPENING_LIMIT = 2.0
 PREPARE_LIMIT = 5.0
 
 MARK = b"\xff"
+HALF_READ_LIMIT = 2.0
 SKIP_LIMIT = 64 << 20
 MARKS_LIMIT = 64
 SYNC_LINE_LIMIT = 4096
@@ -78,6 +81,7 @@ class AgentWire:
         self._writer: asyncio.StreamWriter | None = None
         self._buffer = bytearray()
         self._sync: int | None = None
+        self._may_be_half_read = False
         self._port = Port.UNKNOWN
         self._opened = asyncio.Event()
         self._opened.set()
@@ -98,17 +102,49 @@ class AgentWire:
         sent right after it. Raises Busy ``agent-unavailable`` (nothing was sent), Interrupted ``agent-unavailable`` or
         ``agent-timeout`` (outcome unknown), HostFailure ``agent-protocol``, or Refused.
         """
+        async with self._turn(command, timeout):
+            await self._get_in_step()
+            await self._send(command, arguments)
+            if then:
+                await self._send(then)
+            reply = _decode(answer, await self._line(limit))
+            if then:  # another answer may come
+                self.disconnect()
+        return _result(command, reply)
+
+    async def meet(self, *, timeout: float) -> None:
+        """Return when an agent has answered on the connection that there is, be it only to the sync.
+
+        Raises as ``call`` does, but Refused.
+        """
+        async with self._turn("guest-sync-delimited", timeout):
+            await self._get_in_step()
+
+    @asynccontextmanager
+    async def _turn(self, command: str, timeout: float) -> AsyncIterator[None]:
+        """Ask something alone. What goes wrong ends the connection, and is told as ``call`` says."""
         await self._wait_open(timeout)
         try:
             async with asyncio.timeout(timeout), self._lock:
-                reply = await self._exchange(command, answer, arguments, limit, then)
+                in_step = False
+                try:
+                    yield
+                    in_step = not self._buffer  # else another answer is there
+                finally:
+                    if not in_step:
+                        self.disconnect()
         except TimeoutError as error:
             raise Interrupted(
                 Code.AGENT_TIMEOUT,
                 f"the guest's agent did not answer {command} within {timeout:g} s",
                 hint="The guest may be busy, paused or hung.",
             ) from error
-        return _result(command, reply)
+        except (OSError, EOFError) as error:
+            raise Interrupted(
+                Code.AGENT_UNAVAILABLE,
+                f"the guest's agent went away before it answered {command}",
+                hint="The guest may have been reset or shut down.",
+            ) from error
 
     async def _wait_open(self, timeout: float) -> None:
         if self._opened.is_set():
@@ -122,33 +158,6 @@ class AgentWire:
                 "no agent runs in the guest",
                 hint="It answers once the guest has booted and its agent runs.",
             ) from error
-
-    async def _exchange(
-        self,
-        command: str,
-        answer: "Decoder[Reply[T]]",
-        arguments: Mapping[str, object] | None,
-        limit: int,
-        then: str,
-    ) -> Reply[T]:
-        in_step = False
-        try:
-            await self._get_in_step()
-            await self._send(command, arguments)
-            if then:
-                await self._send(then)
-            reply = _decode(answer, await self._line(limit))
-            in_step = not self._buffer and not then  # else another answer is there, or may come
-        except (OSError, EOFError) as error:
-            raise Interrupted(
-                Code.AGENT_UNAVAILABLE,
-                f"the guest's agent went away before it answered {command}",
-                hint="The guest may have been reset or shut down.",
-            ) from error
-        finally:
-            if not in_step:
-                self.disconnect()
-        return reply
 
     # -- being connected ---------------------------------------------------------------------------
 
@@ -193,6 +202,7 @@ class AgentWire:
         """
         self.disconnect()
         self._path, self._sync = other._path, other._sync
+        self._may_be_half_read = other._may_be_half_read
         self._reader, other._reader = other._reader, None
         self._writer, other._writer = other._writer, None
         self._buffer, other._buffer = other._buffer, bytearray()
@@ -216,19 +226,36 @@ class AgentWire:
         writer, self._writer, self._reader = self._writer, None, None
         self._buffer.clear()
         if writer is not None:
+            self._may_be_half_read = True
             writer.transport.abort()
+
+    def expect_half_read(self) -> None:
+        """Know that somebody has talked to the agent before, and may have broken off anywhere."""
+        self._may_be_half_read = True
 
     async def _connect(self) -> None:
         self._reader, self._writer = await connect_unix(self._path, limit=CHUNK)
         self._buffer.clear()
         self._sync = secrets.randbelow(1 << 31)
-        self._writer.write(MARK)  # ends whatever the agent has half read
+        if self._may_be_half_read:
+            self._writer.write(MARK)  # ends that
         await self._send("guest-sync-delimited", {"id": self._sync})
 
     async def _get_in_step(self) -> None:
         """Connect if need be; skip all that is not an answer to this connection."""
         if self._writer is None:
             await self._connect()
+        if not self._may_be_half_read:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HALF_READ_LIMIT):
+                    await self._find_sync()
+                return
+            self.disconnect()
+            await self._connect()
+        await self._find_sync()
+        self._may_be_half_read = False
+
+    async def _find_sync(self) -> None:
         for _ in range(MARKS_LIMIT):
             if self._sync is None:
                 return

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from serai.model.guest import Accel, Firmware
 from serai.model.machine import SPARE, Drive, LayerFile, Machine, Media, Nic
+from serai.qemu.events import AGENT_PORT_ID, BIRTH_PORT_ID
 from serai.qemu.options import Option, Value
 
 Fds = Mapping[str, int]
@@ -120,6 +121,7 @@ def _memory_and_cpus(machine: Machine, fds: Fds) -> list[Option]:
         "usb": False,
         # the description after a stream of devices is for people; nobody reads it here
         "suppress-vmdesc": True,
+        "sata": machine.sata,
     }
     if machine.firmware is Firmware.UEFI:
         keys |= {"pflash0": "uefi-code", "pflash1": "uefi-vars"}
@@ -204,7 +206,7 @@ def _agent(fds: Fds) -> list[Option]:
     port: dict[str, Value] = {
         "driver": "virtserialport",
         "chardev": "agent",
-        "id": "agent-port",
+        "id": AGENT_PORT_ID,
         "name": AGENT_PORT,
     }
     return [_listening("agent", fds), Option("device", bus), Option("device", port)]
@@ -214,7 +216,7 @@ def _birth_port(fds: Fds) -> list[Option]:
     port: dict[str, Value] = {
         "driver": "virtserialport",
         "chardev": "birth",
-        "id": "birth-port",
+        "id": BIRTH_PORT_ID,
         "name": BIRTH_PORT,
     }
     return [_listening("birth", fds), Option("device", port)]

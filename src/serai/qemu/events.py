@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 AGENT_PORT_ID = "agent-port"
+BIRTH_PORT_ID = "birth-port"
 EVENTS_LIMIT = 64
 STREAM_DONE = "completed"
 STREAM_ENDS = (STREAM_DONE, "failed", "cancelled")
@@ -31,6 +32,8 @@ class InstanceEventKind(StrEnum):
     DISK_FULL = "disk-full"  # a write found no room; the guest is held
     AGENT_OPENED = "agent-opened"
     AGENT_CLOSED = "agent-closed"
+    BIRTH_OPENED = "birth-opened"  # something waits to be told who it is
+    BIRTH_CLOSED = "birth-closed"
     LOST = "lost"  # the monitor is gone, the process is not
     EXITED = "exited"
 
@@ -193,6 +196,9 @@ def _meaning(told: _Told) -> InstanceEvent | None:
             return InstanceEvent(InstanceEventKind.DISK_FULL, data.node_name)
         case _Port(data=data) if data.id == AGENT_PORT_ID:
             opened = InstanceEventKind.AGENT_OPENED, InstanceEventKind.AGENT_CLOSED
+            return InstanceEvent(opened[0] if data.open else opened[1])
+        case _Port(data=data) if data.id == BIRTH_PORT_ID:
+            opened = InstanceEventKind.BIRTH_OPENED, InstanceEventKind.BIRTH_CLOSED
             return InstanceEvent(opened[0] if data.open else opened[1])
         case _:
             return None

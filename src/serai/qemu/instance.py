@@ -412,16 +412,21 @@ class Instance(Life):
     async def hear_reborn(self, nonce: str, timeout: float) -> None:
         """Wait until the guest, which runs, is who it was said to be (``BirthWire.hear``).
 
-        Raises Busy (``agent-unavailable``) where nothing waits for that in it.
+        Raises Busy (``agent-unavailable``) where it has no port for that.
         """
-        if not self.machine.birth_port or not await self._has_open("birth"):
-            self._birth.disconnect()
-            raise Busy(Code.AGENT_UNAVAILABLE, "nothing in the guest waits to be told who it is")
+        if not self.machine.birth_port:
+            raise Busy(Code.AGENT_UNAVAILABLE, "the guest has no port to be told at who it is")
         await self._birth.hear(nonce, timeout)
 
-    async def _has_open(self, port: str) -> bool:
-        """Tell whether something in the guest has the serial port open."""
-        return await commands.is_port_open(await self._connected(TIMEOUT), port, TIMEOUT)
+    async def waits_to_be_told(self) -> bool:
+        """Tell whether something in the guest waits to be told who it is.
+
+        Known once the guest runs in all its parts: until then it may be so in spite of False.
+        """
+        if self._is_birth_open or not self.machine.birth_port:
+            return self._is_birth_open
+        # it was opened while nobody listened, or its closing was not told
+        return await commands.is_port_open(await self._connected(TIMEOUT), "birth", TIMEOUT)
 
     # -- looking -----------------------------------------------------------------------------------
 

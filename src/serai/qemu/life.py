@@ -57,6 +57,7 @@ class Life:
         self.started_at = started_at
         self.agent = Agent(socket_path(run_dir, "agent"))
         self._birth = BirthWire(socket_path(run_dir, "birth"))
+        self._is_birth_open = False
         self.run_dir = run_dir
         self._state_dir = state_dir
         self._monitor: Monitor | None = None
@@ -164,6 +165,7 @@ class Life:
         What happened meanwhile is not told as events: ``status`` says where it led to.
         """
         instance = cls(machine, process, started_at, run_dir, state_dir)
+        instance.agent.wire.expect_half_read()
         with contextlib.suppress(SeraiError):
             await instance._connected(timeout)
             await instance._count_cpus(timeout)
@@ -262,9 +264,13 @@ class Life:
         if unplugged is not None:
             self._on_unplugged(*unplugged)
         event = decode_event(untrusted)
-        if event is not None:
-            self._follow_agent(event.kind)
-            self._tell(event)
+        if event is None:
+            return
+        if event.kind in (InstanceEventKind.BIRTH_OPENED, InstanceEventKind.BIRTH_CLOSED):
+            self._is_birth_open = event.kind is InstanceEventKind.BIRTH_OPENED
+            return
+        self._follow_agent(event.kind)
+        self._tell(event)
 
     def _on_unplugged(self, device: str, is_gone: bool) -> None:
         waiting = self._unplugging.get(device)
