@@ -296,6 +296,22 @@ def test_a_killed_fork_is_a_crashed_guest_and_nobody_elses_matter(
     assert reach(daemon, one.name).run("true").ok
 
 
+def test_a_source_that_dies_while_it_is_frozen(daemon: Daemon, guest: Guest) -> None:
+    """A fork's QEMU starts while its source is being frozen, and goes where nothing comes of that."""
+    guest.fork(name="first").delete(force=True)  # the source is on a base from then on
+    pid = guest.refresh().info.pid
+    os.kill(pid, signal.SIGSTOP)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        forking = pool.submit(guest.fork, name="second")
+        wait_for("the fork's QEMU", lambda: len(daemon.qemu_pids()) == 2)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(SeraiError):
+            forking.result(LIMIT)
+    wait_until(daemon, guest.name, GuestState.CRASHED)
+    assert [each.name for each in daemon.inn.guests()] == [guest.name]
+    assert not daemon.qemu_pids()
+
+
 def test_many_forks_at_once(daemon: Daemon) -> None:
     source = daemon.inn.launch("tiny", name="crowd", memory="128MiB")
     forks = source.fork(40, name="c")

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -56,8 +57,19 @@ async def put(
 
 
 async def get(folder: MemoryFolder, name: str) -> tuple[dict[int, bytes], bytes]:
-    pages_fd, state_fd = await folder.load(name)
-    return take_pages(pages_fd), take_all(state_fd)
+    with two_files() as (pages_fd, state_fd):
+        await folder.load(name, pages_fd, state_fd)
+        return take_pages(os.dup(pages_fd)), take_all(os.dup(state_fd))
+
+
+@contextmanager
+def two_files() -> Iterator[tuple[int, int]]:
+    files = os.memfd_create("pages"), os.memfd_create("state")
+    try:
+        yield files
+    finally:
+        for each in files:
+            os.close(each)
 
 
 async def whole(folder: MemoryFolder, name: str) -> bytes:
@@ -133,8 +145,8 @@ async def test_no_ram_is_a_mistake_of_ours(folder: MemoryFolder, size: int):
 
 @pytest.mark.parametrize("untrusted", ["", ".", "..", "a/b", ".new-1", "x" * 65, "a\0b", "é"])
 async def test_names_that_lead_elsewhere_are_refused(folder: MemoryFolder, untrusted: str):
-    with pytest.raises(Bug):
-        await folder.load(untrusted)
+    with pytest.raises(Bug), two_files() as files:
+        await folder.load(untrusted, *files)
     with pytest.raises(Bug):
         folder.delete(untrusted)
 
@@ -207,8 +219,8 @@ async def test_a_page_that_was_damaged_is_not_built_upon(folder: MemoryFolder):
     flip(folder.path / "m1" / "m1.pages", 10)
     await put(folder, "m2", {5: page("x"), 6: page("y")})
     assert (await get(folder, "m2"))[0] == {5: page("x"), 6: page("y")}
-    with pytest.raises(HostFailure):
-        await folder.load("m1")
+    with pytest.raises(HostFailure), two_files() as files:
+        await folder.load("m1", *files)
 
 
 async def test_other_bases_are_other_families(folder: MemoryFolder):
@@ -463,14 +475,13 @@ async def test_cancelling_leaves_nothing(folder: MemoryFolder):
     descriptors = len(os.listdir("/proc/self/fd"))
     await put_base(folder)
     for turn in range(20):
-        loading = asyncio.create_task(folder.load("base"))
+        loading = asyncio.create_task(folder.load_base("base"))
         for _ in range(turn % 5):
             await asyncio.sleep(0)
         loading.cancel()
         await asyncio.wait([loading])
         if not loading.cancelled():
-            for fd in loading.result():
-                os.close(fd)
+            os.close(loading.result())
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
 
 

@@ -207,26 +207,17 @@ class MemoryFolder:
 
         return await _giving(work, None)
 
-    async def load(self, memory_id: str, report: Report | None = None) -> tuple[int, int]:
-        """Return descriptors of the page set and of the stream of devices of a memory, verified.
+    async def load(self, memory_id: str, pages_fd: int, state_fd: int) -> None:
+        """Write the page set and the stream of devices of a memory to two empty files, verified.
 
         Of a base: an empty page set and its own stream. Raises HostFailure (``snapshot-corrupt``).
         """
 
-        def work(pulse: Pulse) -> tuple[int, int]:
+        def work(pulse: Pulse) -> None:
             with _reading(memory_id):
-                return self._load(memory_id, pulse)
+                write_all(state_fd, self._read(memory_id, pulse, pages_fd), 0)
 
-        return await _giving(work, report)
-
-    def _load(self, memory_id: str, pulse: Pulse) -> tuple[int, int]:
-        pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
-        try:
-            state = self._read(memory_id, pulse, pages_fd)
-            return pages_fd, _memory_file("serai-state", state)
-        except BaseException:
-            os.close(pages_fd)
-            raise
+        await run_in_thread(work, None)
 
     def _read(self, memory_id: str, pulse: Pulse, target: int | None) -> bytes:
         """Read and verify a memory, but not its base's RAM; return its stream of devices."""
@@ -450,11 +441,11 @@ def _reading(memory_id: str) -> Iterator[None]:
         raise corrupt(f"the memory {memory_id}", error.strerror or str(error)) from error
 
 
-async def _giving(work: Callable[[Pulse], T], report: Report | None) -> T:
-    """Run work that returns descriptors; they are closed when nobody takes them any more."""
-    given: list[T] = []
+async def _giving(work: Callable[[Pulse], int], report: Report | None) -> int:
+    """Run work that returns a descriptor; it is closed when nobody takes it any more."""
+    given: list[int] = []
 
-    def keep(pulse: Pulse) -> T:
+    def keep(pulse: Pulse) -> int:
         given.append(work(pulse))
         return given[0]
 
@@ -462,6 +453,5 @@ async def _giving(work: Callable[[Pulse], T], report: Report | None) -> T:
         return await run_in_thread(keep, report)
     except BaseException:
         for each in given:
-            for descriptor in each if isinstance(each, tuple) else (each,):
-                os.close(descriptor)
+            os.close(each)
         raise

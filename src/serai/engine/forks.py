@@ -113,9 +113,7 @@ class Forker:
         async def find() -> list[Frozen]:
             if origin:
                 return [await self._snapshots.load(self._snapshots.check_usable(source, origin))]
-            return [
-                await source.do(Verb.SNAPSHOT, lambda: freeze(source, memory=True, quiesce=False))
-            ]
+            return [await self._freeze(source)]
 
         wish = Wish(
             names=names,
@@ -131,6 +129,38 @@ class Forker:
             bubble=_bubble_of(source.record),
         )
         return await self._begin(action, wish, key)
+
+    async def _freeze(self, source: GuestDriver) -> Frozen:
+        """Freeze the guest; what is returned may have a moment that is still to come.
+
+        So its forks' QEMUs start while it is being frozen.
+        """
+        found: asyncio.Future[Frozen] = asyncio.get_running_loop().create_future()
+
+        async def freeze_it() -> None:
+            try:
+                whole = await source.do(
+                    Verb.SNAPSHOT,
+                    lambda: freeze(source, memory=True, quiesce=False, early=found.set_result),
+                )
+            except Exception as error:  # it is the moment's, or our caller's
+                if not found.done():
+                    found.set_exception(error)
+            else:
+                if not found.done():
+                    found.set_result(whole)
+
+        freezing = self._house.supervisor.start(freeze_it(), name=f"freezing {source.name}")
+        freezing.add_done_callback(lambda _: found.cancel())  # where nothing came of it
+        try:
+            await asyncio.wait({found})
+        except asyncio.CancelledError:
+            freezing.cancel()
+            await asyncio.wait({freezing})
+            if found.done() and not found.cancelled() and not found.exception():
+                await found.result().close()
+            raise
+        return await found
 
     async def _fork_group(self, source: GuestDriver, action: ForkGuest, key: str) -> Job:
         """Take the fork of several guests at one moment on."""
@@ -177,7 +207,7 @@ class Forker:
                 raise problem
         except BaseException:
             for each in found.values():
-                each.close()
+                await each.close()
             raise
         return [found[each.record.id] for each in sources]
 
@@ -290,7 +320,7 @@ class Forker:
                     await self._let_live(job, found, wish, cold)
                 finally:
                     for each in found:
-                        each.close()
+                        await each.close()
             await self._finish(job, wish, made)
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():

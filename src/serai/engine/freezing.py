@@ -18,8 +18,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ import msgspec
 from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.engine.jobs import error_of
 from serai.engine.leading import open_forwards
 from serai.engine.meeting import ALONE, Meeting
 from serai.engine.plugging import finish_plugging
@@ -44,7 +45,7 @@ from serai.engine.running import (
     write_running,
 )
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
-from serai.model.guest import GuestRecord, Volume
+from serai.model.guest import Firmware, GuestRecord, Volume
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
 from serai.model.snapshot import FrozenVolume, Layer
@@ -64,7 +65,8 @@ class Moment:
 
     ``base`` names the frozen memory, ``state_fd`` is the stream of devices, ``pages_fd`` the pages
     that differ from the base (None: none do). ``machine`` is what ran. ``quiesced``: its file systems
-    are frozen in it, and its agent has to thaw them first.
+    are frozen in it, and its agent has to thaw them first. ``coming`` ends when what the descriptors are
+    for is written; None: it is.
     """
 
     base: str
@@ -72,12 +74,30 @@ class Moment:
     state_fd: int
     pages_fd: int | None
     quiesced: bool = False
+    coming: asyncio.Future[None] | None = None
+
+    async def come(self) -> None:
+        """Wait until it has; raises what came in between."""
+        if self.coming is not None:
+            await asyncio.shield(self.coming)
 
     def close(self) -> None:
         """Let go of the descriptors; the base stays."""
         os.close(self.state_fd)
         if self.pages_fd is not None:
             os.close(self.pages_fd)
+
+
+@contextmanager
+def bringing(coming: asyncio.Future[None]) -> Iterator[None]:
+    """Tell all who wait for a moment how the block ends that writes it."""
+    try:
+        yield
+    except BaseException as error:
+        coming.set_exception(error_of(error))
+        coming.exception()  # there may be nobody who waits for it
+        raise
+    coming.set_result(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +115,18 @@ class Frozen:
     uefi_vars: bytes
     holding: contextlib.ExitStack
 
-    def close(self) -> None:
-        """Let go of the memory's descriptors, and of the layers."""
+    async def close(self) -> None:
+        """Let go of the memory's descriptors, once nobody writes to them, and of the layers."""
         self.holding.close()
-        if self.moment is not None:
-            self.moment.close()
+        if self.moment is None:
+            return
+        if self.moment.coming is not None:
+            await asyncio.wait({self.moment.coming})
+        self.moment.close()
 
 
 Also = Callable[[tuple[FrozenVolume, ...]], tuple[Change, ...]]
+Early = Callable[[Frozen], None]
 
 
 def nothing_else(_: tuple[FrozenVolume, ...]) -> tuple[Change, ...]:
@@ -118,47 +142,71 @@ async def freeze(
     also: Also = nothing_else,
     only: Collection[str] | None = None,
     meeting: Meeting = ALONE,
+    early: Early | None = None,
 ) -> Frozen:
     """Freeze the guest; ``also`` gives what is to be stored together with its new chain.
 
     With ``only`` just those of its volumes get new heads; what is shared read-only never does. At a
     ``meeting`` several guests are frozen at one moment: none goes on before all are held.
 
+    ``early`` gets what will be returned ahead, where all is known of it but the content of its moment,
+    and is to close it then even if the moment never comes.
+
     What is returned is to be closed. A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
+    how = _How(memory=memory, quiesce=quiesce, also=also, only=only, meeting=meeting, early=early)
     ids = [driver.house.new_id() for _ in driver.record.volumes]
     with driver.house.shelf.under_way.on(*ids):
-        return await _freeze(
-            driver, ids, memory=memory, quiesce=quiesce, also=also, only=only, meeting=meeting
-        )
+        return await _freeze(driver, ids, how)
 
 
-async def _freeze(
-    driver: GuestDriver,
-    ids: list[str],
-    *,
-    memory: bool,
-    quiesce: bool,
-    also: Also,
-    only: Collection[str] | None,
-    meeting: Meeting,
-) -> Frozen:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """How a guest is to be frozen: what ``freeze`` was told."""
+
+    memory: bool
+    quiesce: bool
+    also: Also
+    only: Collection[str] | None
+    meeting: Meeting
+    early: Early | None
+
+
+async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
     record = driver.record
-    heads = await _make_heads(driver, ids, only)
+    heads = await _make_heads(driver, ids, how.only)
     frozen = tuple(
         FrozenVolume(name=each.name, layer=each.layer, size=each.size) for each in heads.volumes
     )
+    told: list[Frozen] = []
+
+    def whole(moment: Moment | None, uefi_vars: bytes) -> Frozen:
+        return Frozen(
+            record=record,
+            volumes=frozen,
+            layers=heads.layers,
+            moment=moment,
+            uefi_vars=uefi_vars,
+            holding=driver.house.shelf.hold(each.layer for each in frozen if each.layer),
+        )
+
+    def tell_early(moment: Moment) -> bool:
+        """Tell of a moment that comes, where nothing else is still to change, or to be taken back."""
+        if how.early is None or heads.layers or record.spec.firmware is Firmware.UEFI:
+            return False
+        told.append(whole(moment, b""))
+        how.early(told[0])
+        return True
+
     switched = _Switched()
     try:
-        if heads.layers or also is not nothing_else:
-            await _store(driver, heads, also(frozen))
+        if heads.layers or how.also is not nothing_else:
+            await _store(driver, heads, how.also(frozen))
         driver.is_being_frozen = True  # it is we who hold it: nobody takes it for paused
-        moment = await _freeze_running(
-            driver, switched, memory=memory, quiesce=quiesce, meeting=meeting
-        )
+        moment = await _freeze_running(driver, switched, how, tell_early)
         if moment is not None:
-            moment = dataclasses.replace(moment, quiesced=quiesce)
+            moment = dataclasses.replace(moment, quiesced=how.quiesce)
     except BaseException:
         if switched.done:
             await _drop_old_heads(driver, record)
@@ -168,15 +216,9 @@ async def _freeze(
     finally:
         driver.is_being_frozen = False
     await _drop_old_heads(driver, record)
-    uefi_vars = await asyncio.to_thread(_read_firmware, driver)
-    return Frozen(
-        record=record,
-        volumes=frozen,
-        layers=heads.layers,
-        moment=moment,
-        uefi_vars=uefi_vars,
-        holding=driver.house.shelf.hold(each.layer for each in frozen if each.layer),
-    )
+    if told:
+        return told[0]
+    return whole(moment, await asyncio.to_thread(_read_firmware, driver))
 
 
 def _read_firmware(driver: GuestDriver) -> bytes:
@@ -241,10 +283,10 @@ async def freeze_file(
 
 async def _store(driver: GuestDriver, heads: _Heads, more: tuple[Change, ...]) -> None:
     """Store the new chain, before anything is written to it."""
+    # known together, at every moment: what a layer stands on that is not known seems to be needed by nobody
+    driver.house.shelf.layers.update({layer.id: layer for layer in heads.layers})
     change = driver.revise(volumes=heads.volumes)
     await driver.house.journal.commit(*map(PutLayer, heads.layers), change, *more)
-    for layer in heads.layers:
-        driver.house.shelf.layers[layer.id] = layer
 
 
 async def _take_back(driver: GuestDriver, before: GuestRecord, heads: _Heads) -> None:
@@ -278,21 +320,21 @@ async def _drop_old_heads(driver: GuestDriver, before: GuestRecord) -> None:
 
 
 async def _freeze_running(
-    driver: GuestDriver, switched: _Switched, *, memory: bool, quiesce: bool, meeting: Meeting
+    driver: GuestDriver, switched: _Switched, how: _How, tell_early: Callable[[Moment], bool]
 ) -> Moment | None:
     instance = driver.instance
     if instance is None:
-        await meeting.wait_ready()
-        await meeting.wait_held()
+        await how.meeting.wait_ready()
+        await how.meeting.wait_held()
         switched.done = True
         return None
-    if memory and instance.machine.ram_private:
-        return await _freeze_private(driver, instance, switched, meeting, quiesce=quiesce)
-    async with _quiet(driver, instance, quiesce=quiesce):
-        if not memory:
+    if how.memory and instance.machine.ram_private:
+        return await _freeze_private(driver, instance, switched, how, tell_early)
+    async with _quiet(driver, instance, quiesce=how.quiesce):
+        if not how.memory:
             await _switch(driver, instance, switched)
             return None
-        return await _freeze_shared(driver, instance, switched, meeting)
+        return await _freeze_shared(driver, instance, switched, how.meeting)
 
 
 @asynccontextmanager
@@ -342,9 +384,8 @@ async def _freeze_private(
     driver: GuestDriver,
     instance: Instance,
     switched: _Switched,
-    meeting: Meeting,
-    *,
-    quiesce: bool,
+    how: _How,
+    tell_early: Callable[[Moment], bool],
 ) -> Moment:
     """Hold the guest, switch its heads, save what it changed of its memory, let it go on.
 
@@ -352,21 +393,31 @@ async def _freeze_private(
     rest it is held.
     """
     base = await driver.house.bases.find(instance.machine.ram, instance)
+    coming = asyncio.get_running_loop().create_future()
     state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
     pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
-    moment = Moment(base=base.id, machine=instance.machine, state_fd=state_fd, pages_fd=pages_fd)
+    moment = Moment(
+        base=base.id,
+        machine=instance.machine,
+        state_fd=state_fd,
+        pages_fd=pages_fd,
+        coming=coming,
+    )
+    is_anothers = tell_early(moment)
     try:
-        async with instance.saving(FREEZE_TIMEOUT) as saving:
-            async with _quiet(driver, instance, quiesce=quiesce):
-                await meeting.wait_ready()
-                await saving.catch_up()
-                async with _held(driver, instance):
-                    await meeting.wait_held()
-                    await _switch(driver, instance, switched)
-                    await saving.take(pages_fd)
-            await saving.finish(base.state_fd, state_fd, pages_fd)
+        with bringing(coming):
+            async with instance.saving(FREEZE_TIMEOUT) as saving:
+                async with _quiet(driver, instance, quiesce=how.quiesce):
+                    await how.meeting.wait_ready()
+                    await saving.catch_up()
+                    async with _held(driver, instance):
+                        await how.meeting.wait_held()
+                        await _switch(driver, instance, switched)
+                        await saving.take(pages_fd)
+                await saving.finish(base.state_fd, state_fd, pages_fd)
     except BaseException:
-        moment.close()
+        if not is_anothers:
+            moment.close()
         raise
     return dataclasses.replace(moment, machine=instance.machine)
 

@@ -58,7 +58,7 @@ class LayerKeeper:
             pairs = [
                 pair
                 for pair in mergeable(shelf.layers, shelf.tops())
-                if not self._unsound.intersection(pair) and self._is_there(shelf.layers[pair[0]])
+                if not self._unsound.intersection(pair) and self._can_be_read(*pair)
             ]
             if not pairs or not shelf.is_whole:  # what can't be read may stand on any of them
                 return ""
@@ -91,6 +91,14 @@ class LayerKeeper:
         for layer in layers:
             if layer.id not in self._house.shelf.layers:
                 await asyncio.to_thread(self._house.pools.layers_of(layer).delete, layer.id)
+
+    def _can_be_read(self, *ids: str) -> bool:
+        """Tell whether layers are there, and nobody writes to one: a guest does until it is frozen."""
+        shelf = self._house.shelf
+        return not shelf.under_way.ids().intersection(ids) and all(
+            self._is_there(each) and self._house.pools.layers_of(each).is_settled(each.id)
+            for each in (shelf.layers[layer_id] for layer_id in ids)
+        )
 
     def _is_there(self, layer: Layer) -> bool:
         """Tell whether the pool that a layer lies in can be got at."""

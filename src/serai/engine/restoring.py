@@ -12,7 +12,16 @@ from collections.abc import Iterable
 import msgspec
 
 from serai.disk.volumes import drop_head
-from serai.engine.births import make_files, plug_missing, same_self, see_told, take_up, tell, thaw
+from serai.engine.births import (
+    Told,
+    make_files,
+    plug_missing,
+    same_self,
+    see_told,
+    take_up,
+    tell,
+    thaw,
+)
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob, error_of
@@ -198,6 +207,7 @@ async def _go_on(
     driver.enter(GuestState.STARTING)
     write_running(driver, upcoming)
     attach(driver, upcoming)
+    told = None if quiesced else tell(upcoming, same_self(driver))
     try:
         await upcoming.go_on()
     except BaseException as error:
@@ -212,7 +222,7 @@ async def _go_on(
     if quiesced:
         await thaw(driver, upcoming)
     if driver.image.agent is not Expect.NO:
-        await _tell_it_is_back(driver, upcoming)
+        await _see_it_is_back(driver, upcoming, told)
 
 
 async def _report_lost(driver: GuestDriver, upcoming: Instance, error: BaseException) -> None:
@@ -229,9 +239,9 @@ async def _report_lost(driver: GuestDriver, upcoming: Instance, error: BaseExcep
         await driver.house.journal.commit(change)
 
 
-async def _tell_it_is_back(driver: GuestDriver, instance: Instance) -> None:
-    """Give the guest the time and another seed; without an agent it keeps the snapshot's."""
+async def _see_it_is_back(driver: GuestDriver, instance: Instance, told: Told | None) -> None:
+    """See to it that the guest has the time and another seed; without an agent it keeps the snapshot's."""
     try:
-        await see_told(driver, instance, tell(instance, same_self(driver)))
+        await see_told(driver, instance, told or tell(instance, same_self(driver)))
     except SeraiError as error:
         log.warning("the clock of %s was not set: %s", driver.name, error.message)

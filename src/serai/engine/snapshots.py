@@ -7,7 +7,9 @@ all of it is durable.
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -18,7 +20,7 @@ from serai.disk.firmware import firmware_name
 from serai.disk.volumes import is_empty_head
 from serai.engine.collecting import collect, delete_files, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen, Moment, check_can_quiesce, freeze
+from serai.engine.freezing import Frozen, Moment, bringing, check_can_quiesce, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.restoring import restore
@@ -270,7 +272,7 @@ class SnapshotKeeper:
                 await self._store_firmware(snapshot.id, frozen)
                 memory = await self._store(job, snapshot.id, frozen.moment)
             finally:
-                frozen.close()
+                await frozen.close()
         except BaseException:
             await self._drop_unfinished(snapshot.id)
             raise
@@ -353,8 +355,8 @@ class SnapshotKeeper:
     async def load(self, snapshot: SnapshotRecord) -> Frozen:
         """Return a stored snapshot as it was when it was frozen; all of it is verified.
 
-        It is to be closed. Raises HostFailure (``snapshot-corrupt``) that names what is not as it was
-        stored.
+        Its moment may be still to come, and be what fails. It is to be closed. Raises HostFailure
+        (``snapshot-corrupt``) that names what is not as it was stored.
         """
         holding = self._house.shelf.hold(each.layer for each in snapshot.volumes if each.layer)
         try:
@@ -372,14 +374,7 @@ class SnapshotKeeper:
             await self._verify_layers(volume.layer)
         if memory is not None:
             await self._house.bases.find(memory.base)
-            pages_fd, state_fd = await self._house.memory.load(memory.id)
-            moment = Moment(
-                base=memory.base,
-                machine=memory.machine,
-                state_fd=state_fd,
-                pages_fd=pages_fd,
-                quiesced=snapshot.quiesced,
-            )
+            moment = self._bring(memory, quiesced=snapshot.quiesced)
         layers = tuple(shelf.layers[each.layer] for each in snapshot.volumes if each.layer)
         return Frozen(
             record=snapshot.guest,
@@ -388,6 +383,27 @@ class SnapshotKeeper:
             moment=moment,
             uefi_vars=uefi_vars,
             holding=holding,
+        )
+
+    def _bring(self, memory: FrozenMemory, *, quiesced: bool) -> Moment:
+        """Begin to read a memory; who takes it up starts a QEMU meanwhile."""
+        coming = asyncio.get_running_loop().create_future()
+        pages_fd = os.memfd_create("serai-pages", os.MFD_CLOEXEC)
+        state_fd = os.memfd_create("serai-state", os.MFD_CLOEXEC)
+
+        async def read() -> None:
+            with contextlib.suppress(SeraiError), bringing(coming):  # who waits is told
+                await self._house.memory.load(memory.id, pages_fd, state_fd)
+
+        reading = self._house.supervisor.start(read(), name=f"reading memory {memory.id}")
+        reading.add_done_callback(lambda _: coming.cancel())  # where it was never begun
+        return Moment(
+            base=memory.base,
+            machine=memory.machine,
+            state_fd=state_fd,
+            pages_fd=pages_fd,
+            quiesced=quiesced,
+            coming=coming,
         )
 
     async def _verify_layers(self, top: str) -> None:
@@ -409,7 +425,7 @@ class SnapshotKeeper:
         try:
             await driver.do(Verb.RESTORE, lambda: restore(driver, job, snapshot, loaded))
         finally:
-            loaded.close()
+            await loaded.close()
 
     def _check_nothing_unsaved(self, driver: GuestDriver) -> None:
         if driver.state in ON_STATES or not self._stands_untouched(driver):
