@@ -12,10 +12,10 @@ from instances import SOON, Host, find_host, tiny_machine, wait_inside
 from keeper import Daemon
 
 from serai import Guest
-from serai.errors import Busy, Code, HostFailure
+from serai.errors import Busy, Code, HostFailure, Interrupted
 from serai.host.supervise import wait_until
 from serai.model.talk import ExecRequest
-from serai.plan.reborn import NewSelf, as_line
+from serai.plan.reborn import NewSelf, as_line, as_name_line
 from serai.qemu.instance import Instance
 from serai.qemu.resources import socket_path
 
@@ -48,7 +48,7 @@ async def inside(booted: Instance) -> Instance:
 
 
 async def waits(instance: Instance) -> bool:
-    return await instance._has_open("birth")
+    return await instance.waits_to_be_told()
 
 
 async def says(instance: Instance, script: str) -> str:
@@ -245,7 +245,22 @@ async def test_it_comes_back_when_it_was_killed(inside: Instance) -> None:
     await tell(inside, BORN, "again")
 
 
-async def test_where_nothing_waits_that_is_said_at_once(inside: Instance) -> None:
+async def test_a_name_is_all_that_changes(inside: Instance) -> None:
+    await says(inside, "echo old >/etc/hostname; echo 0123456789abcdefXX >/etc/machine-id")
+    year = await year_of(inside)
+    inside.say_reborn(as_name_line("called", "name"))
+    await inside.hear_reborn("name", SOON)
+    now = await says(inside, "hostname; cat /etc/hostname /etc/machine-id")
+    assert now.split() == ["called", "called", "0123456789abcdefXX"]
+    assert (await year_of(inside), await mac_of(inside)) == (year, MAC)
+    for nonsense in ("serai1-name", "serai1-name x", "serai1-name x y z"):
+        inside.say_reborn(nonsense)
+        with pytest.raises(Interrupted):
+            await inside.hear_reborn("x", 0.5)
+    assert await says(inside, "hostname") == "called"
+
+
+async def test_where_nothing_waits_that_is_known(inside: Instance) -> None:
     await says(inside, "mv /sbin/reborn /sbin/away; kill -9 $(pidof reborn)")
     try:
 
@@ -253,8 +268,6 @@ async def test_where_nothing_waits_that_is_said_at_once(inside: Instance) -> Non
             return not await waits(inside)
 
         await wait_until("it is gone", is_gone, timeout=SOON, every=0.05)
-        with pytest.raises(Busy):
-            await tell(inside, BORN, "nobody")
     finally:
         await says(inside, "mv /sbin/away /sbin/reborn")
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from serai.plan.reborn import NewSelf, as_line, as_script, renewal_words
+from serai.plan.reborn import NewSelf, as_line, as_name_line, as_script, renewal_words
 from serai.qemu.birth_wire import LINE_LIMIT
 
 SEED = "5eed" * 16
@@ -56,6 +56,10 @@ def test_the_clock_in_the_line_is_the_clock(now: float) -> None:
     _, _, _, seconds, nanoseconds = as_line(replace(BACK, now=now), "n0").split(" ")
     assert 0 <= int(nanoseconds) < 1_000_000_000
     assert abs(int(seconds) + int(nanoseconds) / 1e9 - now) < 1e-5
+
+
+def test_the_line_of_one_that_waited_for_a_name() -> None:
+    assert as_name_line("web1", "n0") == "serai1-name n0 web1"
 
 
 def test_a_line_has_room_for_every_port() -> None:

@@ -12,26 +12,29 @@ How many of which there are is decided in ``plan.pool``. None is made while fork
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from serai.engine.births import bring_to_life, forget_record, new_record
+from serai.engine.births import NONCE_BYTES, bring_to_life, forget_record, new_record
 from serai.engine.driver import GuestDriver
 from serai.engine.freezing import Frozen
 from serai.engine.house import House
 from serai.engine.procedures import remove_guest
 from serai.engine.snapshots import SnapshotKeeper
-from serai.errors import Code, Conflict, SeraiError
+from serai.errors import Busy, Code, Conflict, SeraiError
 from serai.host.tools import available_memory
 from serai.model.guest import POOL, AgentState, GuestRecord, RestartPolicy
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState
 from serai.model.snapshot import SnapshotRecord, SnapshotState
 from serai.plan.pool import Budget, Demand, plan_turn
+from serai.plan.reborn import as_name_line
 from serai.plan.snapshot import ROOM_PER_FORK
+from serai.qemu.instance import Instance
 from serai.store.changes import PutGuest
 
 log = logging.getLogger(__name__)
@@ -50,15 +53,16 @@ Adopt = Callable[[GuestRecord], GuestDriver]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spare:
-    """A guest that waits for a name. ``handle`` is its host name's file, opened by its agent.
+    """A guest that waits for a name: at the port where it was told all else, or by its agent.
 
-    ``has_name_file``: the name also stands in a file, which every later boot reads.
+    ``handle`` is for the latter: its host name's file, opened ahead. ``has_name_file``: the name also
+    stands in a file, which every later boot reads.
     """
 
     driver: GuestDriver
     snapshot: str
-    handle: int
-    has_name_file: bool
+    handle: int | None = None
+    has_name_file: bool = False
 
     @property
     def is_ready(self) -> bool:
@@ -209,7 +213,7 @@ class SparePool:
                 await remove_guest(driver)
                 raise
         finally:
-            frozen.close()
+            await frozen.close()
 
     async def _store(self, frozen: Frozen, snapshot: str) -> GuestDriver:
         house = self._house
@@ -235,6 +239,9 @@ async def _ready_to_be_named(driver: GuestDriver, snapshot: str) -> Spare:
         or driver.agent_state is not AgentState.ANSWERING
     ):
         raise Conflict(Code.AGENT_UNAVAILABLE, "no agent answers in it")
+    with contextlib.suppress(SeraiError):
+        await _tell_name(instance, driver.name)
+        return Spare(driver=driver, snapshot=snapshot)
     found = b""
     with contextlib.suppress(SeraiError):
         async for chunk in instance.agent.read_file(HOST_NAME_FILE):
@@ -242,6 +249,18 @@ async def _ready_to_be_named(driver: GuestDriver, snapshot: str) -> Spare:
             break
     handle = await instance.agent.open_file(HOST_NAME)
     return Spare(driver=driver, snapshot=snapshot, handle=handle, has_name_file=bool(found.strip()))
+
+
+async def _tell_name(instance: Instance, name: str) -> None:
+    """Tell a name where the guest was told who it is; raises as ``Instance.hear_reborn`` does.
+
+    Also where what waits there is older than this, and does not answer.
+    """
+    if not await instance.waits_to_be_told():
+        raise Busy(Code.AGENT_UNAVAILABLE, "nothing in it waits to be told a name")
+    nonce = secrets.token_hex(NONCE_BYTES)
+    instance.say_reborn(as_name_line(name, nonce))
+    await instance.hear_reborn(nonce, NAMING_LIMIT)
 
 
 async def name_spare(spare: Spare, name: str) -> None:
@@ -252,6 +271,9 @@ async def name_spare(spare: Spare, name: str) -> None:
     instance = spare.driver.instance
     if instance is None:
         raise Conflict(Code.GUEST_STATE, "the spare has ended")
+    if spare.handle is None:
+        await _tell_name(instance, name)
+        return
     line = f"{name}\n".encode()
     async with asyncio.timeout(NAMING_LIMIT):
         await instance.agent.write_opened(spare.handle, line)

@@ -145,6 +145,11 @@ def as_line(new: NewSelf, nonce: str) -> str:
     return " ".join(words)
 
 
+def as_name_line(name: str, nonce: str) -> str:
+    """Return the line for a guest that is to change nothing but its host name."""
+    return f"serai1-name {nonce} {name}"
+
+
 def as_script(new: NewSelf) -> tuple[list[str], Mapping[str, str]]:
     """Return the command for the guest's agent, and its environment."""
     environment = {"SEED": new.seed, "NOW": str(round(new.now)), "PATH": PATH}

@@ -9,8 +9,10 @@
 
        serai1 NONCE SEED SECONDS NANOSECONDS
        serai1 NONCE SEED SECONDS NANOSECONDS NAME MACHINE-ID keep|anew OLD=NEW...
+       serai1-name NONCE NAME
 
-   The first is for one that is who it was, at another time. OLD and NEW are MAC addresses; "anew": its
+   The first is for one that is who it was, at another time; the last for one that has been told all else
+   before. OLD and NEW are MAC addresses; "anew": its
    links go down and up, so that they lose the addresses that came of the old ones. A copy's ssh server is
    ended, since it still has the host keys of another; whoever starts it anew gives it others
    (debian/own-ssh-keys), and until then there is SSH_ENDED instead of SSH_PID. The answer is
@@ -284,10 +286,31 @@ static void say(void)
     if (unsaid && sys(WRITE, port, answer, unsaid) != -EAGAIN) unsaid = 0;
 }
 
+static void take_name(char *name)
+{
+    note('h', sys(SETHOSTNAME, name, length(name)));
+    rewrite("/etc/hostname", name);
+}
+
+/* Take on all that a line says which has so many words. */
+static void take_all(int count, long seconds, long nanoseconds)
+{
+    int anew;
+    reseed(words[2]);
+    set_clock(seconds, nanoseconds);
+    if (count <= 5) return;
+    take_name(words[5]);
+    rewrite("/etc/machine-id", words[6]);
+    end_ssh();
+    anew = same(words[7], "anew");
+    if (readdress_few(words + 8, count - 8, anew) < count - 8)
+        readdress_all(words + 8, count - 8, anew);
+}
+
 /* Do what a line says, and answer it. */
 static void obey(void)
 {
-    int count = 0, anew;
+    int count = 0, is_name;
     long seconds, nanoseconds;
     char *at = line;
     while (*at && count < WORDS) {
@@ -295,24 +318,19 @@ static void obey(void)
         while (*at && *at != ' ') at++;
         if (*at) *at++ = 0;
     }
-    if (*at || count < 5 || (count > 5 && count < 8) || !same(words[0], "serai1")) return;
-    seconds = number_of(words[3]);
-    nanoseconds = number_of(words[4]);
-    if (length(words[1]) >= NONCE || seconds < 0 || nanoseconds < 0) return;
-    if (count > 5 && !same(words[7], "anew") && !same(words[7], "keep")) return;
+    is_name = count == 3 && same(words[0], "serai1-name");
+    if (*at || count < 3 || length(words[1]) >= NONCE) return;
+    if (!is_name) {
+        if (count < 5 || (count > 5 && count < 8) || !same(words[0], "serai1")) return;
+        seconds = number_of(words[3]);
+        nanoseconds = number_of(words[4]);
+        if (seconds < 0 || nanoseconds < 0) return;
+        if (count > 5 && !same(words[7], "anew") && !same(words[7], "keep")) return;
+    }
     if (!same(words[1], done)) {
         failed_step = 0;
-        reseed(words[2]);
-        set_clock(seconds, nanoseconds);
-        if (count > 5) {
-            note('h', sys(SETHOSTNAME, words[5], length(words[5])));
-            rewrite("/etc/hostname", words[5]);
-            rewrite("/etc/machine-id", words[6]);
-            end_ssh();
-            anew = same(words[7], "anew");
-            if (readdress_few(words + 8, count - 8, anew) < count - 8)
-                readdress_all(words + 8, count - 8, anew);
-        }
+        if (is_name) take_name(words[2]);
+        else take_all(count, seconds, nanoseconds);
         put(done, words[1]);
     }
     reply(words[1]);
