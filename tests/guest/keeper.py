@@ -41,7 +41,7 @@ class Daemon:
         if uid:
             self.owner = {"user": int(uid), "group": int(uid), "extra_groups": (), "cwd": home}
         self.prefix = ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
-        self.environ = {**_environ(), "SERAI_HOME": str(home)}
+        self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -166,16 +166,6 @@ class Daemon:
         for name, pid in self.qemu_pids().items():
             words_of = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b"\n")
             (folder / f"{name}-argv").write_bytes(words_of)
-
-
-def _environ() -> dict[str, str]:
-    """Return our environment; unless all is to be measured, daemons of real guests aren't: that takes minutes."""
-    everything = os.environ.get("SERAI_COVERAGE") == "all"
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if everything or not name.startswith("COVERAGE_")
-    }
 
 
 @contextmanager
