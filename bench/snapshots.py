@@ -13,6 +13,7 @@ from bench.api_latency import RawClient
 from bench.figures import Row, clocked, p50, show_time, show_times, timed
 from bench.forking import GIB, SETTLE, fork, remove
 from bench.scene import MEMORY, Scene
+from serai.model.event import Event, EventKind
 
 PAUSES = 15
 DURABLE = 5
@@ -137,7 +138,7 @@ async def measure_durable(scene: Scene) -> list[Row]:
     """Measure when a snapshot is durable, and how soon a guest is back at one."""
     ours, bare = await _durable_whole(scene)
     saved, restored_by_virsh = _libvirt_saves(scene)
-    small, restored = await _durable_small(scene)
+    small, restored, whole = await _durable_small(scene)
     return [
         Row(
             what="live snapshot with memory, 1 GiB in use → durable; the others stop and save",
@@ -149,7 +150,7 @@ async def measure_durable(scene: Scene) -> list[Row]:
         ),
         _pause_row("snapshot of a fork that changed little → durable", small, 100),
         Row(
-            what="restore → it runs; libvirt: `virsh restore`",
+            what=f"restore → it runs (its clock is right after {show_time(p50(whole))}); libvirt: `virsh restore`",
             ours=show_times(restored),
             libvirt=show_times(restored_by_virsh) if restored_by_virsh else "–",
             reached=p50(restored) * 1e3,
@@ -200,18 +201,37 @@ def _libvirt_saves(scene: Scene) -> tuple[list[float], list[float]]:
     return saved, restored
 
 
-async def _durable_small(scene: Scene) -> tuple[list[float], list[float]]:
-    """A fork that has changed a MiB between its snapshots, and is put back again and again."""
-    small, restored = [], []
+async def _durable_small(scene: Scene) -> tuple[list[float], list[float], list[float]]:
+    """A fork that has changed a MiB between its snapshots, and is put back again and again.
+
+    The latter: until it runs, and until that has been answered, with its clock and its random numbers right.
+    """
+    small, restored, whole, seen = [], [], [], 0
     await scene.launch("mother")
     await fork(scene, "mother", "little")
     for number in range(SMALL_CHANGES):
         await _sh(scene, "little", "head -c 1048576 /dev/urandom >/small")
         small.append(await timed(_snap(scene, "little", f"s{number}")))
         restore = f"/v1/guests/little/snapshots/s{number}/restore?wait=60"
-        restored.append(await timed(scene.post(restore, {"force": True})))
+        before, begun = (await asyncio.to_thread(_since, scene, seen))[-1].seq, time.time()
+        whole.append(await timed(scene.post(restore, {"force": True})))
+        told = await asyncio.to_thread(_since, scene, before)
+        restored += [each.at - begun for each in told if _says_it_runs(each)]
+        seen = before
     await remove(scene, "little", "mother")
-    return small, restored
+    return small, restored, whole
+
+
+def _says_it_runs(event: Event) -> bool:
+    return event.kind is EventKind.GUEST_STATE and event.data.get("state") == "running"
+
+
+def _since(scene: Scene, seq: int) -> list[Event]:
+    """Return all events after that one."""
+    found: list[Event] = []
+    while more := scene.daemon.inn.events(found[-1].seq if found else seq):
+        found += more
+    return found
 
 
 async def measure_listing(scene: Scene) -> list[Row]:
