@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from faults import (
     AT_REST,
+    LIMIT,
     SOURCE,
     Case,
     Victim,
@@ -17,11 +18,13 @@ from faults import (
     fork_case,
     fresh_victim,
     hurt_at,
+    is_settled,
     launch_case,
     look,
     merge_case,
     publish_case,
     put,
+    qemus,
     reach,
     republish_case,
     restore_case,
@@ -30,6 +33,8 @@ from faults import (
     wait_for,
     wait_tidy,
 )
+
+from serai.errors import SeraiError
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -80,6 +85,27 @@ def test_killed_while_what_was_frozen_is_used(victim: Victim) -> None:
     die_at_each(
         victim, merge_case(victim), ("rename layers/", "commit DropLayer", "unlink layers/")
     )
+
+
+@pytest.mark.parametrize("step", ["qmp migrate-incoming", "commit PutGuest"])
+def test_killed_while_one_that_is_off_is_put_back(victim: Victim, step: str) -> None:
+    """The QEMU that was to take its memory up is no guest, whatever it looks like."""
+    source_of(victim).snapshot("back")
+    source_of(victim).stop(force=True)
+    victim.trap.set(step)
+    with pytest.raises(SeraiError):
+        victim.inn.guest(SOURCE).restore("back")
+    assert victim.process is not None
+    victim.process.wait(LIMIT)
+    assert qemus(victim)
+    victim.trap.set(0)
+    victim.start()
+    wait_for("it is settled", lambda: is_settled(victim))
+    guest = victim.inn.guest(SOURCE)
+    if guest.info.state == "stopped":  # undone
+        assert not qemus(victim)
+        guest.start()
+    assert reach(victim, SOURCE).run("true").ok
 
 
 def test_killed_while_a_booted_guest_is_frozen(victim: Victim) -> None:

@@ -23,6 +23,7 @@ from serai.engine.procedures import (
 from serai.engine.running import (
     attach,
     describe_machine,
+    dismiss,
     end_by_itself,
     follow_policy,
     forget_running,
@@ -90,8 +91,8 @@ async def take_up(
 
 async def _find_state(driver: GuestDriver, pids: list[int], *, decided: bool) -> str:
     process = await _tell_apart(driver, pids)
-    if process is not None:
-        return await _adopt(driver, process)
+    if process is not None and (found := await _adopt(driver, process)):
+        return found
     driver.house.cgroups.remove(driver.record.id)
     if decided:
         forget_running(driver)
@@ -133,7 +134,7 @@ def _folder_of(pid: int, guest_id: str) -> str:
 
 
 async def _adopt(driver: GuestDriver, process: Process) -> str:
-    """Take the running guest as it is."""
+    """Take the running guest as it is; "" for a QEMU without one, which is ended."""
     house, guest_id = driver.house, driver.record.id
     running = read_running(driver)
     folder = _folder_of(process.pid, guest_id)
@@ -146,6 +147,10 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
         state_dir=house.places.guests / guest_id,
         timeout=MONITOR_TIMEOUT,
     )
+    if running is None and await _is_unborn(driver, instance):
+        await instance.end(0.0)
+        await dismiss(driver, instance)
+        return ""
     driver.state = GuestState.RUNNING
     attach(driver, instance, adopted=True)
     driver.tell(EventKind.GUEST_ADOPTED, pid=str(process.pid))
@@ -153,6 +158,15 @@ async def _adopt(driver: GuestDriver, process: Process) -> str:
     silent = driver.state is GuestState.UNRESPONSIVE
     more = "" if silent else await finish_freeze(driver, instance)
     return f"runs on as process {process.pid} ({state}){more}"
+
+
+async def _is_unborn(driver: GuestDriver, instance: Instance) -> bool:
+    """Tell whether a QEMU was to take up a moment for a guest that is off, and has not gone on yet."""
+    try:
+        seen = await instance.status(timeout=MONITOR_TIMEOUT)
+    except SeraiError:
+        return False
+    return seen is RunState.WAITING or (seen is RunState.PAUSED and not driver.record.wanted_on)
 
 
 async def _seen_state(driver: GuestDriver, instance: Instance) -> str:

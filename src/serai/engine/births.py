@@ -5,7 +5,6 @@ state loaded into it, and, before anybody may talk to it, the words that make it
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import secrets
@@ -346,10 +345,21 @@ async def see_told(driver: GuestDriver, instance: Instance, told: Told) -> None:
         hearing = tasks.start(_hear(driver, instance, told), name="hearing")
         await asyncio.wait({meeting, hearing}, return_when=asyncio.FIRST_COMPLETED)
         # with an agent that is awake, whatever is to be told is so too
-        is_told = (hearing.done() or await instance.waits_to_be_told()) and await hearing
-        await meeting
-    if not is_told:
-        await _tell_by_agent(driver, instance, told.new)
+        is_told = (hearing.done() or await _may_be_told(instance)) and await hearing
+        problem = await meeting
+    if is_told:
+        return
+    if problem is not None:
+        raise problem
+    await _tell_by_agent(driver, instance, told.new)
+
+
+async def _may_be_told(instance: Instance) -> bool:
+    """Tell whether something waits to be told; also True while QEMU does not say."""
+    try:
+        return await instance.waits_to_be_told()
+    except SeraiError:
+        return True
 
 
 async def _hear(driver: GuestDriver, instance: Instance, told: Told) -> bool:
@@ -364,11 +374,14 @@ async def _hear(driver: GuestDriver, instance: Instance, told: Told) -> bool:
     return True
 
 
-async def _meet_agent(driver: GuestDriver, instance: Instance) -> None:
-    """Note that the agent answers, if it does; else it is asked again when it opens its port."""
-    with contextlib.suppress(SeraiError):
+async def _meet_agent(driver: GuestDriver, instance: Instance) -> SeraiError | None:
+    """Note that the agent answers; return why it does not. It is asked again when it opens its port."""
+    try:
         await instance.agent.meet(timeout=BIRTH_TIMEOUT)
-        note_agent(driver, AgentState.ANSWERING)
+    except SeraiError as error:
+        return error
+    note_agent(driver, AgentState.ANSWERING)
+    return None
 
 
 async def _tell_by_agent(driver: GuestDriver, instance: Instance, new: NewSelf) -> None:

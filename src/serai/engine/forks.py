@@ -158,7 +158,7 @@ class Forker:
             freezing.cancel()
             await asyncio.wait({freezing})
             if found.done() and not found.cancelled() and not found.exception():
-                await found.result().close()
+                found.result().close()
             raise
         return await found
 
@@ -207,7 +207,7 @@ class Forker:
                 raise problem
         except BaseException:
             for each in found.values():
-                await each.close()
+                each.close()
             raise
         return [found[each.record.id] for each in sources]
 
@@ -320,7 +320,7 @@ class Forker:
                     await self._let_live(job, found, wish, cold)
                 finally:
                     for each in found:
-                        await each.close()
+                        each.close()
             await self._finish(job, wish, made)
         except asyncio.CancelledError as error:
             if not self._house.closing.is_set():

@@ -66,7 +66,7 @@ class Moment:
     ``base`` names the frozen memory, ``state_fd`` is the stream of devices, ``pages_fd`` the pages
     that differ from the base (None: none do). ``machine`` is what ran. ``quiesced``: its file systems
     are frozen in it, and its agent has to thaw them first. ``coming`` ends when what the descriptors are
-    for is written; None: it is.
+    for is written, or nobody writes it any more; None: it is. ``give_up`` hurries that end.
     """
 
     base: str
@@ -75,6 +75,7 @@ class Moment:
     pages_fd: int | None
     quiesced: bool = False
     coming: asyncio.Future[None] | None = None
+    give_up: Callable[[], object] | None = None
 
     async def come(self) -> None:
         """Wait until it has; raises what came in between."""
@@ -82,7 +83,15 @@ class Moment:
             await asyncio.shield(self.coming)
 
     def close(self) -> None:
-        """Let go of the descriptors; the base stays."""
+        """Let go of the descriptors, once nobody writes to them; the base stays."""
+        if self.coming is not None and not self.coming.done():
+            self.coming.add_done_callback(lambda _: self._close())
+            if self.give_up is not None:
+                self.give_up()
+            return
+        self._close()
+
+    def _close(self) -> None:
         os.close(self.state_fd)
         if self.pages_fd is not None:
             os.close(self.pages_fd)
@@ -115,14 +124,11 @@ class Frozen:
     uefi_vars: bytes
     holding: contextlib.ExitStack
 
-    async def close(self) -> None:
-        """Let go of the memory's descriptors, once nobody writes to them, and of the layers."""
+    def close(self) -> None:
+        """Let go of the memory, and of the layers."""
         self.holding.close()
-        if self.moment is None:
-            return
-        if self.moment.coming is not None:
-            await asyncio.wait({self.moment.coming})
-        self.moment.close()
+        if self.moment is not None:
+            self.moment.close()
 
 
 Also = Callable[[tuple[FrozenVolume, ...]], tuple[Change, ...]]
@@ -149,10 +155,9 @@ async def freeze(
     With ``only`` just those of its volumes get new heads; what is shared read-only never does. At a
     ``meeting`` several guests are frozen at one moment: none goes on before all are held.
 
-    ``early`` gets what will be returned ahead, where all is known of it but the content of its moment,
-    and is to close it then even if the moment never comes.
+    ``early`` gets what will be returned ahead, where all is known of it but the content of its moment.
 
-    What is returned is to be closed. A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
+    What is returned is to be closed, once; what ``early`` got also when the moment never comes. A guest that ran runs on, one that was held stays so. On failure it is as before, and nothing of
     the new chain is left; only where QEMU writes to the new heads already, they stay.
     """
     how = _How(memory=memory, quiesce=quiesce, also=also, only=only, meeting=meeting, early=early)

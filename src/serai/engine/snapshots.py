@@ -272,7 +272,7 @@ class SnapshotKeeper:
                 await self._store_firmware(snapshot.id, frozen)
                 memory = await self._store(job, snapshot.id, frozen.moment)
             finally:
-                await frozen.close()
+                frozen.close()
         except BaseException:
             await self._drop_unfinished(snapshot.id)
             raise
@@ -404,6 +404,7 @@ class SnapshotKeeper:
             pages_fd=pages_fd,
             quiesced=quiesced,
             coming=coming,
+            give_up=reading.cancel,
         )
 
     async def _verify_layers(self, top: str) -> None:
@@ -425,7 +426,7 @@ class SnapshotKeeper:
         try:
             await driver.do(Verb.RESTORE, lambda: restore(driver, job, snapshot, loaded))
         finally:
-            await loaded.close()
+            loaded.close()
 
     def _check_nothing_unsaved(self, driver: GuestDriver) -> None:
         if driver.state in ON_STATES or not self._stands_untouched(driver):

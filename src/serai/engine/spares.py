@@ -213,7 +213,7 @@ class SparePool:
                 await remove_guest(driver)
                 raise
         finally:
-            await frozen.close()
+            frozen.close()
 
     async def _store(self, frozen: Frozen, snapshot: str) -> GuestDriver:
         house = self._house
@@ -266,7 +266,7 @@ async def _tell_name(instance: Instance, name: str) -> None:
 async def name_spare(spare: Spare, name: str) -> None:
     """Tell the guest inside what it is called; in its own task.
 
-    Raises TimeoutError, or what the agent raises.
+    Raises TimeoutError, or what the agent or the port does that it is told at.
     """
     instance = spare.driver.instance
     if instance is None:

@@ -132,7 +132,7 @@ class VolumeMoments:
             Verb.SNAPSHOT,
             lambda: freeze(driver, memory=False, quiesce=False, only={entry.name}),
         )
-        await frozen.close()
+        frozen.close()
         return current(house.shelf.find_volume(volume_id), list(house.shelf.guests()))
 
     # -- snapshots ---------------------------------------------------------------------------------

@@ -425,7 +425,7 @@ class Instance(Life):
         """
         if self._is_birth_open or not self.machine.birth_port:
             return self._is_birth_open
-        # it was opened while nobody listened, or its closing was not told
+        # it may have been opened while nobody listened
         return await commands.is_port_open(await self._connected(TIMEOUT), "birth", TIMEOUT)
 
     # -- looking -----------------------------------------------------------------------------------

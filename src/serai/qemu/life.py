@@ -346,6 +346,7 @@ class Life:
         async with self._connecting:
             if self._monitor is None or not self._monitor.is_connected:
                 monitor = await self._connect(timeout)
+                self._is_birth_open = False  # its closing may not have been told
                 opened = await commands.is_port_open(monitor, "agent", timeout)
                 self.agent.wire.set_port(Port.OPEN if opened else Port.CLOSED)
                 self._prepare_wires()
