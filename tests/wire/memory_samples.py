@@ -3,7 +3,8 @@
 import os
 import random
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from serai.host.pages import PAGE, pages_offset, read_numbers, write_numbers
@@ -62,3 +63,14 @@ def ram_bytes(pages: Pages, size: int = SIZE) -> bytes:
 def files_in(folder: Path) -> list[str]:
     """Return the paths of all files and folders in a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextmanager
+def two_files() -> Iterator[tuple[int, int]]:
+    """Two empty files, for a page set and a stream of devices."""
+    files = os.memfd_create("pages"), os.memfd_create("state")
+    try:
+        yield files
+    finally:
+        for each in files:
+            os.close(each)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from memory_samples import SIZE, STATE, a_page_set, a_ram, page, take_all, take_pages
+from memory_samples import SIZE, STATE, a_page_set, a_ram, page, take_all, take_pages, two_files
 from powercut import Cut, PowerCut, inodes
 from test_disk_layers import read_disk, write_layer
 
@@ -79,9 +79,10 @@ async def check_memory(path: Path, name: str, pages: dict[int, bytes]) -> bool:
     assert not list((path / "memory").rglob(".*"))
     if name not in folder.memories():
         return False
-    pages_fd, state_fd = await folder.load(name)
-    assert take_pages(pages_fd) == pages
-    assert take_all(state_fd) == STATE + name.encode()
+    with two_files() as (pages_fd, state_fd):
+        await folder.load(name, pages_fd, state_fd)
+        assert take_pages(os.dup(pages_fd)) == pages
+        assert take_all(os.dup(state_fd)) == STATE + name.encode()
     os.close(await folder.load_base("base"))
     return True
 

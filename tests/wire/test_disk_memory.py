@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from memory_samples import (
     ram_bytes,
     take_all,
     take_pages,
+    two_files,
 )
 
 from serai.disk.memory import MemoryFolder
@@ -60,16 +60,6 @@ async def get(folder: MemoryFolder, name: str) -> tuple[dict[int, bytes], bytes]
     with two_files() as (pages_fd, state_fd):
         await folder.load(name, pages_fd, state_fd)
         return take_pages(os.dup(pages_fd)), take_all(os.dup(state_fd))
-
-
-@contextmanager
-def two_files() -> Iterator[tuple[int, int]]:
-    files = os.memfd_create("pages"), os.memfd_create("state")
-    try:
-        yield files
-    finally:
-        for each in files:
-            os.close(each)
 
 
 async def whole(folder: MemoryFolder, name: str) -> bytes:
