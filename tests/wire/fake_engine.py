@@ -334,7 +334,7 @@ class FakeEngine:
         if isinstance(action, ImportImage):
             return [action.name or "imported"]
         if isinstance(action, PullImage):
-            name = action.name or action.image.replace(":", "-")
+            name = check_image_name(action.name or action.image.replace(":", "-"))
             self.all_images[name] = self._make_image(name)
             return [action.image, name]
         if isinstance(action, ImportGuest):
