@@ -5,8 +5,8 @@ each has a time limit and a limit on what may come back, and only what the answe
 built from it. Each connection begins with ``guest-sync-delimited`` and a random id: what an earlier call
 left is before its 0xFF and is skipped unread. After a call that went wrong the connection is dropped,
 and the next one sends a 0xFF ahead, since the agent may have read half of something. That one it
-answers with an error, which takes a fork longer than all else that it is asked; so a wire's first
-connection does without, and is made anew where that was not enough.
+answers with an error, more that a fork does for the first time; so a wire's first connection does
+without, and is made anew where that was not enough.
 
 The connection is made, and the sync asked for, before there is an agent (``prepare``): QEMU keeps
 both until the agent opens its port. An agent that finds nobody connected sleeps 100 ms between two
