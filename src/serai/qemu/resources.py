@@ -8,6 +8,7 @@ docs/design/0010 for what is passed how, and why.
 import errno
 import fcntl
 import os
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -123,7 +124,8 @@ def _make_badge(stack: ExitStack, machine: Machine, run_dir: Path) -> int:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, BADGE_SEALS)
     # so that QEMU's table of descriptors need not grow: that waits for a grace period of the kernel
     # (expand_fdtable in fs/file.c), 8 ms in which the guest stands still, at the 64th and 128th
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGHEST_DESCRIPTOR)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(HIGHEST_DESCRIPTOR, most // 2))
     stack.callback(os.close, high)
     return high
 
