@@ -85,18 +85,13 @@ async def measure_forks(scene: Scene) -> list[Row]:
 
 async def _forks_of(scene: Scene, memory: int) -> list[Row]:
     size = f"{memory // GIB} GiB" if memory >= GIB else f"{memory // MIB} MiB"
+    with scene.without_pool() as alone:
+        cold, bare = await _cold(alone, memory)
     source = f"source{memory // MIB}"
-    await scene.launch(source, memory=memory)
-    await asyncio.sleep(SETTLE)
-    await fork(scene, source, "first")
-    await remove(scene, "first")
-    cold, bare = [], []
-    async with bare_frozen(scene, memory) as frozen:
-        for _ in range(ROUNDS):
-            cold.append(await timed(fork(scene, source, "child")))
-            await remove(scene, "child")
-            bare.append(await bare_fork(scene, frozen, memory))
-    pooled = await _pooled(scene, source)
+    await _launch_source(scene, source, memory)
+    started = await _at_a_testers_pace(scene, source)
+    await scene.post(f"/v1/guests/{source}/snapshots?wait=60", {"name": "pooled"})
+    ready = await _at_a_testers_pace(scene, source, snapshot="pooled")
     await remove(scene, source)
     return [
         Row(
@@ -106,30 +101,56 @@ async def _forks_of(scene: Scene, memory: int) -> list[Row]:
             reached=p50(cold) / p50(bare),
             limit=1.15,
         ),
+        *_rows_of_pool(f"the same, its QEMU from the pool ({size})", started, bare, 60),
+        *_rows_of_pool(f"fork of its snapshot, ready in the pool ({size})", ready, bare, 15),
+    ]
+
+
+def _rows_of_pool(what: str, taken: list[float], bare: list[float], limit: float) -> list[Row]:
+    return [
         Row(
-            what=f"fork of its snapshot, from the pool ({size})",
-            ours=show_times(pooled),
+            what=what,
+            ours=show_times(taken),
             bare=show_times(bare),
-            reached=p50(pooled) * 1e3,
-            limit=15,
+            reached=p50(taken) * 1e3,
+            limit=limit,
             unit=" ms",
             show=lambda value: f"{value:.0f}",
         ),
         Row(
-            what=f"the same, p99 to p50 ({size})",
-            ours=show_time(p99(pooled)),
-            reached=p99(pooled) / p50(pooled),
+            what=f"{what}: p99 to p50",
+            ours=show_time(p99(taken)),
+            reached=p99(taken) / p50(taken),
             limit=3,
         ),
     ]
 
 
-async def _pooled(scene: Scene, source: str) -> list[float]:
-    """Fork a snapshot until the pool has found that out, then at the pace of somebody who tests."""
-    await scene.post(f"/v1/guests/{source}/snapshots?wait=60", {"name": "pooled"})
+async def _launch_source(scene: Scene, source: str, memory: int) -> None:
+    """Launch a guest, and fork it once: the first time its memory has to become a base's."""
+    await scene.launch(source, memory=memory)
+    await asyncio.sleep(SETTLE)
+    await fork(scene, source, "first")
+    await remove(scene, "first")
+
+
+async def _cold(scene: Scene, memory: int) -> tuple[list[float], list[float]]:
+    """Fork a running guest and a bare one, turn by turn."""
+    await _launch_source(scene, "source", memory)
+    cold, bare = [], []
+    async with bare_frozen(scene, memory) as frozen:
+        for _ in range(ROUNDS):
+            cold.append(await timed(fork(scene, "source", "child")))
+            await remove(scene, "child")
+            bare.append(await bare_fork(scene, frozen, memory))
+    return cold, bare
+
+
+async def _at_a_testers_pace(scene: Scene, source: str, **wish: object) -> list[float]:
+    """Fork until the pool has found that out, then on and on, with time for it in between."""
     times = []
     for number in range(POOL_LEAD + ROUNDS):
-        taken = await timed(fork(scene, source, "child", snapshot="pooled"))
+        taken = await timed(fork(scene, source, "child", **wish))
         await remove(scene, "child")
         await asyncio.sleep(SETTLE)
         if number >= POOL_LEAD:

@@ -50,6 +50,12 @@ class Scene:
         finally:
             guest.kill()
 
+    @contextmanager
+    def without_pool(self) -> Iterator["Scene"]:
+        """The same with another daemon, which makes nothing ahead."""
+        with open_daemon(pool_memory="0") as daemon:
+            yield dataclasses.replace(self, daemon=daemon)
+
     async def post(self, path: str, body: dict[str, object] | None = None) -> Any:
         """POST to the daemon and return the answer."""
         return await self._ask("POST", path, body)
@@ -92,10 +98,10 @@ class Scene:
 
 
 @contextmanager
-def open_daemon() -> Iterator[Daemon]:
+def open_daemon(**settings: str) -> Iterator[Daemon]:
     """A daemon that has the tiny image, in a home of its own; nothing of it is left at the end."""
     home = Path(tempfile.mkdtemp(prefix="bench-"))
-    daemon = Daemon(home)
+    daemon = Daemon(home, **settings)
     try:
         copy_state(state_with_tiny(), home)
         daemon.start()

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,6 +50,7 @@ from serai.model.event import EventKind
 from serai.model.guest import Accel
 from serai.model.node import Capabilities, DaemonStatus
 from serai.plan.network import owner_of
+from serai.plan.pool import Kind
 from serai.settings import Places, Settings
 from serai.store.database import Store, open_store
 
@@ -239,10 +240,12 @@ async def _take_up(engine: Engine, journal: Journal) -> None:
     )
 
 
-def _describe(places: Places, found: Found) -> Callable[[int, int, int], DaemonStatus]:
+def _describe(
+    places: Places, found: Found
+) -> Callable[[int, int, Mapping[Kind, int]], DaemonStatus]:
     started_at = time.time()
 
-    def describe(guests: int, running: int, spares: int) -> DaemonStatus:
+    def describe(guests: int, running: int, spares: Mapping[Kind, int]) -> DaemonStatus:
         return DaemonStatus(
             pid=os.getpid(),
             version=version("serai"),
@@ -251,7 +254,8 @@ def _describe(places: Places, found: Found) -> Callable[[int, int, int], DaemonS
             socket=str(places.socket),
             guests=guests,
             running=running,
-            spares=spares,
+            spares=spares.get(Kind.READY, 0),
+            spares_started=spares.get(Kind.STARTED, 0),
             capabilities=found.capabilities,
             problem=found.problem.message if found.problem else "",
         )

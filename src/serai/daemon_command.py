@@ -260,7 +260,7 @@ def _facts(found: DaemonStatus) -> list[tuple[str, str]]:
         ("running for", age(found.started_at, time.time())),
         ("socket", found.socket),
         ("guests", f"{found.guests}, {found.running} of them running"),
-        ("spares", str(found.spares)),
+        ("spares", f"{found.spares} ready, {found.spares_started} started"),
         ("qemu", f"{can.qemu_version or 'none'} {can.machine_type}"),
         ("accel", f"{can.accel}: {can.accel_reason}"),
         ("host", f"{can.cpus} CPUs, {size(can.memory)}, cgroup {can.cgroup}"),

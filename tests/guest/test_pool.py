@@ -10,7 +10,11 @@ from keeper import Daemon, wait_for
 from tiny import copy_state
 
 from serai import Guest, Snapshot
+from serai.client import guest_calls, job_calls
+from serai.client.blocking import Connection
 from serai.model.event import EventKind
+from serai.model.job import JobState
+from serai.plan.pool import MOST_OF_ONE
 
 LOOK_EVERY = 2.0
 
@@ -65,6 +69,121 @@ def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snap
     assert not [each for each in about if each.startswith(".")], "no event tells of a spare"
     forked = [each for each in daemon.inn.events(seen) if each.kind is EventKind.GUEST_FORKED]
     assert {each.subject for each in forked} == {"try-1", "try-2", "try-3"}
+
+
+# -- those of which there is only QEMU -------------------------------------------------------------
+
+
+def fork_until_some_wait(daemon: Daemon, guest: Guest, count: int = 1) -> set[int]:
+    """Fork a running guest until the pool has forks of it that wait for a moment; return their pids."""
+    mine = set(daemon.qemu_pids().values())
+    for _ in range(2):
+        for each in listed(guest.fork(count)):
+            each.delete(force=True)
+    wait_for(f"{count} started", lambda: started(daemon) >= count)
+    return set(daemon.qemu_pids().values()) - mine
+
+
+def listed(forks: Guest | list[Guest]) -> list[Guest]:
+    return forks if isinstance(forks, list) else [forks]
+
+
+def started(daemon: Daemon) -> int:
+    return daemon.inn.status().spares_started
+
+
+def test_a_running_guest_has_forks_that_wait_for_its_moment(daemon: Daemon, guest: Guest) -> None:
+    guest.run("touch /before")
+    waiting = fork_until_some_wait(daemon, guest, 2)
+    assert spares(daemon) == 0, "what they will be is not known yet"
+    assert [each.name for each in daemon.inn.guests()] == ["web1"]
+    guest.run("touch /after")
+    seen = daemon.inn.events()[-1].seq
+    forks = guest.fork(3, name="try", ttl=3600)
+    pids = [each.info.pid for each in forks]
+    assert len(waiting.intersection(pids)) >= 2, "they were not started for this"
+    now = time.time()
+    for each in forks:
+        told = each.run("hostname; cat /sys/class/net/*/address; date +%s; ls /before /after")
+        name, *addresses, date, after, before = told.stdout.split()
+        assert name == each.name and each.info.mac in addresses
+        assert abs(float(date) - now) < 5
+        assert (after, before) == ("/after", "/before")
+        assert now - 10 < each.info.created_at <= now
+        assert each.info.expires_at == pytest.approx(each.info.created_at + 3600)
+        assert each.info.origin == ""
+    assert len({each.run("head -c 8 /dev/urandom | base64").stdout for each in forks}) == 3
+    forks[0].run("touch /mine")
+    assert not forks[1].run("test -e /mine").ok and not guest.run("test -e /mine").ok
+    events = daemon.inn.events(seen)
+    assert not [each for each in events if each.subject.startswith(".")]
+    forked = [each.subject for each in events if each.kind is EventKind.GUEST_FORKED]
+    assert sorted(forked) == ["try-1", "try-2", "try-3"]
+
+
+def test_one_of_a_guest_that_has_changed_since_is_not_used(daemon: Daemon, guest: Guest) -> None:
+    waiting = fork_until_some_wait(daemon, guest)
+    guest.set(labels={"a": "b"})
+    fork = guest.fork(name="web2")
+    assert fork.info.labels == {"a": "b"} and fork.info.pid not in waiting
+    fork.delete(force=True)
+    guest.stop(force=True)
+    wait_for("none of a guest that is off", lambda: not daemon.qemu_pids(), 4 * LOOK_EVERY)
+    assert started(daemon) == 0
+
+
+def test_one_that_has_died_is_replaced(daemon: Daemon, guest: Guest) -> None:
+    waiting = fork_until_some_wait(daemon, guest)
+    known = {*waiting, guest.info.pid}
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+    wait_for("others wait", lambda: bool(set(daemon.qemu_pids().values()) - known), 4 * LOOK_EVERY)
+    assert guest.fork(name="web2").run("hostname").stdout == "web2\n"
+
+
+def test_none_that_waits_is_left_by_a_daemon_that_ends(daemon: Daemon, guest: Guest) -> None:
+    fork_until_some_wait(daemon, guest, 2)
+    daemon.kill()
+    daemon.start()
+    assert started(daemon) == 0 and set(daemon.qemu_pids()) == {guest.id}
+    again = daemon.inn.guest("web1")
+    fork_until_some_wait(daemon, again, 2)
+    daemon.stop()
+    assert set(daemon.qemu_pids()) == {guest.id}
+    daemon.start()
+    fork_until_some_wait(daemon, daemon.inn.guest("web1"))
+    daemon.inn.guest("web1").delete(force=True)
+    daemon.stop()
+    assert daemon.leftovers() == []
+
+
+def test_a_fork_that_fails_leaves_none_of_those_it_took(daemon: Daemon, guest: Guest) -> None:
+    """Cut off in the midst, it gives back names and machines."""
+    fork_until_some_wait(daemon, guest, 2)
+    connection = Connection(daemon.socket)
+    for turn in range(4):
+        job = connection.ask(guest_calls.fork_guest("web1", name="try", count=8))
+        time.sleep(0.02 * turn)
+        connection.ask(job_calls.cancel_job(job.id))
+        wait_for("it has ended", lambda: not daemon.inn.jobs("running"))
+        assert connection.ask(job_calls.show_job(job.id)).state is JobState.CANCELLED
+    assert [each.name for each in daemon.inn.guests()] == ["web1"]
+    assert guest.fork(name="try-1").run("hostname").stdout == "try-1\n"
+
+
+def test_a_burst_that_outlasts_the_ready_ones_has_some_started(
+    daemon: Daemon, snapshot: Snapshot
+) -> None:
+    for each in snapshot.fork(MOST_OF_ONE + 1):
+        each.delete(force=True)
+    wait_for("all are there", lambda: (spares(daemon), started(daemon)) == (MOST_OF_ONE, 1))
+    before = set(daemon.qemu_pids().values())
+    forks = snapshot.fork(MOST_OF_ONE + 1)
+    assert {each.info.pid for each in forks} <= before
+    assert all(each.run("test -e /ready").ok and each.info.origin == snapshot.id for each in forks)
+
+
+# -- what must not be left -------------------------------------------------------------------------
 
 
 def test_they_are_nobodys_after_kill_9_and_none_is_left(daemon: Daemon, snapshot: Snapshot) -> None:

@@ -18,8 +18,8 @@ import msgspec
 from serai.disk.files import naming_disk_problems, write_durably
 from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen, Moment
 from serai.engine.house import House
+from serai.engine.moments import Moment, Promise, Template
 from serai.engine.ports import plug
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
@@ -33,7 +33,7 @@ from serai.engine.running import (
     write_running,
 )
 from serai.engine.seeding import write_seed
-from serai.errors import Busy, SeraiError
+from serai.errors import Busy, Code, HostFailure, SeraiError
 from serai.host.supervise import Supervisor
 from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
@@ -66,7 +66,7 @@ class Told:
 
 def new_record(
     house: House,
-    frozen: Frozen,
+    template: Template,
     spec: GuestSpec,
     *,
     guest_id: str,
@@ -79,25 +79,25 @@ def new_record(
     bubble: InBubble | None = None,
     same: bool = False,
 ) -> GuestRecord:
-    """Return the record of a new guest of what was frozen; it has a number and addresses from now on.
+    """Return the record of a new guest like the template; it has a number and addresses from now on.
 
-    Its ports are like those of the frozen guest, and ``more``, all in ``bubble``; there they have the
+    Its ports are like those of the template, and ``more``, all in ``bubble``; there they have the
     ``same`` addresses if wished. ``seed`` "" means what its source was told, ``hostname`` "" its own
     name. Raises as ``Fabric.claim`` does.
     """
-    ports = _claim_ports(house, frozen, (guest_id, spec.name), more, bubble, same=same)
+    ports = _claim_ports(house, template, (guest_id, spec.name), more, bubble, same=same)
     random, now = house.new_id(), house.journal.now()
     # what nobody is shown is no reader of a volume either; the layer it has all the same
     known = () if coming == POOL else house.shelf.volumes
     return fork_record(
-        msgspec.structs.replace(frozen.record, spec=spec, seed=seed or frozen.record.seed),
+        msgspec.structs.replace(template.record, spec=spec, seed=seed or template.record.seed),
         guest_id=guest_id,
         number=house.names.claim_number(),
         name=spec.name,
         mac="52:54:00:" + ":".join(random[i : i + 2] for i in (0, 2, 4)),
         genid=house.new_id(),
         now=now,
-        volumes=copies_over(frozen.record, frozen.volumes, "", known),
+        volumes=copies_over(template.record, template.volumes, "", known),
         origin=origin,
         expires_at=now + ttl if ttl else 0.0,
         coming=coming,
@@ -108,16 +108,16 @@ def new_record(
 
 def _claim_ports(
     house: House,
-    frozen: Frozen,
+    template: Template,
     owner: tuple[str, str],
     more: tuple[PortSpec, ...],
     bubble: InBubble | None,
     *,
     same: bool,
 ) -> tuple[Port, ...]:
-    like = {house.new_id(): port for port in frozen.record.ports}
+    like = {house.new_id(): port for port in template.record.ports}
     ports = house.fabric.claim_like(owner, like, bubble, same=same)
-    names = {each.name for each in frozen.record.ports} or {USER_NIC}
+    names = {each.name for each in template.record.ports} or {USER_NIC}
     try:
         new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names, bubble)
     except BaseException:
@@ -132,19 +132,19 @@ def forget_record(house: House, record: GuestRecord) -> None:
     house.fabric.release(record.ports)
 
 
-async def bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bool) -> None:
+async def bring_to_life(child: GuestDriver, template: Template, *, keep_identity: bool) -> None:
     """Let a new guest run, in its own task: from the moment, or from its disks where there is none.
 
     On failure no process of it is left; its folder and record are the caller's.
     """
-    await make_files(child, child.record, frozen.uefi_vars)
+    await make_files(child, child.record, template.uefi_vars)
     child.happen(Happening.CREATED)
     child.enter(GuestState.STARTING)
-    if frozen.moment is None:
+    if template.moment is None:
         await start_cold(child)
         return
     try:
-        await be_born(child, frozen.moment, parent=frozen.record, keep_identity=keep_identity)
+        await be_born(child, template.moment, parent=template.record, keep_identity=keep_identity)
         await plug_missing(child)
     except BaseException:
         child.happen(Happening.START_FAILED)
@@ -179,28 +179,47 @@ def _make_files(driver: GuestDriver, folder: Path, record: GuestRecord, uefi_var
             make_head(folder_of(driver, volume), volume)
 
 
-async def take_up(driver: GuestDriver, record: GuestRecord, moment: Moment) -> Instance:
-    """Start a QEMU for the guest that has taken the moment up; its processors are held still.
+async def take_up(
+    driver: GuestDriver, record: GuestRecord, ahead: Moment | Promise
+) -> tuple[Instance, Moment]:
+    """Start a QEMU for the guest, and have it take the moment up; its processors are held still.
 
-    ``record`` is the guest's, or what that will be. On failure nothing of it is left running.
+    ``record`` is the guest's, or what that will be. Returns the moment as it came. On failure nothing
+    of it is left running.
     """
     with driver.house.shelf.openers.opening():
-        instance = await _prepare(driver, record, moment)
+        instance = await _prepare(driver, record, ahead)
     try:
-        await moment.come()
+        moment = await _come(instance, ahead)
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
         await instance.end(0.0)
         await dismiss(driver, instance)
         raise
-    return instance
+    return instance, moment
 
 
-async def _prepare(driver: GuestDriver, record: GuestRecord, moment: Moment) -> Instance:
+async def _come(instance: Instance, ahead: Moment | Promise) -> Moment:
+    """Wait for the moment; HostFailure (``guest-start-failed``) if the QEMU ends that waits for it."""
+    coming = asyncio.ensure_future(ahead.come())
+    ending = asyncio.ensure_future(instance.process.wait())
+    try:
+        await asyncio.wait({coming, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise HostFailure(
+                Code.GUEST_START_FAILED, "QEMU ended before there was a moment to take up"
+            )
+        return coming.result()
+    finally:
+        coming.cancel()
+        ending.cancel()
+
+
+async def _prepare(driver: GuestDriver, record: GuestRecord, ahead: Moment | Promise) -> Instance:
     """Start a QEMU that waits for the moment."""
     house = driver.house
-    base = await house.bases.find(moment.base)
-    machine = machine_from(driver, record, moment.machine)
+    base = await house.bases.find(ahead.base)
+    machine = machine_from(driver, record, ahead.machine)
     await house.cabling.connect(record)
     run_dir = house.places.guests_run / driver.record.id
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -240,14 +259,14 @@ def machine_from(driver: GuestDriver, record: GuestRecord, frozen: Machine) -> M
 
 
 async def be_born(
-    driver: GuestDriver, moment: Moment, *, parent: GuestRecord, keep_identity: bool
+    driver: GuestDriver, ahead: Moment | Promise, *, parent: GuestRecord, keep_identity: bool
 ) -> None:
     """Take the moment up and let the new guest run; it is RUNNING once it knows who it is.
 
     Until then it hears and says nothing: its cables are out. On failure no process of it is left;
     its folder and record are the caller's.
     """
-    instance = await take_up(driver, driver.record, moment)
+    instance, moment = await take_up(driver, driver.record, ahead)
     write_running(driver, instance)
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)

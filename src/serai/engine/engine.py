@@ -8,7 +8,7 @@ elsewhere.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from serai.disk.pulling import IndexRequest
@@ -35,6 +35,7 @@ from serai.model.schedule import Judgement, Keep, Schedule
 from serai.model.snapshot import Snapshot
 from serai.model.talk import ExecRequest, ExecResult, SshAddress, VncAddress
 from serai.model.volume import Pool, VolumeInfo
+from serai.plan.pool import Kind
 from serai.store.changes import PutUsage
 
 SSH_TIMEOUT = 15.0
@@ -44,7 +45,10 @@ class Engine:
     """One per daemon. ``describe`` gives the daemon's own facts for ``status``."""
 
     def __init__(
-        self, house: House, bus: Bus, describe: Callable[[int, int, int], DaemonStatus]
+        self,
+        house: House,
+        bus: Bus,
+        describe: Callable[[int, int, Mapping[Kind, int]], DaemonStatus],
     ) -> None:
         self._house = house
         self._bus = bus
@@ -149,7 +153,8 @@ class Engine:
         """Return how the daemon is."""
         shown = self._guests.all()
         running = sum(each.state in ON_STATES for each in shown)
-        return self._describe(len(shown), running, self._keepers.forker.pool.count)
+        spares = self._keepers.forker.pool.counts
+        return self._describe(len(shown), running, spares)
 
     def log_path(self, guest: str) -> Path:
         """Return the serial log of a guest, running or not."""

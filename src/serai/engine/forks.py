@@ -8,19 +8,22 @@ If one fails, all that this job made are gone.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
+from serai.engine.ahead import ReadySpare, StartedSpare
 from serai.engine.births import bring_to_life, forget_record, new_record
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen, freeze
+from serai.engine.freezing import freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
 from serai.engine.meeting import Meeting
+from serai.engine.moments import Frozen
 from serai.engine.procedures import remove_guest, wait_inside, waits_of
 from serai.engine.snapshots import SnapshotKeeper, check_admitted
-from serai.engine.spares import Adopt, Spare, SparePool, name_spare
+from serai.engine.spares import Adopt, SparePool
+from serai.engine.wishes import Wish, hand_out
 from serai.errors import Busy, SeraiError
 from serai.host.tools import available_memory
 from serai.model.actions import Action, ForkGuest, LaunchGuest
@@ -30,7 +33,7 @@ from serai.model.guest import GuestRecord, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job
 from serai.model.lifecycle import Verb
-from serai.model.network import InBubble, PortSpec
+from serai.model.network import InBubble
 from serai.plan.snapshot import check_fork_room, check_group, fork_names, group_names
 from serai.store.changes import PutGuest
 
@@ -41,39 +44,15 @@ BIRTHS_AT_ONCE = 4
 TOLD_NAMES = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What is to be made: a guest for each name, from what ``find`` gives.
-
-    ``origin`` is the snapshot's id, "" for a guest as it is now. ``seed`` and ``hostname`` are what it
-    is told at its first boot, "" for what its source was. In a group each of ``groups`` has a name for
-    everything that ``find`` gives, in the same order; guests of a group share a bubble. ``bubble`` is
-    the one in which the source is.
-    """
-
-    names: list[str]
-    source: str
-    subject: str
-    origin: str
-    find: Callable[[], Awaitable[Sequence[Frozen]]]
-    spec: Callable[[GuestSpec], GuestSpec]
-    ttl: float
-    keep_identity: bool
-    wait: bool
-    ports: tuple[PortSpec, ...] = ()
-    wait_for: WaitFor = WaitFor.AGENT
-    seed: str = ""
-    hostname: str = ""
-    groups: list[list[str]] = field(default_factory=list)
-    bubble: InBubble | None = None
-
-    def which(self, name: str) -> int:
-        """Return the place, in what ``find`` gives, of what the guest is made from."""
-        return next((group.index(name) for group in self.groups if name in group), 0)
+Birth = Callable[[], Awaitable[None]]
 
 
 def _same(spec: GuestSpec) -> GuestSpec:
     return spec
+
+
+async def _bring_to_life(child: GuestDriver, frozen: Frozen, *, keep_identity: bool) -> None:
+    await child.do_first(lambda: bring_to_life(child, frozen, keep_identity=keep_identity))
 
 
 class Forker:
@@ -94,7 +73,7 @@ class Forker:
         self._adopt = adopt
         self._find = find
         self._meeting = asyncio.Lock()
-        self.pool = SparePool(house, snapshots, adopt, lambda: bool(self._under_way))
+        self.pool = SparePool(house, snapshots, adopt, find, lambda: bool(self._under_way))
         self._slots = asyncio.Semaphore(BIRTHS_AT_ONCE)
         self._under_way: dict[str, LiveJob] = {}
         self._unborn: dict[str, int] = {}
@@ -120,6 +99,7 @@ class Forker:
             source=source.name,
             subject=source.name,
             origin=origin,
+            guest=source.record.id,
             find=find,
             spec=_same,
             ttl=action.ttl,
@@ -257,7 +237,10 @@ class Forker:
 
     async def _begin(self, action: Action, wish: Wish, key: str) -> Job:
         house = self._house
-        spares = self._spares_for(wish)
+        spares = []
+        if wish.stock:
+            self.pool.note(wish.stock, len(wish.names), is_settled=bool(wish.origin))
+            spares = self.pool.take_ready(wish.stock, len(wish.names))
         try:
             unborn = len(wish.names) - len(spares)
             check_fork_room(unborn, available_memory(), sum(self._unborn.values()))
@@ -277,12 +260,6 @@ class Forker:
         job.belongs_to(house.supervisor.start(run, name=f"fork of {wish.source}"))
         return job.job
 
-    def _spares_for(self, wish: Wish) -> list[Spare]:
-        """Take what the pool has; who is to keep what it knows of itself can't be made ahead."""
-        if not wish.origin or wish.keep_identity or wish.ports or wish.bubble:
-            return []
-        return self.pool.take(wish.origin, len(wish.names))
-
     def _claim(self, names: list[str], ready: list[str]) -> dict[str, str]:
         """Claim the names, the first of them for the ids that are there already."""
         ids: dict[str, str] = {}
@@ -301,24 +278,28 @@ class Forker:
             self._house.names.release(name, guest_id)
 
     async def _carry_out(
-        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[Spare]
+        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[ReadySpare]
     ) -> None:
         with self._house.seeds.held(wish.seed):
             await self._make_all(job, wish, ids, spares)
 
     async def _make_all(
-        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[Spare]
+        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[ReadySpare]
     ) -> None:
         made: list[GuestDriver] = []
         try:
             made += await self._name_all(job, wish, ids, spares)
             if ids:
                 found = await wish.find()
+                started = self._take_started(wish, found, len(ids))
                 try:
-                    cold = await self._make(job, found, wish, ids)
-                    made += cold
-                    await self._let_live(job, found, wish, cold)
+                    made += [each.driver for each in started]
+                    births = await self._hand_out(job, found[0], wish, ids, started)
+                    births += await self._make(job, found, wish, ids, made)
+                    await self._let_live(job, wish, births)
                 finally:
+                    for spare in started:
+                        await spare.call_off()
                     for each in found:
                         each.close()
             await self._finish(job, wish, made)
@@ -333,7 +314,7 @@ class Forker:
             self.pool.ring()
 
     async def _name_all(
-        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[Spare]
+        self, job: LiveJob, wish: Wish, ids: dict[str, str], spares: list[ReadySpare]
     ) -> list[GuestDriver]:
         """Make the spares what is wished for; return those that are, out of ``ids``.
 
@@ -355,27 +336,15 @@ class Forker:
             ids |= self._claim([name], [])
         return made
 
-    async def _name(self, job: LiveJob, wish: Wish, spare: Spare, name: str) -> None:
-        """Turn a spare into the guest that is wished for. What is stored of it still says POOL."""
-        driver, now = spare.driver, self._house.journal.now()
+    async def _name(self, job: LiveJob, wish: Wish, spare: ReadySpare, name: str) -> None:
+        """Turn a spare into the guest that is wished for."""
 
         async def work() -> None:
-            await name_spare(spare, name)
+            await spare.name(name)
             frozen = self._house.shelf.snapshots[wish.origin].guest.spec
-            driver.revise(
-                spec=msgspec.structs.replace(wish.spec(frozen), name=name),
-                created_at=now,
-                expires_at=now + wish.ttl if wish.ttl else 0.0,
-                coming=job.id,
-                hostname=name if driver.record.seed else "",
-            )
-            self._house.fabric.hold(driver.record.id, name, driver.record.ports)
-            if driver.record.ports:
-                await self._house.cabling.refresh()
-            driver.tell(EventKind.GUEST_FORKED, source=wish.source)
-            driver.tell(EventKind.GUEST_STATE, state=str(driver.state), before="")
+            await hand_out(spare, wish, frozen, name=name, job_id=job.id)
 
-        await driver.do(Verb.TALK, work)
+        await spare.driver.do(Verb.TALK, work)
 
     async def _finish(self, job: LiveJob, wish: Wish, made: list[GuestDriver]) -> None:
         """End the job: the guests stay from here on, also one whose agent stays silent."""
@@ -400,10 +369,38 @@ class Forker:
         for each in waits_of(wait_for, child.image):
             await wait_inside(child, job, each)
 
+    def _take_started(self, wish: Wish, found: Sequence[Frozen], count: int) -> list[StartedSpare]:
+        return self.pool.take_started(wish.stock, found[0], count) if wish.stock else []
+
+    async def _hand_out(
+        self,
+        job: LiveJob,
+        frozen: Frozen,
+        wish: Wish,
+        ids: dict[str, str],
+        started: Sequence[StartedSpare],
+    ) -> list[Birth]:
+        """Make started spares the first of the guests that are wished for, and say how each is born.
+
+        Their names are out of ``ids`` then.
+        """
+        names, births = self._house.names, list[Birth]()
+        for name, spare in zip(list(ids), started, strict=False):
+            names.release(name, ids.pop(name))
+            names.claim(name, spare.driver.record.id)
+            await hand_out(spare, wish, frozen.record.spec, name=name, job_id=job.id)
+            births.append(partial(spare.be_born, frozen))
+        return births
+
     async def _make(
-        self, job: LiveJob, found: Sequence[Frozen], wish: Wish, ids: dict[str, str]
-    ) -> list[GuestDriver]:
-        """Store the new guests, all together; they are in the house from then on."""
+        self,
+        job: LiveJob,
+        found: Sequence[Frozen],
+        wish: Wish,
+        ids: dict[str, str],
+        made: list[GuestDriver],
+    ) -> list[Birth]:
+        """Store new guests, all together, and say how each is born; they are ``made`` from then on."""
         house, routes = self._house, list[str]()
         if wish.keep_identity and any(each.record.ports for each in found):
             routes = await house.cabling.routes()
@@ -418,7 +415,12 @@ class Forker:
             for record in records:
                 forget_record(house, record)
             raise
-        return [self._adopt(record) for record in records]
+        births = list[Birth]()
+        for record in records:
+            frozen, child = found[wish.which(record.spec.name)], self._adopt(record)
+            made.append(child)
+            births.append(partial(_bring_to_life, child, frozen, keep_identity=wish.keep_identity))
+        return births
 
     def _records(
         self,
@@ -481,26 +483,21 @@ class Forker:
                 )
         return bubbles
 
-    async def _let_live(
-        self, job: LiveJob, found: Sequence[Frozen], wish: Wish, made: list[GuestDriver]
-    ) -> None:
-        """Bring all to life, a few at a time; the first failure ends the others."""
+    async def _let_live(self, job: LiveJob, wish: Wish, births: Sequence[Birth]) -> None:
+        """Let all be born, a few at a time; the first failure ends the others."""
         done = 0
 
-        async def one(child: GuestDriver) -> None:
+        async def one(birth: Birth) -> None:
             nonlocal done
             async with self._slots:
-                frozen = found[wish.which(child.name)]
-                await child.do_first(
-                    lambda: bring_to_life(child, frozen, keep_identity=wish.keep_identity)
-                )
+                await birth()
             done += 1
-            self._unborn[wish.names[0]] = len(made) - done
-            job.progress(done, len(made), f"{done} of {len(made)} run")
+            self._unborn[wish.names[0]] = len(births) - done
+            job.progress(done, len(births), f"{done} of {len(births)} run")
 
         async with asyncio.TaskGroup() as group:
-            for child in made:
-                group.create_task(one(child))
+            for birth in births:
+                group.create_task(one(birth))
 
     async def _undo(
         self, job: LiveJob, made: list[GuestDriver], ids: dict[str, str], error: BaseException

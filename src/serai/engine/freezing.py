@@ -18,8 +18,8 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,9 @@ import msgspec
 from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
-from serai.engine.jobs import error_of
 from serai.engine.leading import open_forwards
 from serai.engine.meeting import ALONE, Meeting
+from serai.engine.moments import Frozen, Moment, bringing
 from serai.engine.plugging import finish_plugging
 from serai.engine.running import (
     attach,
@@ -57,78 +57,6 @@ from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 FREEZE_TIMEOUT = 30.0
 QUIESCE_TIMEOUT = 10.0
 LATE_THAW_TIMEOUT = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """A running guest's memory at one moment: what any number of QEMUs can take up.
-
-    ``base`` names the frozen memory, ``state_fd`` is the stream of devices, ``pages_fd`` the pages
-    that differ from the base (None: none do). ``machine`` is what ran. ``quiesced``: its file systems
-    are frozen in it, and its agent has to thaw them first. ``coming`` ends when what the descriptors are
-    for is written, or nobody writes it any more; None: it is. ``give_up`` hurries that end.
-    """
-
-    base: str
-    machine: Machine
-    state_fd: int
-    pages_fd: int | None
-    quiesced: bool = False
-    coming: asyncio.Future[None] | None = None
-    give_up: Callable[[], object] | None = None
-
-    async def come(self) -> None:
-        """Wait until it has; raises what came in between."""
-        if self.coming is not None:
-            await asyncio.shield(self.coming)
-
-    def close(self) -> None:
-        """Let go of the descriptors, once nobody writes to them; the base stays."""
-        if self.coming is not None and not self.coming.done():
-            self.coming.add_done_callback(lambda _: self._close())
-            if self.give_up is not None:
-                self.give_up()
-            return
-        self._close()
-
-    def _close(self) -> None:
-        os.close(self.state_fd)
-        if self.pages_fd is not None:
-            os.close(self.pages_fd)
-
-
-@contextmanager
-def bringing(coming: asyncio.Future[None]) -> Iterator[None]:
-    """Tell all who wait for a moment how the block ends that writes it."""
-    try:
-        yield
-    except BaseException as error:
-        coming.set_exception(error_of(error))
-        coming.exception()  # there may be nobody who waits for it
-        raise
-    coming.set_result(None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
-    """A guest at one moment: its record, its disks and, if it ran and that was wanted, its memory.
-
-    ``uefi_vars`` are its firmware's variables, b"" under BIOS. Until it is closed its layers are held:
-    nothing may stand on them yet.
-    """
-
-    record: GuestRecord
-    volumes: tuple[FrozenVolume, ...]
-    layers: tuple[Layer, ...]
-    moment: Moment | None
-    uefi_vars: bytes
-    holding: contextlib.ExitStack
-
-    def close(self) -> None:
-        """Let go of the memory, and of the layers."""
-        self.holding.close()
-        if self.moment is not None:
-            self.moment.close()
 
 
 Also = Callable[[tuple[FrozenVolume, ...]], tuple[Change, ...]]

@@ -23,9 +23,9 @@ from serai.engine.births import (
     thaw,
 )
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.leading import open_forwards
+from serai.engine.moments import Frozen
 from serai.engine.plugging import give_back, keep_given_back
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
@@ -69,7 +69,7 @@ async def restore(
         await asyncio.to_thread(_put_firmware_aside, driver)
         await make_files(driver, coming, loaded.uefi_vars)
         if loaded.moment is not None:
-            upcoming = await take_up(driver, coming, loaded.moment)
+            upcoming, _ = await take_up(driver, coming, loaded.moment)
         job.hold()  # from here on it is done whole
         await job.enter("swap")
         await _end_present(driver)

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -20,9 +20,10 @@ from serai.disk.firmware import firmware_name
 from serai.disk.volumes import is_empty_head
 from serai.engine.collecting import collect, delete_files, drop_all_of, forget_all_of
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen, Moment, bringing, check_can_quiesce, freeze
+from serai.engine.freezing import check_can_quiesce, freeze
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob, error_of, interrupted
+from serai.engine.moments import Frozen, Moment, Promise, Promised, bringing
 from serai.engine.restoring import restore
 from serai.engine.running import folder_of
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
@@ -367,11 +368,8 @@ class SnapshotKeeper:
 
     async def _load(self, snapshot: SnapshotRecord, holding: ExitStack) -> Frozen:
         shelf, memory = self._house.shelf, snapshot.memory
+        uefi_vars = await self._load_disks(snapshot)
         moment = None
-        shelf.used[snapshot.id] = self._house.journal.now()
-        uefi_vars = await asyncio.to_thread(self._house.firmware.get, snapshot.firmware)
-        for volume in snapshot.volumes:
-            await self._verify_layers(volume.layer)
         if memory is not None:
             await self._house.bases.find(memory.base)
             moment = self._bring(memory, quiesced=snapshot.quiesced)
@@ -384,6 +382,32 @@ class SnapshotKeeper:
             uefi_vars=uefi_vars,
             holding=holding,
         )
+
+    @asynccontextmanager
+    async def promised(self, snapshot: SnapshotRecord) -> AsyncIterator[Promised]:
+        """Give what a fork of a snapshot with memory is going to be, without reading its memory yet.
+
+        Its layers are held in the block. Raises as ``load`` does.
+        """
+        memory = snapshot.memory
+        assert memory is not None
+        with self._house.shelf.hold(each.layer for each in snapshot.volumes if each.layer):
+            uefi_vars = await self._load_disks(snapshot)
+            await self._house.bases.find(memory.base)
+            yield Promised(
+                record=snapshot.guest,
+                volumes=snapshot.volumes,
+                moment=Promise(base=memory.base, machine=memory.machine),
+                uefi_vars=uefi_vars,
+            )
+
+    async def _load_disks(self, snapshot: SnapshotRecord) -> bytes:
+        """Verify the layers of a snapshot; return its firmware's variables."""
+        self._house.shelf.used[snapshot.id] = self._house.journal.now()
+        uefi_vars = await asyncio.to_thread(self._house.firmware.get, snapshot.firmware)
+        for volume in snapshot.volumes:
+            await self._verify_layers(volume.layer)
+        return uefi_vars
 
     def _bring(self, memory: FrozenMemory, *, quiesced: bool) -> Moment:
         """Begin to read a memory; who takes it up starts a QEMU meanwhile."""

@@ -1,40 +1,38 @@
-"""The pool: forks of a snapshot that are made before anybody asks, and handed to who asks next.
+"""The pool: machines that are made before anybody asks, and handed to who asks next.
 
-A spare is a guest in everything but a name. It runs, under an id, a uid, a MAC address and a random
-seed of its own, and knows them; so its clock is right, and what is left to do is to call it
-something. It is in the house like every guest, with a record that says ``POOL``: nobody is shown it,
-no event tells of it, and a daemon that finds one at its start removes it, as it would any fork that
-was not finished. A spare only ever becomes a fork of its own snapshot.
-
-How many of which there are is decided in ``plan.pool``. None is made while forks are on their way.
+What they are is told in ``ahead``, how many there are is decided in ``plan.pool``. Nobody is shown
+one, no event tells of it, and a daemon that finds one at its start removes it, as it would any fork
+that was not finished. A spare only ever becomes a fork of its own source. None is made while forks
+are on their way.
 """
 
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from serai.engine.births import NONCE_BYTES, bring_to_life, forget_record, new_record
+from serai.engine.ahead import (
+    ReadySpare,
+    Spare,
+    StartedSpare,
+    make_ready,
+    make_started,
+    promise_of,
+)
+from serai.engine.births import forget_record, new_record
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import Frozen
 from serai.engine.house import House
+from serai.engine.moments import Frozen, Promised, Template
 from serai.engine.procedures import remove_guest
 from serai.engine.snapshots import SnapshotKeeper
-from serai.errors import Busy, Code, Conflict, SeraiError
+from serai.errors import Code, Conflict, SeraiError
 from serai.host.tools import available_memory
-from serai.model.guest import POOL, AgentState, GuestRecord, RestartPolicy
-from serai.model.image import Expect
-from serai.model.lifecycle import GuestState
-from serai.model.snapshot import SnapshotRecord, SnapshotState
-from serai.plan.pool import Budget, Demand, plan_turn
-from serai.plan.reborn import as_name_line
-from serai.plan.snapshot import ROOM_PER_FORK
-from serai.qemu.instance import Instance
+from serai.model.guest import POOL, GuestRecord, RestartPolicy
+from serai.model.snapshot import SnapshotState
+from serai.plan.pool import Budget, Demand, Kind, Stock, plan_turn
 from serai.store.changes import PutGuest
 
 log = logging.getLogger(__name__)
@@ -42,49 +40,28 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 2.0
 LEAST_LEFT = 10
 """What part of the host's memory the pool leaves alone: one tenth."""
-HOST_NAME = "/proc/sys/kernel/hostname"
-HOST_NAME_FILE = "/etc/hostname"
-LARGEST_NAME_FILE = 256
-NAMING_LIMIT = 2.0
-"""One that does not answer by then is slower than a new one."""
 
 Adopt = Callable[[GuestRecord], GuestDriver]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spare:
-    """A guest that waits for a name: at the port where it was told all else, or by its agent.
-
-    ``handle`` is for the latter: its host name's file, opened ahead. ``has_name_file``: the name also
-    stands in a file, which every later boot reads.
-    """
-
-    driver: GuestDriver
-    snapshot: str
-    handle: int | None = None
-    has_name_file: bool = False
-
-    @property
-    def is_ready(self) -> bool:
-        """True while it runs and its agent answers."""
-        return (
-            self.driver.state is GuestState.RUNNING
-            and self.driver.agent_state is AgentState.ANSWERING
-        )
-
-
 class SparePool:
-    """All spares. ``is_busy`` tells whether forks are on their way."""
+    """All spares. ``find`` finds a guest by its id, ``is_busy`` tells whether forks are on their way."""
 
     def __init__(
-        self, house: House, snapshots: SnapshotKeeper, adopt: Adopt, is_busy: Callable[[], bool]
+        self,
+        house: House,
+        snapshots: SnapshotKeeper,
+        adopt: Adopt,
+        find: Callable[[str], GuestDriver],
+        is_busy: Callable[[], bool],
     ) -> None:
         self._house = house
         self._snapshots = snapshots
         self._adopt = adopt
+        self._find = find
         self._is_busy = is_busy
         self._demands: dict[str, Demand] = {}
-        self._ready: list[Spare] = []
+        self._there: list[Spare] = []
         self._bell = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._making: asyncio.Task[Spare | None] | None = None
@@ -93,22 +70,33 @@ class SparePool:
     # -- taking ------------------------------------------------------------------------------------
 
     @property
-    def count(self) -> int:
-        """How many are ready."""
-        return len(self._ready)
+    def counts(self) -> Counter[Kind]:
+        """How many there are of each kind."""
+        return Counter(each.stock.kind for each in self._there)
 
-    def take(self, snapshot: str, count: int) -> list[Spare]:
-        """Take up to ``count`` spares of a snapshot, and remember that so many were asked for."""
-        before = self._demands.get(snapshot, Demand())
-        self._demands[snapshot] = before.with_one_more(count, self._house.journal.now())
-        fit = [each for each in self._ready if each.snapshot == snapshot and each.is_ready]
-        taken = fit[:count]
-        self._ready = [each for each in self._ready if each not in taken]
+    def note(self, source: str, count: int, *, is_settled: bool) -> None:
+        """Remember that so many forks were asked for: of a snapshot, or of a guest as it is."""
+        before = self._demands.get(source, Demand(is_settled=is_settled))
+        self._demands[source] = before.with_one_more(count, self._house.journal.now())
+
+    def take_ready(self, snapshot: str, count: int) -> list[ReadySpare]:
+        """Take up to ``count`` ready spares of a snapshot."""
+        fit = [each for each in self._there if isinstance(each, ReadySpare)]
+        taken = [each for each in fit if each.source == snapshot and each.is_usable][:count]
+        self._forget(taken)
         return taken
 
-    def give_back(self, spares: list[Spare]) -> None:
+    def take_started(self, source: str, frozen: Frozen, count: int) -> list[StartedSpare]:
+        """Take up to ``count`` started ones of a snapshot or guest that can be what was frozen."""
+        fit = [each for each in self._there if isinstance(each, StartedSpare)]
+        fit = [each for each in fit if each.source == source and each.is_usable]
+        taken = [each for each in fit if each.fits(frozen)][:count]
+        self._forget(taken)
+        return taken
+
+    def give_back(self, spares: Sequence[Spare]) -> None:
         """Keep spares that were taken and are not used."""
-        self._ready += spares
+        self._there += spares
 
     def ring(self) -> None:
         """Look soon whether something is to be done: forks have ended, or something has gone."""
@@ -128,12 +116,12 @@ class SparePool:
             self._making.cancel()
         if self._task is not None:
             await asyncio.wait({self._task})
-        await self._remove(list(self._ready))
+        await self._remove(self._there)
 
     async def drop_of(self, snapshot: str) -> None:
         """Remove the spares of a snapshot that goes, and forget that anybody asked for it."""
         self._demands.pop(snapshot, None)
-        await self._remove([each for each in self._ready if each.snapshot == snapshot])
+        await self._remove([each for each in self._there if each.source == snapshot])
 
     async def _run(self) -> None:
         while not self._closing:
@@ -146,82 +134,114 @@ class SparePool:
 
     async def _take_turn(self) -> bool:
         """Do what is to be done next; False when it is nothing."""
-        shelf, now = self._house.shelf.snapshots, self._house.journal.now()
+        now = self._house.journal.now()
         self._demands = {
             each: demand
             for each, demand in self._demands.items()
-            if each in shelf and demand.is_fresh(now)
+            if demand.is_fresh(now) and self._can_be_made_of(each)
         }
-        await self._remove([each for each in self._ready if not each.is_ready])
-        ready = Counter(each.snapshot for each in self._ready)
-        turn = plan_turn(self._demands, ready, self._budget(), now)
-        for snapshot, count in turn.drop.items():
-            await self._remove([each for each in self._ready if each.snapshot == snapshot][:count])
+        await self._remove([each for each in self._there if not self._is_good(each)])
+        there = Counter(each.stock for each in self._there)
+        turn = plan_turn(self._demands, there, self._budget(), now)
+        for stock, count in turn.drop.items():
+            await self._remove([each for each in self._there if each.stock == stock][:count])
         if turn.make:
             await self._make_safely(turn.make)
-        return bool(turn.make)
+        return turn.make is not None
+
+    def _is_good(self, spare: Spare) -> bool:
+        """Tell whether a spare can still be handed out, as far as is known."""
+        if spare.source in self._house.shelf.snapshots or isinstance(spare, ReadySpare):
+            return spare.is_usable
+        now = self._promise_of(spare.source)
+        return spare.is_usable and now is not None and spare.fits(now)
+
+    def _promise_of(self, guest_id: str) -> Promised | None:
+        try:
+            return promise_of(self._find(guest_id))
+        except SeraiError:
+            return None
+
+    def _can_be_made_of(self, source: str) -> bool:
+        """Tell whether it is known what a fork of it is going to be."""
+        snapshot = self._house.shelf.snapshots.get(source)
+        if snapshot is None:
+            return self._promise_of(source) is not None
+        return snapshot.memory is not None and snapshot.state is SnapshotState.READY
 
     def _budget(self) -> Budget:
         return Budget(
             limit=self._house.settings.pool_memory,
-            each=ROOM_PER_FORK,
             available=available_memory(),
             reserve=self._house.capabilities.memory // LEAST_LEFT,
         )
 
-    async def _remove(self, spares: list[Spare]) -> None:
-        self._ready = [each for each in self._ready if each not in spares]
-        gone = await asyncio.gather(
-            *(remove_guest(each.driver) for each in spares), return_exceptions=True
-        )
+    def _forget(self, spares: Sequence[Spare]) -> None:
+        self._there = [each for each in self._there if each not in spares]
+
+    async def _remove(self, spares: Sequence[Spare]) -> None:
+        self._forget(spares)
+        gone = await asyncio.gather(*(each.remove() for each in spares), return_exceptions=True)
         for problem in gone:
             if isinstance(problem, BaseException):
                 log.warning("a spare was not removed: %s", problem)
 
     # -- making ------------------------------------------------------------------------------------
 
-    async def _make_safely(self, snapshot: str) -> None:
+    async def _make_safely(self, stock: Stock) -> None:
         """Make a spare; one that can't be made is not tried again until somebody asks again."""
-        making = self._making = self._house.supervisor.start(self._try(snapshot), name="spare")
+        making = self._making = self._house.supervisor.start(self._try(stock), name="spare")
         try:
             await asyncio.wait({making})
         finally:
             self._making = None
         made = None if making.cancelled() or making.exception() else making.result()
         if made is None:
-            self._demands.pop(snapshot, None)
+            self._demands.pop(stock.source, None)
         else:
-            self._ready.append(made)
+            self._there.append(made)
 
-    async def _try(self, snapshot: str) -> Spare | None:
+    async def _try(self, stock: Stock) -> Spare | None:
         try:
-            return await self._make(self._house.shelf.snapshots[snapshot])
+            return await self._make(stock)
         except SeraiError as error:
             log.warning("no spare was made: %s", error.message)
             return None
 
-    async def _make(self, snapshot: SnapshotRecord) -> Spare:
-        if snapshot.memory is None or snapshot.state is not SnapshotState.READY:
-            raise Conflict(Code.SNAPSHOT_STATE, f"{snapshot.name} has no memory to take up")
+    async def _make(self, stock: Stock) -> Spare:
+        snapshot = self._house.shelf.snapshots.get(stock.source)
+        if snapshot is None:
+            source = self._find(stock.source)
+            promised = promise_of(source)
+            if promised is None:
+                raise Conflict(
+                    Code.GUEST_STATE, f"{source.name} is not what it was when it was forked"
+                )
+            await self._house.bases.find(promised.moment.base, source.instance)
+            return await self._start(stock.source, promised, origin="")
+        if stock.kind is Kind.STARTED:
+            async with self._snapshots.promised(snapshot) as promised:
+                return await self._start(stock.source, promised, origin=snapshot.id)
         frozen = await self._snapshots.load(snapshot)
         try:
             driver = await self._store(frozen, snapshot.id)
-            try:
-                await driver.do_first(lambda: bring_to_life(driver, frozen, keep_identity=False))
-                return await _ready_to_be_named(driver, snapshot.id)
-            except BaseException:
-                await remove_guest(driver)
-                raise
+            async with _removed_on_failure(driver):
+                return await make_ready(driver, snapshot.id, frozen)
         finally:
             frozen.close()
 
-    async def _store(self, frozen: Frozen, snapshot: str) -> GuestDriver:
+    async def _start(self, source: str, promised: Promised, *, origin: str) -> StartedSpare:
+        driver = await self._store(promised, origin)
+        async with _removed_on_failure(driver):
+            return await make_started(driver, source, promised)
+
+    async def _store(self, template: Template, origin: str) -> GuestDriver:
         house = self._house
         guest_id = house.new_id()
         spec = msgspec.structs.replace(
-            frozen.record.spec, name=f".spare-{guest_id[:8]}", restart=RestartPolicy.NO
+            template.record.spec, name=f".spare-{guest_id[:8]}", restart=RestartPolicy.NO
         )
-        record = new_record(house, frozen, spec, guest_id=guest_id, origin=snapshot, coming=POOL)
+        record = new_record(house, template, spec, guest_id=guest_id, origin=origin, coming=POOL)
         try:
             await house.journal.commit(PutGuest(record))
         except BaseException:
@@ -230,52 +250,11 @@ class SparePool:
         return self._adopt(record)
 
 
-async def _ready_to_be_named(driver: GuestDriver, snapshot: str) -> Spare:
-    """Do ahead all that can be; Conflict (``agent-unavailable``) when no agent answers."""
-    instance = driver.instance
-    if (
-        driver.image.agent is Expect.NO
-        or instance is None
-        or driver.agent_state is not AgentState.ANSWERING
-    ):
-        raise Conflict(Code.AGENT_UNAVAILABLE, "no agent answers in it")
-    with contextlib.suppress(SeraiError):
-        await _tell_name(instance, driver.name)
-        return Spare(driver=driver, snapshot=snapshot)
-    found = b""
-    with contextlib.suppress(SeraiError):
-        async for chunk in instance.agent.read_file(HOST_NAME_FILE):
-            found += chunk[:LARGEST_NAME_FILE]
-            break
-    handle = await instance.agent.open_file(HOST_NAME)
-    return Spare(driver=driver, snapshot=snapshot, handle=handle, has_name_file=bool(found.strip()))
-
-
-async def _tell_name(instance: Instance, name: str) -> None:
-    """Tell a name where the guest was told who it is; raises as ``Instance.hear_reborn`` does.
-
-    Also where what waits there is older than this, and does not answer.
-    """
-    if not await instance.waits_to_be_told():
-        raise Busy(Code.AGENT_UNAVAILABLE, "nothing in it waits to be told a name")
-    nonce = secrets.token_hex(NONCE_BYTES)
-    instance.say_reborn(as_name_line(name, nonce))
-    await instance.hear_reborn(nonce, NAMING_LIMIT)
-
-
-async def name_spare(spare: Spare, name: str) -> None:
-    """Tell the guest inside what it is called; in its own task.
-
-    Raises TimeoutError, or what the agent or the port does that it is told at.
-    """
-    instance = spare.driver.instance
-    if instance is None:
-        raise Conflict(Code.GUEST_STATE, "the spare has ended")
-    if spare.handle is None:
-        await _tell_name(instance, name)
-        return
-    line = f"{name}\n".encode()
-    async with asyncio.timeout(NAMING_LIMIT):
-        await instance.agent.write_opened(spare.handle, line)
-        if spare.has_name_file:
-            await instance.agent.write_opened(await instance.agent.open_file(HOST_NAME_FILE), line)
+@contextlib.asynccontextmanager
+async def _removed_on_failure(driver: GuestDriver) -> AsyncIterator[None]:
+    """Remove a guest that nobody was promised when the block fails."""
+    try:
+        yield
+    except BaseException:
+        await remove_guest(driver)
+        raise

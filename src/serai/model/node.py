@@ -44,7 +44,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``daemon status`` and ``GET /v1/system`` show; ``spares`` counts forks made ahead and ready."""
+    """What ``daemon status`` and ``GET /v1/system`` show.
+
+    ``spares`` counts forks made ahead and ready, ``spares_started`` those of which only QEMU waits.
+    """
 
     pid: int
     version: str
@@ -54,6 +57,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     guests: int
     running: int
     spares: int = 0
+    spares_started: int = 0
     capabilities: Capabilities
     problem: str = ""
 
