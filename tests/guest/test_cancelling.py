@@ -14,6 +14,7 @@ from serai.model.job import Job, JobState
 
 SMALL = 96 << 20
 AT_REST = {"running", "stopped"}
+NAMES = {f"try-{number}" for number in range(1, 5)}
 
 
 def launch(daemon: Daemon, name: str, *, wait: bool = True) -> Job:
@@ -56,6 +57,24 @@ def test_a_launch_that_is_cancelled_often_is_undone_or_runs(daemon: Daemon) -> N
         ended = Connection(daemon.socket).ask(job_calls.show_job(job.id))
         assert ended.state is JobState.CANCELLED
     check_at_rest(daemon)
+
+
+def test_a_fork_that_is_cancelled_at_any_moment_leaves_nothing(
+    daemon: Daemon, guest: Guest
+) -> None:
+    """Also while its guests are being stored: their numbers are free for the next one."""
+    guest.fork().delete(force=True)
+    asking = Connection(daemon.socket)
+    for turn in range(40):
+        job = asking.ask(guest_calls.fork_guest("web1", name="try", count=4))
+        time.sleep(0.001 * turn)
+        asking.ask(job_calls.cancel_job(job.id))
+        wait_for("it ends", lambda: not daemon.inn.jobs("running"))
+        assert {each.name for each in daemon.inn.guests()} in ({"web1"}, {"web1", *NAMES})
+        for each in daemon.inn.guests():
+            if each.name in NAMES:
+                each.delete(force=True)
+    assert {each.run("hostname").stdout.strip() for each in guest.fork(4, name="try")} == NAMES
 
 
 @pytest.mark.parametrize("verb", ["stop", "restart"])

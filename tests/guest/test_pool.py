@@ -74,18 +74,12 @@ def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snap
 # -- those of which there is only QEMU -------------------------------------------------------------
 
 
-def fork_until_some_wait(daemon: Daemon, guest: Guest, count: int = 1) -> set[int]:
-    """Fork a running guest until the pool has forks of it that wait for a moment; return their pids."""
-    mine = set(daemon.qemu_pids().values())
-    for _ in range(2):
-        for each in listed(guest.fork(count)):
-            each.delete(force=True)
-    wait_for(f"{count} started", lambda: started(daemon) >= count)
-    return set(daemon.qemu_pids().values()) - mine
-
-
-def listed(forks: Guest | list[Guest]) -> list[Guest]:
-    return forks if isinstance(forks, list) else [forks]
+def have_two_wait(daemon: Daemon, guest: Guest) -> set[int]:
+    """Fork a running guest until the pool has two forks of it that wait; return their pids."""
+    for each in guest.fork(2):
+        each.delete(force=True)
+    wait_for("two are started", lambda: started(daemon) == 2)
+    return {pid for owner, pid in daemon.qemu_pids().items() if owner != guest.id}
 
 
 def started(daemon: Daemon) -> int:
@@ -94,14 +88,14 @@ def started(daemon: Daemon) -> int:
 
 def test_a_running_guest_has_forks_that_wait_for_its_moment(daemon: Daemon, guest: Guest) -> None:
     guest.run("touch /before")
-    waiting = fork_until_some_wait(daemon, guest, 2)
+    waiting = have_two_wait(daemon, guest)
     assert spares(daemon) == 0, "what they will be is not known yet"
     assert [each.name for each in daemon.inn.guests()] == ["web1"]
     guest.run("touch /after")
     seen = daemon.inn.events()[-1].seq
     forks = guest.fork(3, name="try", ttl=3600)
     pids = [each.info.pid for each in forks]
-    assert len(waiting.intersection(pids)) >= 2, "they were not started for this"
+    assert waiting < set(pids), "two were not started for this"
     now = time.time()
     for each in forks:
         told = each.run("hostname; cat /sys/class/net/*/address; date +%s; ls /before /after")
@@ -122,7 +116,7 @@ def test_a_running_guest_has_forks_that_wait_for_its_moment(daemon: Daemon, gues
 
 
 def test_one_of_a_guest_that_has_changed_since_is_not_used(daemon: Daemon, guest: Guest) -> None:
-    waiting = fork_until_some_wait(daemon, guest)
+    waiting = have_two_wait(daemon, guest)
     guest.set(labels={"a": "b"})
     fork = guest.fork(name="web2")
     assert fork.info.labels == {"a": "b"} and fork.info.pid not in waiting
@@ -133,8 +127,8 @@ def test_one_of_a_guest_that_has_changed_since_is_not_used(daemon: Daemon, guest
 
 
 def test_one_that_has_died_is_replaced(daemon: Daemon, guest: Guest) -> None:
-    waiting = fork_until_some_wait(daemon, guest)
-    known = {*waiting, guest.info.pid}
+    waiting = have_two_wait(daemon, guest)
+    known = set(daemon.qemu_pids().values())
     for pid in waiting:
         os.kill(pid, signal.SIGKILL)
     wait_for("others wait", lambda: bool(set(daemon.qemu_pids().values()) - known), 4 * LOOK_EVERY)
@@ -142,16 +136,16 @@ def test_one_that_has_died_is_replaced(daemon: Daemon, guest: Guest) -> None:
 
 
 def test_none_that_waits_is_left_by_a_daemon_that_ends(daemon: Daemon, guest: Guest) -> None:
-    fork_until_some_wait(daemon, guest, 2)
+    have_two_wait(daemon, guest)
     daemon.kill()
     daemon.start()
     assert started(daemon) == 0 and set(daemon.qemu_pids()) == {guest.id}
     again = daemon.inn.guest("web1")
-    fork_until_some_wait(daemon, again, 2)
+    have_two_wait(daemon, again)
     daemon.stop()
     assert set(daemon.qemu_pids()) == {guest.id}
     daemon.start()
-    fork_until_some_wait(daemon, daemon.inn.guest("web1"))
+    have_two_wait(daemon, daemon.inn.guest("web1"))
     daemon.inn.guest("web1").delete(force=True)
     daemon.stop()
     assert daemon.leftovers() == []
@@ -159,7 +153,7 @@ def test_none_that_waits_is_left_by_a_daemon_that_ends(daemon: Daemon, guest: Gu
 
 def test_a_fork_that_fails_leaves_none_of_those_it_took(daemon: Daemon, guest: Guest) -> None:
     """Cut off in the midst, it gives back names and machines."""
-    fork_until_some_wait(daemon, guest, 2)
+    have_two_wait(daemon, guest)
     connection = Connection(daemon.socket)
     for turn in range(4):
         job = connection.ask(guest_calls.fork_guest("web1", name="try", count=8))

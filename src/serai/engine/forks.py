@@ -409,17 +409,19 @@ class Forker:
             house.journal.event(EventKind.GUEST_FORKED, each.spec.name, each.id, source=wish.source)
             for each in records
         )
-        try:
-            await job.enter("start", *map(PutGuest, records), events=events)
-        except BaseException:
-            for record in records:
-                forget_record(house, record)
-            raise
         births = list[Birth]()
-        for record in records:
-            frozen, child = found[wish.which(record.spec.name)], self._adopt(record)
-            made.append(child)
-            births.append(partial(_bring_to_life, child, frozen, keep_identity=wish.keep_identity))
+        with job.held():  # what is being stored may be stored, whoever breaks that off
+            try:
+                await job.enter("start", *map(PutGuest, records), events=events)
+            except BaseException:
+                for record in records:
+                    forget_record(house, record)
+                raise
+            for record in records:
+                frozen, child = found[wish.which(record.spec.name)], self._adopt(record)
+                made.append(child)
+                birth = partial(_bring_to_life, child, frozen, keep_identity=wish.keep_identity)
+                births.append(birth)
         return births
 
     def _records(
