@@ -45,7 +45,7 @@ async def test_no_layer_is_unneeded_while_a_chain_is_being_stored() -> None:
     driver = OneDriver(shelf, a_guest(1, volumes=(before,)), commit)
     shelf.guests = lambda: [driver.record]
     now = msgspec.structs.replace(before, head="root-new.qcow2", layer="new")
-    await _store(cast(Any, driver), _Heads((now,), (a_layer("new", "old"),)), ())
+    await _store(cast(Any, driver), _Heads([now], [a_layer("new", "old")]), ())
     assert seen == [set()]
     assert unneeded(shelf.layers, shelf.tops()) == set()
 

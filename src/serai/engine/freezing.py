@@ -20,7 +20,7 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -45,6 +45,7 @@ from serai.engine.running import (
     write_running,
 )
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
+from serai.host.supervise import whole
 from serai.model.guest import Firmware, GuestRecord, Volume
 from serai.model.lifecycle import GuestState, Happening
 from serai.model.machine import LayerFile, Machine
@@ -52,9 +53,12 @@ from serai.model.snapshot import FrozenVolume, Layer
 from serai.plan.machine import UEFI_VARS_NAME
 from serai.plan.volume import layer_pool
 from serai.qemu.instance import Instance, seal_memory
+from serai.qemu.saving import Saving
 from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
 
 FREEZE_TIMEOUT = 30.0
+PATIENCE = 3.0
+"""How long a moment may still take that nobody wants any more, in seconds."""
 QUIESCE_TIMEOUT = 10.0
 LATE_THAW_TIMEOUT = 3.0
 
@@ -107,18 +111,19 @@ class _How:
 
 
 async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
+    await _settle_heads(driver)
     record = driver.record
-    heads = await _make_heads(driver, ids, how.only)
+    heads = await _new_heads(driver, ids, how.only)
     frozen = tuple(
         FrozenVolume(name=each.name, layer=each.layer, size=each.size) for each in heads.volumes
     )
     told: list[Frozen] = []
 
-    def whole(moment: Moment | None, uefi_vars: bytes) -> Frozen:
+    def frozen_with(moment: Moment | None, uefi_vars: bytes) -> Frozen:
         return Frozen(
             record=record,
             volumes=frozen,
-            layers=heads.layers,
+            layers=tuple(heads.layers),
             moment=moment,
             uefi_vars=uefi_vars,
             holding=driver.house.shelf.hold(each.layer for each in frozen if each.layer),
@@ -128,7 +133,7 @@ async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
         """Tell of a moment that comes, where nothing else is still to change, or to be taken back."""
         if how.early is None or heads.layers or record.spec.firmware is Firmware.UEFI:
             return False
-        told.append(whole(moment, b""))
+        told.append(frozen_with(moment, b""))
         how.early(told[0])
         return True
 
@@ -141,7 +146,10 @@ async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=how.quiesce)
     except BaseException:
-        if switched.done:
+        if switched.is_unsure:
+            with contextlib.suppress(SeraiError):  # else before it is frozen again
+                await _settle_heads(driver)
+        elif switched.done:
             await _drop_old_heads(driver, record)
         else:
             await _take_back(driver, record, heads)
@@ -151,7 +159,7 @@ async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
     await _drop_old_heads(driver, record)
     if told:
         return told[0]
-    return whole(moment, await asyncio.to_thread(_read_firmware, driver))
+    return frozen_with(moment, await asyncio.to_thread(_read_firmware, driver))
 
 
 def _read_firmware(driver: GuestDriver) -> bytes:
@@ -164,31 +172,47 @@ def _read_firmware(driver: GuestDriver) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    volumes: tuple[Volume, ...]
-    layers: tuple[Layer, ...]
+    """The volumes with their new heads, and the layers that the old ones are."""
+
+    volumes: list[Volume] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Switched:
-    """Whether QEMU writes to the new heads."""
+    """Whether QEMU writes to the new heads, or may do so."""
 
     done: bool = False
+    is_unsure: bool = False
 
 
-async def _make_heads(driver: GuestDriver, ids: list[str], only: Collection[str] | None) -> _Heads:
-    """Make the new heads, and layers called ``ids`` of the old ones; the files only."""
-    volumes, layers = [], []
+async def _new_heads(driver: GuestDriver, ids: list[str], only: Collection[str] | None) -> _Heads:
+    """Make the new heads, and layers called ``ids`` of the old ones; the files only.
+
+    On failure, and when cancelled, none of them is left.
+    """
+    heads = _Heads()
+    try:
+        await whole(_make_heads(driver, ids, only, heads), patience=PATIENCE)
+    except BaseException:
+        await asyncio.to_thread(_remove_heads, driver, heads)
+        raise
+    return heads
+
+
+async def _make_heads(
+    driver: GuestDriver, ids: list[str], only: Collection[str] | None, heads: _Heads
+) -> None:
     for old, layer_id in zip(driver.record.volumes, ids, strict=True):
         if old.read_only or (only is not None and old.name not in only):
-            volumes.append(old)
+            heads.volumes.append(old)
             continue
         on_image = not old.layer and not old.port
         digest = driver.record.image_digest if on_image else ""
         folder = folder_of(driver, old)
         head, layer = await freeze_file(driver.house, folder, old, layer_id, digest)
-        volumes.append(head)
-        layers.append(layer)
-    return _Heads(tuple(volumes), tuple(layers))
+        heads.volumes.append(head)
+        heads.layers.append(layer)
 
 
 async def freeze_file(
@@ -196,12 +220,17 @@ async def freeze_file(
 ) -> tuple[Volume, Layer]:
     """Make the layer ``layer_id`` of a volume's head, and a new head over it; return both. Files only.
 
-    Nobody knows of them yet, and a QEMU may go on writing to the old head. Size and layer of the volume
+    Nobody knows of them yet, and a QEMU may go on writing to the old head. On failure neither is left;
+    it is not to be cancelled. Size and layer of the volume
     are those that the new head has. The caller has the layer's id ``under_way``.
     """
     layers = house.pools.layers(old.pool)
     await asyncio.to_thread(layers.freeze_head, folder / old.head, layer_id)
-    head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
+    try:
+        head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
+    except BaseException:
+        await asyncio.to_thread(layers.delete, layer_id)
+        raise
     layer = Layer(
         id=layer_id,
         parent=old.layer,
@@ -218,7 +247,7 @@ async def _store(driver: GuestDriver, heads: _Heads, more: tuple[Change, ...]) -
     """Store the new chain, before anything is written to it."""
     # known together, at every moment: what a layer stands on that is not known seems to be needed by nobody
     driver.house.shelf.layers.update({layer.id: layer for layer in heads.layers})
-    change = driver.revise(volumes=heads.volumes)
+    change = driver.revise(volumes=tuple(heads.volumes))
     await driver.house.journal.commit(*map(PutLayer, heads.layers), change, *more)
 
 
@@ -265,7 +294,7 @@ async def _freeze_running(
         return await _freeze_private(driver, instance, switched, how, tell_early)
     async with _quiet(driver, instance, quiesce=how.quiesce):
         if not how.memory:
-            await _switch(driver, instance, switched)
+            await whole(_switch(driver, instance, switched), patience=PATIENCE)
             return None
         return await _freeze_shared(driver, instance, switched, how.meeting)
 
@@ -280,8 +309,13 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
     quiet_mark(driver).touch()
     try:
         await instance.agent.freeze(timeout=QUIESCE_TIMEOUT)
-    except (Busy, HostFailure):  # it was not done; after Interrupted it may have been
+    except (Busy, HostFailure):  # it was not done
         quiet_mark(driver).unlink(missing_ok=True)
+        raise
+    except BaseException:  # it may have been
+        with contextlib.suppress(SeraiError):
+            await instance.agent.thaw(timeout=QUIESCE_TIMEOUT)
+            quiet_mark(driver).unlink(missing_ok=True)
         raise
     try:
         async with instance.agent.quiet(QUIESCE_TIMEOUT):
@@ -299,9 +333,36 @@ async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) 
     wanted = _wanted_heads(driver)
     heads = {name: head for name, head in wanted.items() if now.get(name, head.path) != head.path}
     if heads:
-        await instance.switch_heads(heads, FREEZE_TIMEOUT)
-    switched.done = True
+        switched.is_unsure = True
+        try:
+            await instance.switch_heads(heads, FREEZE_TIMEOUT)
+        except HostFailure:
+            switched.is_unsure = False
+            raise
+    switched.done, switched.is_unsure = True, False
     write_running(driver, instance)
+
+
+async def _settle_heads(driver: GuestDriver) -> None:
+    """Have QEMU write to the heads that the record names, where nobody could say whether it does.
+
+    Until then the old heads keep their own names: what they are as layers is not still.
+    """
+    instance = driver.instance
+    if instance is None:
+        return
+    wanted = _wanted_heads(driver)
+    old = [
+        drive.chain[0].path
+        for drive in instance.machine.drives
+        if drive.name in wanted and drive.chain[0].path != wanted[drive.name].path
+    ]
+    if not old:
+        return
+    await instance.finish_switch(wanted, FREEZE_TIMEOUT)
+    write_running(driver, instance)
+    for path in old:
+        await asyncio.to_thread(Path(path).unlink, missing_ok=True)
 
 
 def _wanted_heads(driver: GuestDriver) -> dict[str, LayerFile]:
@@ -343,16 +404,29 @@ async def _freeze_private(
                 async with _quiet(driver, instance, quiesce=how.quiesce):
                     await how.meeting.wait_ready()
                     await saving.catch_up()
-                    async with _held(driver, instance):
-                        await how.meeting.wait_held()
-                        await _switch(driver, instance, switched)
-                        await saving.take(pages_fd)
+                    take = _take(driver, instance, switched, how.meeting, saving, pages_fd)
+                    await whole(take, patience=PATIENCE)
                 await saving.finish(base.state_fd, state_fd, pages_fd)
     except BaseException:
         if not is_anothers:
             moment.close()
         raise
     return dataclasses.replace(moment, machine=instance.machine)
+
+
+async def _take(
+    driver: GuestDriver,
+    instance: Instance,
+    switched: _Switched,
+    meeting: Meeting,
+    saving: Saving,
+    pages_fd: int,
+) -> None:
+    """Take the moment itself: disks and memory, while the guest is held."""
+    async with _held(driver, instance):
+        await meeting.wait_held()
+        await _switch(driver, instance, switched)
+        await saving.take(pages_fd)
 
 
 @asynccontextmanager
@@ -421,29 +495,45 @@ async def _freeze_shared(
                 boots=not driver.agent_answered.is_set(),
             )
             upcoming = await _prepare(driver, machine, fd, taps)
+        change = _change_over(driver, old, upcoming, switched, meeting, state_fd)
         try:
-            await meeting.wait_ready()
-            if driver.state is GuestState.RUNNING:
-                held_mark(driver).touch()
-            await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
-            await meeting.wait_held()
-            await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
-            house.bases.keep_state(machine.ram, state_fd)
-            write_running(driver, upcoming)
-            if driver.state is GuestState.RUNNING:
-                await _let_go_on(driver, upcoming)
-        except BaseException:
-            await _stay(driver, old, upcoming)
-            raise
-        switched.done = True
-        await _take_over(driver, old, upcoming)
-        seal_memory(fd)
+            await whole(change, patience=PATIENCE)
+        finally:
+            if switched.done:
+                seal_memory(fd)
     except BaseException:
         os.close(fd)
         os.close(state_fd)
         raise
     base = house.bases.add(machine.ram, fd, state_fd)
     return Moment(base=base.id, machine=machine, state_fd=os.dup(state_fd), pages_fd=None)
+
+
+async def _change_over(
+    driver: GuestDriver,
+    old: Instance,
+    upcoming: Instance,
+    switched: _Switched,
+    meeting: Meeting,
+    state_fd: int,
+) -> None:
+    """Have the second QEMU go on where the first one stops."""
+    try:
+        await meeting.wait_ready()
+        if driver.state is GuestState.RUNNING:
+            held_mark(driver).touch()
+        await old.freeze_shared(state_fd, FREEZE_TIMEOUT)
+        await meeting.wait_held()
+        await upcoming.take_state(state_fd, None, FREEZE_TIMEOUT)
+        driver.house.bases.keep_state(upcoming.machine.ram, state_fd)
+        write_running(driver, upcoming)
+        if driver.state is GuestState.RUNNING:
+            await _let_go_on(driver, upcoming)
+    except BaseException:
+        await _stay(driver, old, upcoming)
+        raise
+    switched.done = True
+    await _take_over(driver, old, upcoming)
 
 
 async def _prepare(

@@ -5,6 +5,7 @@ other down; the daemon goes on for all other guests.
 """
 
 import asyncio
+import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -63,6 +64,25 @@ class Supervisor:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+async def whole(work: Coroutine[Any, Any, T], *, patience: float) -> T:
+    """Do ``work`` to its end, also when the caller is cancelled meanwhile: then CancelledError follows.
+
+    What has not ended ``patience`` seconds after that is cancelled, and waited for.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if not task.done():
+            asyncio.get_running_loop().call_later(patience, task.cancel)
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("%s, after it was called off", error)
+        raise
 
 
 async def wait_until(
