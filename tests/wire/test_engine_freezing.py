@@ -1,5 +1,6 @@
-"""A guest's new chain while it is being stored: nobody may take a layer of it for unneeded, or for still."""
+"""A guest's new chain on its way: nobody may take a layer of it for unneeded, or for still."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,10 +10,13 @@ import pytest
 from store_samples import a_guest
 
 from serai.disk.layers import LayerFolder
-from serai.engine.freezing import _Heads, _store
+from serai.engine import freezing
+from serai.engine.freezing import _Heads, _settle_heads, _store, _switch, _Switched
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.shelf import Shelf
+from serai.errors import Code, HostFailure, Interrupted
 from serai.model.guest import GuestRecord, Volume
+from serai.model.machine import LayerFile
 from serai.model.snapshot import Layer
 from serai.plan.layers import unneeded
 
@@ -69,3 +73,57 @@ async def test_what_is_written_to_is_not_merged(tmp_path: Path, why: str) -> Non
             (tmp_path / "head").unlink()
         with pytest.raises(Exception, match=r"low|top"):  # now it tries: these are no layers
             await keeper.merge_one()
+
+
+# -- QEMU and the new heads ------------------------------------------------------------------------
+
+
+class OneInstance:
+    """A QEMU as far as its heads are concerned: it does, refuses or does not say what it is told."""
+
+    def __init__(self, head: Path, answer: Exception | None) -> None:
+        self.answer = answer
+        self._use(head)
+
+    def _use(self, head: Path) -> None:
+        chain = (SimpleNamespace(path=str(head)),)
+        self.machine = SimpleNamespace(drives=(SimpleNamespace(name="root", chain=chain),))
+
+    async def switch_heads(self, heads: dict[str, LayerFile], _: float) -> None:
+        if self.answer is not None:
+            raise self.answer
+        self._use(Path(heads["root"].path))
+
+    async def finish_switch(self, heads: dict[str, LayerFile], _: float) -> None:
+        self._use(Path(heads["root"].path))
+
+
+REFUSED = HostFailure(Code.QMP_FAILED, "QEMU refused transaction")
+LOST = Interrupted(Code.QMP_LOST, "no answer within 30 s")
+
+
+@pytest.mark.parametrize(
+    ("answer", "done", "unsure"),
+    [(None, True, False), (REFUSED, False, False), (LOST, False, True)],
+)
+async def test_what_qemu_does_not_say_is_not_taken_for_undone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Exception | None,
+    done: bool,
+    unsure: bool,
+) -> None:
+    old, new = tmp_path / "root.qcow2", tmp_path / "root-new.qcow2"
+    old.touch()
+    wanted = {"root": SimpleNamespace(path=str(new), node="root-new")}
+    monkeypatch.setattr(freezing, "_wanted_heads", lambda _: wanted)
+    monkeypatch.setattr(freezing, "write_running", lambda *_: None)
+    instance, switched = OneInstance(old, answer), _Switched()
+    driver = cast(Any, SimpleNamespace(instance=instance))
+    with suppress(HostFailure, Interrupted):
+        await _switch(driver, cast(Any, instance), switched)
+    assert (switched.done, switched.is_unsure) == (done, unsure)
+    assert old.exists(), "as long as it is one, a layer with that content is not still"
+    await _settle_heads(driver)
+    assert instance.machine.drives[0].chain[0].path == str(new)
+    assert old.exists() == done, "it settles what is not done, and nothing else"

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from serai.errors import Code, HostFailure
-from serai.host.supervise import Supervisor, wait_until
+from serai.host.supervise import Supervisor, wait_until, whole
 
 
 async def test_closing_cancels_and_waits() -> None:
@@ -120,3 +120,49 @@ async def test_what_the_check_raises_is_passed_on() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         await wait_until("it", check, timeout=5, every=0.001)
+
+
+async def test_what_is_whole_is_done_to_its_end_although_its_caller_is_cancelled():
+    begun, go_on, done = asyncio.Event(), asyncio.Event(), []
+
+    async def work() -> None:
+        begun.set()
+        await go_on.wait()
+        done.append(True)
+
+    caller = asyncio.create_task(whole(work(), patience=60))
+    await begun.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0)
+    assert not caller.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done == [True]
+
+
+async def test_whole_waits_for_what_nobody_wants_only_as_long_as_it_has_patience():
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    caller = asyncio.create_task(whole(work(), patience=0.01))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended == [True]
+
+
+async def test_whole_returns_and_raises_what_the_work_does():
+    async def work(answer: int) -> int:
+        return 6 // answer
+
+    assert await whole(work(2), patience=1) == 3
+    with pytest.raises(ZeroDivisionError):
+        await whole(work(0), patience=1)
