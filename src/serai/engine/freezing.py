@@ -1,12 +1,7 @@
 """Freezing a guest: its disks and memory at one moment, while it goes on.
 
 Runs in the guest's own task. What is frozen belongs to nobody yet: a snapshot keeps it, a fork
-takes it up, or it is dropped. How the disks stay whole whatever happens:
-
-    new heads made, old ones linked as layers     nobody knows of them yet
-    the guest's new chain is stored               an empty head over the old one: the same content
-    QEMU writes to the new heads                  the moment
-    the old heads' own names are removed
+takes it up, or it is dropped. How the disks stay whole whatever happens is told in ``heads``.
 
 How the memory is kept depends on where the guest has it. A guest that was booted has it in a file
 that its QEMU maps shared: that file is frozen for good and becomes a *base*, and a second QEMU,
@@ -20,14 +15,21 @@ import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-import msgspec
-
-from serai.disk.volumes import drop_head, new_head
 from serai.engine.driver import GuestDriver
-from serai.engine.house import House
+from serai.engine.heads import (
+    PATIENCE,
+    Switched,
+    drop_old_heads,
+    is_dying,
+    new_heads,
+    settle_heads,
+    store_chain,
+    switch,
+    take_back,
+    wanted_heads,
+)
 from serai.engine.leading import open_forwards
 from serai.engine.meeting import ALONE, Meeting
 from serai.engine.moments import Frozen, Moment, bringing
@@ -37,7 +39,6 @@ from serai.engine.running import (
     confinement_of,
     detach,
     dismiss,
-    folder_of,
     held_mark,
     machine_of,
     next_run_dir,
@@ -46,19 +47,16 @@ from serai.engine.running import (
 )
 from serai.errors import Busy, Code, Conflict, HostFailure, SeraiError
 from serai.host.supervise import whole
-from serai.model.guest import Firmware, GuestRecord, Volume
+from serai.model.guest import Firmware
 from serai.model.lifecycle import GuestState, Happening
-from serai.model.machine import LayerFile, Machine
-from serai.model.snapshot import FrozenVolume, Layer
+from serai.model.machine import Machine
+from serai.model.snapshot import FrozenVolume
 from serai.plan.machine import UEFI_VARS_NAME
-from serai.plan.volume import layer_pool
 from serai.qemu.instance import Instance, seal_memory
 from serai.qemu.saving import Saving
-from serai.store.changes import Change, DropLayer, PutGuest, PutLayer
+from serai.store.changes import Change
 
 FREEZE_TIMEOUT = 30.0
-PATIENCE = 3.0
-"""How long a moment may still take that nobody wants any more, in seconds."""
 QUIESCE_TIMEOUT = 10.0
 LATE_THAW_TIMEOUT = 3.0
 
@@ -111,9 +109,9 @@ class _How:
 
 
 async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
-    await _settle_heads(driver)
+    await settle_heads(driver)
     record = driver.record
-    heads = await _new_heads(driver, ids, how.only)
+    heads = await new_heads(driver, ids, how.only)
     frozen = tuple(
         FrozenVolume(name=each.name, layer=each.layer, size=each.size) for each in heads.volumes
     )
@@ -137,26 +135,26 @@ async def _freeze(driver: GuestDriver, ids: list[str], how: _How) -> Frozen:
         how.early(told[0])
         return True
 
-    switched = _Switched()
+    switched = Switched()
     try:
         if heads.layers or how.also is not nothing_else:
-            await _store(driver, heads, how.also(frozen))
+            await store_chain(driver, heads, how.also(frozen))
         driver.is_being_frozen = True  # it is we who hold it: nobody takes it for paused
         moment = await _freeze_running(driver, switched, how, tell_early)
         if moment is not None:
             moment = dataclasses.replace(moment, quiesced=how.quiesce)
     except BaseException:
-        if switched.is_unsure:
+        if switched.is_unsure and not await is_dying(driver):
             with contextlib.suppress(SeraiError):  # else before it is frozen again
-                await _settle_heads(driver)
-        elif switched.done:
-            await _drop_old_heads(driver, record)
+                await settle_heads(driver)
+        elif switched.is_unsure or switched.done:
+            await drop_old_heads(driver, record)
         else:
-            await _take_back(driver, record, heads)
+            await take_back(driver, record, heads)
         raise
     finally:
         driver.is_being_frozen = False
-    await _drop_old_heads(driver, record)
+    await drop_old_heads(driver, record)
     if told:
         return told[0]
     return frozen_with(moment, await asyncio.to_thread(_read_firmware, driver))
@@ -167,122 +165,11 @@ def _read_firmware(driver: GuestDriver) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-# -- the chain -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Heads:
-    """The volumes with their new heads, and the layers that the old ones are."""
-
-    volumes: list[Volume] = field(default_factory=list)
-    layers: list[Layer] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Switched:
-    """Whether QEMU writes to the new heads, or may do so."""
-
-    done: bool = False
-    is_unsure: bool = False
-
-
-async def _new_heads(driver: GuestDriver, ids: list[str], only: Collection[str] | None) -> _Heads:
-    """Make the new heads, and layers called ``ids`` of the old ones; the files only.
-
-    On failure, and when cancelled, none of them is left.
-    """
-    heads = _Heads()
-    try:
-        await whole(_make_heads(driver, ids, only, heads), patience=PATIENCE)
-    except BaseException:
-        await asyncio.to_thread(_remove_heads, driver, heads)
-        raise
-    return heads
-
-
-async def _make_heads(
-    driver: GuestDriver, ids: list[str], only: Collection[str] | None, heads: _Heads
-) -> None:
-    for old, layer_id in zip(driver.record.volumes, ids, strict=True):
-        if old.read_only or (only is not None and old.name not in only):
-            heads.volumes.append(old)
-            continue
-        on_image = not old.layer and not old.port
-        digest = driver.record.image_digest if on_image else ""
-        folder = folder_of(driver, old)
-        head, layer = await freeze_file(driver.house, folder, old, layer_id, digest)
-        heads.volumes.append(head)
-        heads.layers.append(layer)
-
-
-async def freeze_file(
-    house: House, folder: Path, old: Volume, layer_id: str, image_digest: str = ""
-) -> tuple[Volume, Layer]:
-    """Make the layer ``layer_id`` of a volume's head, and a new head over it; return both. Files only.
-
-    Nobody knows of them yet, and a QEMU may go on writing to the old head. On failure neither is left;
-    it is not to be cancelled. Size and layer of the volume
-    are those that the new head has. The caller has the layer's id ``under_way``.
-    """
-    layers = house.pools.layers(old.pool)
-    await asyncio.to_thread(layers.freeze_head, folder / old.head, layer_id)
-    try:
-        head = await asyncio.to_thread(new_head, folder, old, layer_id[:8])
-    except BaseException:
-        await asyncio.to_thread(layers.delete, layer_id)
-        raise
-    layer = Layer(
-        id=layer_id,
-        parent=old.layer,
-        image_digest=image_digest,
-        virtual_size=head.size,
-        size=layers.size(layer_id),
-        created_at=house.journal.now(),
-        pool=layer_pool(old.pool),
-    )
-    return msgspec.structs.replace(head, layer=layer_id), layer
-
-
-async def _store(driver: GuestDriver, heads: _Heads, more: tuple[Change, ...]) -> None:
-    """Store the new chain, before anything is written to it."""
-    # known together, at every moment: what a layer stands on that is not known seems to be needed by nobody
-    driver.house.shelf.layers.update({layer.id: layer for layer in heads.layers})
-    change = driver.revise(volumes=tuple(heads.volumes))
-    await driver.house.journal.commit(*map(PutLayer, heads.layers), change, *more)
-
-
-async def _take_back(driver: GuestDriver, before: GuestRecord, heads: _Heads) -> None:
-    """Give the guest its old chain again: nothing was written to the new heads."""
-    driver.revise(volumes=before.volumes)
-    with contextlib.suppress(SeraiError):  # else the longer chain stays, with the same content
-        drops = [DropLayer(layer.id) for layer in heads.layers]
-        await driver.house.journal.commit(PutGuest(driver.record), *drops)
-        await asyncio.to_thread(_remove_heads, driver, heads)
-
-
-def _remove_heads(driver: GuestDriver, heads: _Heads) -> None:
-    made = {layer.id for layer in heads.layers}
-    for volume in heads.volumes:
-        if volume.layer in made:
-            drop_head(folder_of(driver, volume), volume)
-    for layer in heads.layers:
-        driver.house.shelf.layers.pop(layer.id, None)
-        driver.house.pools.layers_of(layer).delete(layer.id)
-
-
-async def _drop_old_heads(driver: GuestDriver, before: GuestRecord) -> None:
-    """Remove the old heads' own names; as layers they have others."""
-    kept = {volume.head for volume in driver.record.volumes}
-    for volume in before.volumes:
-        if not volume.read_only and volume.head not in kept:
-            await asyncio.to_thread(drop_head, folder_of(driver, volume), volume)
-
-
 # -- the moment ------------------------------------------------------------------------------------
 
 
 async def _freeze_running(
-    driver: GuestDriver, switched: _Switched, how: _How, tell_early: Callable[[Moment], bool]
+    driver: GuestDriver, switched: Switched, how: _How, tell_early: Callable[[Moment], bool]
 ) -> Moment | None:
     instance = driver.instance
     if instance is None:
@@ -294,7 +181,7 @@ async def _freeze_running(
         return await _freeze_private(driver, instance, switched, how, tell_early)
     async with _quiet(driver, instance, quiesce=how.quiesce):
         if not how.memory:
-            await whole(_switch(driver, instance, switched), patience=PATIENCE)
+            await whole(switch(driver, instance, switched), patience=PATIENCE)
             return None
         return await _freeze_shared(driver, instance, switched, how.meeting)
 
@@ -327,57 +214,10 @@ async def _quiet(driver: GuestDriver, instance: Instance, *, quiesce: bool) -> A
             quiet_mark(driver).unlink(missing_ok=True)
 
 
-async def _switch(driver: GuestDriver, instance: Instance, switched: _Switched) -> None:
-    """Have QEMU write to the new heads from now on."""
-    now = {each.name: each.chain[0].path for each in instance.machine.drives if each.chain}
-    wanted = _wanted_heads(driver)
-    heads = {name: head for name, head in wanted.items() if now.get(name, head.path) != head.path}
-    if heads:
-        switched.is_unsure = True
-        try:
-            await instance.switch_heads(heads, FREEZE_TIMEOUT)
-        except HostFailure:
-            switched.is_unsure = False
-            raise
-    switched.done, switched.is_unsure = True, False
-    write_running(driver, instance)
-
-
-async def _settle_heads(driver: GuestDriver) -> None:
-    """Have QEMU write to the heads that the record names, where nobody could say whether it does.
-
-    Until then the old heads keep their own names: what they are as layers is not still.
-    """
-    instance = driver.instance
-    if instance is None:
-        return
-    wanted = _wanted_heads(driver)
-    old = [
-        drive.chain[0].path
-        for drive in instance.machine.drives
-        if drive.name in wanted and drive.chain[0].path != wanted[drive.name].path
-    ]
-    if not old:
-        return
-    await instance.finish_switch(wanted, FREEZE_TIMEOUT)
-    write_running(driver, instance)
-    for path in old:
-        await asyncio.to_thread(Path(path).unlink, missing_ok=True)
-
-
-def _wanted_heads(driver: GuestDriver) -> dict[str, LayerFile]:
-    """Return the head of each drive as the guest's record has it."""
-    return {
-        drive.name: drive.chain[0]
-        for drive in machine_of(driver).drives
-        if drive.chain and not drive.chain[0].read_only
-    }
-
-
 async def _freeze_private(
     driver: GuestDriver,
     instance: Instance,
-    switched: _Switched,
+    switched: Switched,
     how: _How,
     tell_early: Callable[[Moment], bool],
 ) -> Moment:
@@ -417,7 +257,7 @@ async def _freeze_private(
 async def _take(
     driver: GuestDriver,
     instance: Instance,
-    switched: _Switched,
+    switched: Switched,
     meeting: Meeting,
     saving: Saving,
     pages_fd: int,
@@ -425,7 +265,7 @@ async def _take(
     """Take the moment itself: disks and memory, while the guest is held."""
     async with _held(driver, instance):
         await meeting.wait_held()
-        await _switch(driver, instance, switched)
+        await switch(driver, instance, switched)
         await saving.take(pages_fd)
 
 
@@ -456,7 +296,7 @@ async def finish_freeze(driver: GuestDriver, instance: Instance) -> str:
     said = await finish_plugging(driver, instance)
     if instance.machine.ram_private:
         instance.seal_base()  # before another freeze of it asks for that
-    heads = _wanted_heads(driver) if instance.machine.drives else {}
+    heads = wanted_heads(driver) if instance.machine.drives else {}
     if heads and await instance.finish_switch(heads, FREEZE_TIMEOUT):
         write_running(driver, instance)
         said += "; its disks were switched to new heads"
@@ -480,7 +320,7 @@ async def _thaw_late(driver: GuestDriver, instance: Instance) -> str:
 
 
 async def _freeze_shared(
-    driver: GuestDriver, old: Instance, switched: _Switched, meeting: Meeting
+    driver: GuestDriver, old: Instance, switched: Switched, meeting: Meeting
 ) -> Moment:
     """Make a base of the guest's memory; a second QEMU goes on with the guest."""
     house = driver.house
@@ -513,7 +353,7 @@ async def _change_over(
     driver: GuestDriver,
     old: Instance,
     upcoming: Instance,
-    switched: _Switched,
+    switched: Switched,
     meeting: Meeting,
     state_fd: int,
 ) -> None:

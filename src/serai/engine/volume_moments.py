@@ -13,7 +13,8 @@ import msgspec
 from serai.disk.volumes import drop_head, is_empty_head
 from serai.engine.collecting import collect
 from serai.engine.driver import GuestDriver
-from serai.engine.freezing import freeze, freeze_file
+from serai.engine.freezing import freeze
+from serai.engine.heads import freeze_file
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.snapshots import SnapshotKeeper

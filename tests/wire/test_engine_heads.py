@@ -10,8 +10,8 @@ import pytest
 from store_samples import a_guest
 
 from serai.disk.layers import LayerFolder
-from serai.engine import freezing
-from serai.engine.freezing import _Heads, _settle_heads, _store, _switch, _Switched
+from serai.engine import heads
+from serai.engine.heads import Heads, Switched, settle_heads, store_chain, switch
 from serai.engine.layer_keeper import LayerKeeper
 from serai.engine.shelf import Shelf
 from serai.errors import Code, HostFailure, Interrupted
@@ -49,7 +49,7 @@ async def test_no_layer_is_unneeded_while_a_chain_is_being_stored() -> None:
     driver = OneDriver(shelf, a_guest(1, volumes=(before,)), commit)
     shelf.guests = lambda: [driver.record]
     now = msgspec.structs.replace(before, head="root-new.qcow2", layer="new")
-    await _store(cast(Any, driver), _Heads([now], [a_layer("new", "old")]), ())
+    await store_chain(cast(Any, driver), Heads([now], [a_layer("new", "old")]), ())
     assert seen == [set()]
     assert unneeded(shelf.layers, shelf.tops()) == set()
 
@@ -116,14 +116,14 @@ async def test_what_qemu_does_not_say_is_not_taken_for_undone(
     old, new = tmp_path / "root.qcow2", tmp_path / "root-new.qcow2"
     old.touch()
     wanted = {"root": SimpleNamespace(path=str(new), node="root-new")}
-    monkeypatch.setattr(freezing, "_wanted_heads", lambda _: wanted)
-    monkeypatch.setattr(freezing, "write_running", lambda *_: None)
-    instance, switched = OneInstance(old, answer), _Switched()
+    monkeypatch.setattr(heads, "wanted_heads", lambda _: wanted)
+    monkeypatch.setattr(heads, "write_running", lambda *_: None)
+    instance, switched = OneInstance(old, answer), Switched()
     driver = cast(Any, SimpleNamespace(instance=instance))
     with suppress(HostFailure, Interrupted):
-        await _switch(driver, cast(Any, instance), switched)
+        await switch(driver, cast(Any, instance), switched)
     assert (switched.done, switched.is_unsure) == (done, unsure)
     assert old.exists(), "as long as it is one, a layer with that content is not still"
-    await _settle_heads(driver)
+    await settle_heads(driver)
     assert instance.machine.drives[0].chain[0].path == str(new)
     assert old.exists() == done, "it settles what is not done, and nothing else"
