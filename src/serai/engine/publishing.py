@@ -50,6 +50,7 @@ class Publisher:
 
         async def work(job: LiveJob) -> None:
             snapshot = await self._snapshot(job, driver, action, name)
+            job.hold()  # nobody else would drop it now
             await job.enter("publish")
             image = self._describe(driver, snapshot, name)
             event = self._house.journal.event(EventKind.IMAGE_CREATED, name, image.digest)
