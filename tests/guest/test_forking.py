@@ -184,6 +184,12 @@ def test_a_stopped_guest_is_forked_from_its_disk(daemon: Daemon) -> None:
     source = daemon.inn.create("tiny", name="cold", memory="128MiB", disk="64MiB")
     fork = source.fork(name="started")
     assert fork.run("test -b /dev/vda").ok
+    assert fork.run("hostname").stdout == "started\n", "told before anybody talks to it"
+    source.publish("cold")
+    for name in ("one", "two"):
+        with daemon.inn.launch("cold", name=name) as launched:
+            assert launched.run("hostname").stdout == f"{name}\n"
+    daemon.inn.delete_image("cold")
 
 
 def test_a_disk_is_forked_with_the_memory(daemon: Daemon) -> None:

@@ -71,6 +71,22 @@ def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snap
     assert {each.subject for each in forked} == {"try-1", "try-2", "try-3"}
 
 
+def test_one_does_nothing_while_it_waits(daemon: Daemon, guest: Guest) -> None:
+    """What runs in the snapshot runs on in who asked for a fork, and in nobody else."""
+    guest.run("(while usleep 100000; do echo >>/beats; done) >/dev/null 2>&1 </dev/null &")
+    snapshot = guest.snapshot("beating")
+    make_a_habit(daemon, snapshot)
+    time.sleep(3)  # thirty beats of one that runs
+    before = set(daemon.qemu_pids().values())
+    fork = snapshot.fork()
+    assert fork.info.pid in before
+    beats, now = fork.run("wc -l </beats; date +%s").stdout.split()
+    assert int(beats) < 20 and abs(int(now) - time.time()) < 3
+    fork.run("sleep 1")
+    assert int(fork.run("wc -l </beats").stdout) > int(beats), "it goes on"
+    assert fork.run("ping -c 1 -W 5 10.0.2.2").ok, "its cable is in"
+
+
 # -- those of which there is only QEMU -------------------------------------------------------------
 
 
@@ -84,6 +100,15 @@ def have_two_wait(daemon: Daemon, guest: Guest) -> set[int]:
 
 def started(daemon: Daemon) -> int:
     return daemon.inn.status().spares_started
+
+
+def test_one_that_hangs_is_not_waited_for(daemon: Daemon, guest: Guest) -> None:
+    for pid in have_two_wait(daemon, guest):
+        os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    forks = guest.fork(3, name="try")
+    assert {each.run("hostname").stdout for each in forks} == {"try-1\n", "try-2\n", "try-3\n"}
+    assert time.monotonic() - begun < 15
 
 
 def test_a_running_guest_has_forks_that_wait_for_its_moment(daemon: Daemon, guest: Guest) -> None:

@@ -1,48 +1,39 @@
 """Machines that are made ahead of anybody's asking, of either kind (``plan.pool.Kind``).
 
-A ready one is a guest in everything but a name: it runs, under an id, a uid, a MAC address and a
-random seed of its own, and knows them; so its clock is right, and what is left to do is to call it
-something. A started one is a fork whose moment is a promise: its birth is under way, and has come to
-where a moment is needed. Both are in the house like every guest, with a record that says ``POOL``.
+A ready one is a guest in everything but a name: it has run, under an id, a uid, a MAC address and a
+random seed of its own, and knows them; then it was held, so it does nothing that nobody wants. What is
+left to do is to let it go on, and to tell it the time and its name. A started one is a fork whose moment
+is a promise: its birth is under way, and has come to where a moment is needed. Both are in the house
+like every guest, with a record that says ``POOL``.
 """
 
 import asyncio
-import contextlib
 import secrets
 from dataclasses import dataclass
 
-from serai.engine.births import NONCE_BYTES, bring_to_life
+from serai.engine.births import NONCE_BYTES, bring_to_life, same_self, tell
 from serai.engine.driver import GuestDriver
 from serai.engine.moments import Frozen, Promise, Promised, Template
 from serai.engine.procedures import remove_guest
-from serai.errors import Busy, Code, Conflict, SeraiError
+from serai.errors import Busy, Code, Conflict
 from serai.model.guest import AgentState, Firmware
 from serai.model.image import Expect
-from serai.model.lifecycle import GuestState
+from serai.model.lifecycle import GuestState, Happening, Verb
 from serai.model.snapshot import FrozenVolume
 from serai.plan.pool import Kind, Stock
 from serai.plan.reborn import as_name_line
 from serai.qemu.instance import Instance
 
-HOST_NAME = "/proc/sys/kernel/hostname"
-HOST_NAME_FILE = "/etc/hostname"
-LARGEST_NAME_FILE = 256
 NAMING_LIMIT = 2.0
 """One that does not answer by then is slower than a new one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReadySpare:
-    """A guest that waits for a name: at the port where it was told all else, or by its agent.
-
-    ``source`` is a snapshot's id. ``handle`` is for an agent: its host name's file, opened ahead.
-    ``has_name_file``: the name also stands in a file, which every later boot reads.
-    """
+    """A guest that is held, and waits for a name. ``source`` is a snapshot's id."""
 
     driver: GuestDriver
     source: str
-    handle: int | None = None
-    has_name_file: bool = False
 
     @property
     def stock(self) -> Stock:
@@ -51,29 +42,27 @@ class ReadySpare:
 
     @property
     def is_usable(self) -> bool:
-        """True while it runs and its agent answers."""
+        """True while it is held, with an agent that has answered."""
         return (
-            self.driver.state is GuestState.RUNNING
+            self.driver.state is GuestState.PAUSED
             and self.driver.agent_state is AgentState.ANSWERING
         )
 
     async def name(self, name: str) -> None:
-        """Tell the guest inside what it is called; in its own task.
+        """Let the guest go on, and tell it what time it is and what it is called; in its own task.
 
-        Raises TimeoutError, or what the agent or the port does that it is told at.
+        It reaches nobody before it knows. Raises TimeoutError, or as ``Instance.hear_reborn`` does.
         """
-        instance = self.driver.instance
+        driver, instance = self.driver, self.driver.instance
         if instance is None:
             raise Conflict(Code.GUEST_STATE, "the spare has ended")
-        if self.handle is None:
-            await _tell_name(instance, name)
-            return
-        line = f"{name}\n".encode()
         async with asyncio.timeout(NAMING_LIMIT):
-            await instance.agent.write_opened(self.handle, line)
-            if self.has_name_file:
-                file = await instance.agent.open_file(HOST_NAME_FILE)
-                await instance.agent.write_opened(file, line)
+            tell(instance, same_self(driver))
+            nonce = _say_name(instance, name)
+            await instance.go_on()
+            await instance.hear_reborn(nonce, NAMING_LIMIT)
+            await instance.set_user_links(True)
+        driver.happen(Happening.WENT_ON)
 
     async def remove(self) -> None:
         """Leave nothing of it."""
@@ -137,9 +126,10 @@ Spare = ReadySpare | StartedSpare
 
 
 async def make_ready(driver: GuestDriver, source: str, frozen: Frozen) -> ReadySpare:
-    """Let a new guest be what was frozen, and do ahead all that can be.
+    """Let a new guest be what was frozen, do ahead all that can be, and hold it.
 
-    Raises as ``bring_to_life`` does; Conflict (``agent-unavailable``) when no agent answers.
+    Raises as ``bring_to_life`` does; Conflict or Busy (``agent-unavailable``) when no agent answers, or
+    nothing waits in it to be told a name (images of others, docs/design/0047).
     """
     await driver.do_first(lambda: bring_to_life(driver, frozen, keep_identity=False))
     instance = driver.instance
@@ -149,18 +139,24 @@ async def make_ready(driver: GuestDriver, source: str, frozen: Frozen) -> ReadyS
         or driver.agent_state is not AgentState.ANSWERING
     ):
         raise Conflict(Code.AGENT_UNAVAILABLE, "no agent answers in it")
-    with contextlib.suppress(SeraiError):
-        await _tell_name(instance, driver.name)
-        return ReadySpare(driver=driver, source=source)
-    found = b""
-    with contextlib.suppress(SeraiError):
-        async for chunk in instance.agent.read_file(HOST_NAME_FILE):
-            found += chunk[:LARGEST_NAME_FILE]
-            break
-    handle = await instance.agent.open_file(HOST_NAME)
-    return ReadySpare(
-        driver=driver, source=source, handle=handle, has_name_file=bool(found.strip())
-    )
+    if not await instance.waits_to_be_told():
+        raise Busy(Code.AGENT_UNAVAILABLE, "nothing in it waits to be told a name")
+    # what is done for the first time takes longest
+    await instance.hear_reborn(_say_name(instance, driver.name), NAMING_LIMIT)
+
+    async def hold() -> None:
+        await instance.hold()
+        driver.happen(Happening.HELD)
+
+    await driver.do(Verb.PAUSE, hold)
+    return ReadySpare(driver=driver, source=source)
+
+
+def _say_name(instance: Instance, name: str) -> str:
+    """Tell a guest its name where it was told all else; the answer will have the nonce returned."""
+    nonce = secrets.token_hex(NONCE_BYTES)
+    instance.say_reborn(as_name_line(name, nonce))
+    return nonce
 
 
 async def make_started(driver: GuestDriver, source: str, template: Promised) -> StartedSpare:
@@ -194,7 +190,8 @@ def promise_of(source: GuestDriver) -> Promised | None:
     """Return what a fork of a running guest is going to be; None: that can't be known.
 
     It can where nothing but memory changes: no disk of its own that is written to, no variables of a
-    firmware; and its memory has to be a base's (docs/design/0030).
+    firmware; and its memory has to be a base's (docs/design/0030). Who is in a network is left out, since
+    what nobody has asked for takes no address.
     """
     instance, record = source.instance, source.record
     if (
@@ -202,6 +199,7 @@ def promise_of(source: GuestDriver) -> Promised | None:
         or instance is None
         or not instance.machine.ram_private
         or record.spec.firmware is Firmware.UEFI
+        or record.ports
         or not all(each.read_only for each in record.volumes)
     ):
         return None
@@ -210,15 +208,3 @@ def promise_of(source: GuestDriver) -> Promised | None:
         FrozenVolume(name=each.name, layer=each.layer, size=each.size) for each in record.volumes
     )
     return Promised(record=record, volumes=volumes, moment=promise)
-
-
-async def _tell_name(instance: Instance, name: str) -> None:
-    """Tell a name where the guest was told who it is; raises as ``Instance.hear_reborn`` does.
-
-    Also where what waits there is older than this, and does not answer.
-    """
-    if not await instance.waits_to_be_told():
-        raise Busy(Code.AGENT_UNAVAILABLE, "nothing in it waits to be told a name")
-    nonce = secrets.token_hex(NONCE_BYTES)
-    instance.say_reborn(as_name_line(name, nonce))
-    await instance.hear_reborn(nonce, NAMING_LIMIT)

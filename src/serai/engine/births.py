@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
 LINE_TIMEOUT = 5.0
+WAKING_LIMIT = 2.0
 SEED_BYTES = 32
 NONCE_BYTES = 8
 
@@ -142,6 +143,8 @@ async def bring_to_life(child: GuestDriver, template: Template, *, keep_identity
     child.enter(GuestState.STARTING)
     if template.moment is None:
         await start_cold(child)
+        if child.instance is not None and not keep_identity:
+            _tell_first(child, child.instance, template.record, keep_identity=False)
         return
     try:
         await be_born(child, template.moment, parent=template.record, keep_identity=keep_identity)
@@ -191,6 +194,8 @@ async def take_up(
         instance = await _prepare(driver, record, ahead)
     try:
         moment = await _come(instance, ahead)
+        if moment is not ahead:  # it has waited for long: does it still answer?
+            await instance.status(timeout=WAKING_LIMIT)
         await instance.take_state(moment.state_fd, moment.pages_fd, LOAD_TIMEOUT)
     except BaseException:
         await instance.end(0.0)
@@ -271,6 +276,8 @@ async def be_born(
     answering = driver.image.agent is not Expect.NO
     attach(driver, instance, agent=AgentState.UNKNOWN)
     await instance.set_links(False)
+    if driver.record.is_spare:
+        await instance.set_user_links(False)
     new = _new_self(driver, parent, keep_identity=keep_identity)
     told = None if moment.quiesced else tell(instance, new)
     await instance.go_on()
@@ -321,6 +328,13 @@ def _tell_again(
     keep_identity: bool,
 ) -> None:
     log.warning("%s is told who it is when its agent answers: %s", driver.name, error.message)
+    _tell_first(driver, instance, parent, keep_identity=keep_identity)
+
+
+def _tell_first(
+    driver: GuestDriver, instance: Instance, parent: GuestRecord, *, keep_identity: bool
+) -> None:
+    """Have the guest told who it is as soon as its agent answers, before anybody else talks to it."""
     driver.first_words = lambda: _tell_late(driver, instance, parent, keep_identity=keep_identity)
 
 
@@ -334,7 +348,7 @@ def _new_self(driver: GuestDriver, parent: GuestRecord, *, keep_identity: bool) 
         return new
     return dataclasses.replace(
         new,
-        name=record.spec.name,
+        name=record.hostname or record.spec.name,
         machine_id=record.id,
         macs=macs_of(parent, record),
         asks_anew=bool(record.ports),

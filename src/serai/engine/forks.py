@@ -294,7 +294,7 @@ class Forker:
                 started = self._take_started(wish, found, len(ids))
                 try:
                     made += [each.driver for each in started]
-                    births = await self._hand_out(job, found[0], wish, ids, started)
+                    births = await self._hand_out(job, found[0], wish, ids, started, made)
                     births += await self._make(job, found, wish, ids, made)
                     await self._let_live(job, wish, births)
                 finally:
@@ -344,7 +344,7 @@ class Forker:
             frozen = self._house.shelf.snapshots[wish.origin].guest.spec
             await hand_out(spare, wish, frozen, name=name, job_id=job.id)
 
-        await spare.driver.do(Verb.TALK, work)
+        await spare.driver.do(Verb.RESUME, work)
 
     async def _finish(self, job: LiveJob, wish: Wish, made: list[GuestDriver]) -> None:
         """End the job: the guests stay from here on, also one whose agent stays silent."""
@@ -379,6 +379,7 @@ class Forker:
         wish: Wish,
         ids: dict[str, str],
         started: Sequence[StartedSpare],
+        made: list[GuestDriver],
     ) -> list[Birth]:
         """Make started spares the first of the guests that are wished for, and say how each is born.
 
@@ -389,8 +390,32 @@ class Forker:
             names.release(name, ids.pop(name))
             names.claim(name, spare.driver.record.id)
             await hand_out(spare, wish, frozen.record.spec, name=name, job_id=job.id)
-            births.append(partial(spare.be_born, frozen))
+            births.append(partial(self._be_born, job, frozen, wish, spare, made))
         return births
+
+    async def _be_born(
+        self,
+        job: LiveJob,
+        frozen: Frozen,
+        wish: Wish,
+        spare: StartedSpare,
+        made: list[GuestDriver],
+    ) -> None:
+        """Let a started spare be born; where that fails, make another guest in its place."""
+        try:
+            await spare.be_born(frozen)
+        except SeraiError as error:
+            name = spare.driver.name
+            log.warning("the QEMU that waited to be %s is of no use: %s", name, error.message)
+            made.remove(spare.driver)
+            await remove_guest(spare.driver)
+            ids = self._claim([name], [])
+            try:
+                (birth,) = await self._make(job, [frozen], wish, ids, made)
+            except BaseException:
+                self._release(ids)
+                raise
+            await birth()
 
     async def _make(
         self,

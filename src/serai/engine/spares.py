@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -136,13 +137,14 @@ class SparePool:
         """Do what is to be done next; False when it is nothing."""
         now = self._house.journal.now()
         self._demands = {
-            each: demand
-            for each, demand in self._demands.items()
-            if demand.is_fresh(now) and self._can_be_made_of(each)
+            each: demand for each, demand in self._demands.items() if demand.is_fresh(now)
+        }
+        able = {
+            each: demand for each, demand in self._demands.items() if self._can_be_made_of(each)
         }
         await self._remove([each for each in self._there if not self._is_good(each)])
         there = Counter(each.stock for each in self._there)
-        turn = plan_turn(self._demands, there, self._budget(), now)
+        turn = plan_turn(able, there, self._budget(), now)
         for stock, count in turn.drop.items():
             await self._remove([each for each in self._there if each.stock == stock][:count])
         if turn.make:
@@ -163,11 +165,12 @@ class SparePool:
             return None
 
     def _can_be_made_of(self, source: str) -> bool:
-        """Tell whether it is known what a fork of it is going to be."""
+        """Tell whether it is known what a fork of it is going to be, and it takes no address ahead."""
         snapshot = self._house.shelf.snapshots.get(source)
         if snapshot is None:
             return self._promise_of(source) is not None
-        return snapshot.memory is not None and snapshot.state is SnapshotState.READY
+        has_memory = snapshot.memory is not None and snapshot.state is SnapshotState.READY
+        return has_memory and not snapshot.guest.ports
 
     def _budget(self) -> Budget:
         return Budget(
@@ -189,17 +192,22 @@ class SparePool:
     # -- making ------------------------------------------------------------------------------------
 
     async def _make_safely(self, stock: Stock) -> None:
-        """Make a spare; one that can't be made is not tried again until somebody asks again."""
+        """Make a spare; one that can't be made is not tried again until somebody asks again.
+
+        A source of which none can be made ready has them started.
+        """
         making = self._making = self._house.supervisor.start(self._try(stock), name="spare")
         try:
             await asyncio.wait({making})
         finally:
             self._making = None
         made = None if making.cancelled() or making.exception() else making.result()
-        if made is None:
-            self._demands.pop(stock.source, None)
-        else:
+        if made is not None:
             self._there.append(made)
+            return
+        demand = self._demands.pop(stock.source, None)
+        if demand is not None and stock.kind is Kind.READY:
+            self._demands[stock.source] = replace(demand, is_settled=False)
 
     async def _try(self, stock: Stock) -> Spare | None:
         try:

@@ -280,15 +280,6 @@ class Agent:
         with _file_failed():
             await self.wire.call("guest-file-close", NOTHING, {"handle": handle})
 
-    async def open_file(self, path: str) -> int:
-        """Open a file in the guest for writing, ahead of that; the handle is for ``write_opened``."""
-        return await self._open(path, "w")
-
-    async def write_opened(self, handle: int, content: bytes) -> None:
-        """Write all that a file opened ahead is to hold, and close it."""
-        await self._write(handle, content)
-        await self._close(handle)
-
     # -- the machine -------------------------------------------------------------------------------
 
     async def online_cpus(self, count: int, *, timeout: float) -> None:
