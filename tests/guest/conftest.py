@@ -2,15 +2,18 @@
 
     daemon          a real daemon in a home of its own, with the image tiny
     guest_defined   a guest that was never started
-    guest_started   it runs; its inside may not be up
-    guest_reached   its agent answers (also called ``guest``)
+    guest_started   it boots; its inside may not be up
+    guest_reached   it has booted: its agent answers
+    guest           its agent answers; it was forked from a warm image, which the daemon has too
 
 After each test all guests are deleted and the daemon is stopped; the test fails if a process, a
 socket or a file is left. When a test fails, logs, events and command lines are saved below
 .work/failures, and the path is printed; with ``--sit`` the daemon waits for a human.
 
-A test that asks for a ``guest`` and for no daemon gets it from our own pytest plugin: a fork of a
-warm image, by a daemon that all such tests share.
+A test asks for ``guest`` where it does not matter how that came to be: it is there at once. One that is
+about what is true of a booted guest only, as the first time that it is frozen, asks for ``guest_reached``.
+Who asks for a ``guest`` and for no daemon gets it from our own pytest plugin, by a daemon that all such
+tests share.
 """
 
 import shutil
@@ -21,6 +24,7 @@ from pathlib import Path
 import pytest
 from keeper import Daemon, running
 from tiny import ROOT, copy_state, state_with_tiny
+from warm import WARM, copy_warm, state_with_warm
 
 from serai import Guest
 
@@ -33,12 +37,26 @@ def tiny_state() -> Path:
     return state_with_tiny()
 
 
+@pytest.fixture(scope="session")
+def warm_state() -> Path:
+    """A state folder that holds a warm image too, made once."""
+    return state_with_warm()
+
+
 @pytest.fixture
-def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
-    """A daemon that has the image ``tiny``."""
-    copy_state(tiny_state, serai_home)
+def daemon(request: pytest.FixtureRequest, serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
+    """A daemon that has the image ``tiny``, and a warm one for a test that asks for a ``guest``."""
+    if "guest" not in request.fixturenames:
+        copy_state(tiny_state, serai_home)
+        with running(Daemon(serai_home)) as keeper:
+            yield keeper
+        return
+    copy_warm(request.getfixturevalue("warm_state"), serai_home)
     with running(Daemon(serai_home)) as keeper:
         yield keeper
+        if keeper.is_running:
+            keeper.delete_all()
+            keeper.inn.delete_image(WARM)
 
 
 @pytest.fixture
@@ -55,7 +73,7 @@ def guest_started(daemon: Daemon) -> Guest:
 
 @pytest.fixture
 def guest_reached(daemon: Daemon) -> Guest:
-    """A guest whose agent answers."""
+    """A guest that has booted, and whose agent answers."""
     return daemon.inn.launch("tiny", name="web1", memory="128MiB")
 
 
@@ -63,8 +81,8 @@ def guest_reached(daemon: Daemon) -> Guest:
 def guest(request: pytest.FixtureRequest) -> Guest:
     """A guest whose agent answers: the daemon's, or the plugin's where the test has none."""
     if "daemon" in request.fixturenames:
-        reached: Guest = request.getfixturevalue("guest_reached")
-        return reached
+        launched: Guest = request.getfixturevalue("daemon").inn.launch(WARM, name="web1")
+        return launched
     forked: Guest = request.getfixturevalue("guests")(memory="128MiB")
     return forked
 

@@ -163,21 +163,21 @@ def test_kept_identity_is_kept(guest: Guest) -> None:
     assert read(fork, address) == read(guest, address)
 
 
-def test_the_source_may_go_and_its_forks_stay(daemon: Daemon, guest: Guest) -> None:
-    forks = guest.fork(2, name="left")
-    guest.delete(force=True)
+def test_the_source_may_go_and_its_forks_stay(daemon: Daemon, guest_reached: Guest) -> None:
+    forks = guest_reached.fork(2, name="left")
+    guest_reached.delete(force=True)
     again = forks[0].fork(name="later")
     forks[0].delete(force=True)
     assert again.run("true").ok and forks[1].run("true").ok
 
 
-def test_a_paused_guest_is_forked_and_stays_paused(daemon: Daemon, guest: Guest) -> None:
-    guest.pause()
-    fork = guest.fork(name="awake")
+def test_a_paused_guest_is_forked_and_stays_paused(daemon: Daemon, guest_reached: Guest) -> None:
+    guest_reached.pause()
+    fork = guest_reached.fork(name="awake")
     assert state_of(daemon, "web1") is GuestState.PAUSED
     assert fork.run("true").ok
-    guest.resume()
-    assert guest.run("true").ok
+    guest_reached.resume()
+    assert guest_reached.run("true").ok
 
 
 def test_a_stopped_guest_is_forked_from_its_disk(daemon: Daemon) -> None:
@@ -262,9 +262,9 @@ def test_a_name_that_is_taken_among_many_leaves_none(daemon: Daemon, guest: Gues
 
 
 def test_killing_the_daemon_at_any_moment_leaves_whole_forks_or_none(
-    daemon: Daemon, guest: Guest
+    daemon: Daemon, guest_reached: Guest
 ) -> None:
-    guest.run("echo here > /mark")
+    guest_reached.run("echo here > /mark")
     for turn, delay in enumerate((0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             asked = pool.submit(daemon.run, "fork", "web1", f"t{turn}", "--count", "2")
@@ -281,8 +281,10 @@ def test_killing_the_daemon_at_any_moment_leaves_whole_forks_or_none(
         assert list(daemon.qemu_pids()) == [daemon.inn.guest("web1").id]
 
 
-def test_another_daemon_forks_what_an_earlier_one_froze(daemon: Daemon, guest: Guest) -> None:
-    fork = guest.fork(name="first")
+def test_another_daemon_forks_what_an_earlier_one_froze(
+    daemon: Daemon, guest_reached: Guest
+) -> None:
+    fork = guest_reached.fork(name="first")
     fork.run("echo changed > /mark")
     daemon.kill()
     daemon.start()
@@ -342,7 +344,7 @@ def test_memory_is_promised_once(daemon: Daemon, guest: Guest) -> None:
     guest.fork(name="second").delete(force=True)
 
 
-def test_ctrl_c_leaves_nothing(daemon: Daemon, guest: Guest, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing(daemon: Daemon, guest_reached: Guest, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "serai", "fork", "web1", "c", "--count", "8"]
     for pause in (0.4, 0.7, 1.0):
         with subprocess.Popen(argv, env=daemon.environ, stderr=subprocess.PIPE) as program:

@@ -35,14 +35,14 @@ def test_qemu_is_apart_and_leaves_no_core(guest: Guest) -> None:
     assert os.getsid(pid) == os.getpgid(pid) == pid
 
 
-def test_memory_is_charged_to_the_guests_group(daemon: Daemon, guest: Guest) -> None:
+def test_memory_is_charged_to_the_guests_group(daemon: Daemon, guest_reached: Guest) -> None:
     """Of one that was booted: a fork shares its memory with others."""
     assert daemon.is_running
-    folders = groups_of(guest)
+    folders = groups_of(guest_reached)
     if not folders:
         assert Cgroups().note, "groups could be made, but were not"
         pytest.skip(Cgroups().note)
-    pid = guest.info.pid
+    pid = guest_reached.info.pid
     for folder in folders:
         assert (folder / "cgroup.procs").read_text().split() == [str(pid)]
     anonymous = int(fields_of(pid)["RssAnon"].split()[0]) * 1024
@@ -55,5 +55,5 @@ def test_memory_is_charged_to_the_guests_group(daemon: Daemon, guest: Guest) -> 
     ]
     assert owed > 64 * MIB
     assert usage and usage[0] >= SHARE_CHARGED * owed
-    guest.delete(force=True)
-    assert not groups_of(guest)
+    guest_reached.delete(force=True)
+    assert not groups_of(guest_reached)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from keeper import Daemon
+from warm import WARM
 
 from serai import Guest
 
@@ -14,9 +15,21 @@ def test_a_daemon_has_tiny_and_ends_without_leftovers(daemon: Daemon) -> None:
     assert daemon.leftovers() == []
 
 
-def test_the_ladder_ends_at_a_guest_that_answers(daemon: Daemon, guest: Guest) -> None:
+def test_the_ladder_ends_at_a_guest_that_answers(daemon: Daemon, guest_reached: Guest) -> None:
+    assert guest_reached.run("echo $((6*7))").stdout == "42\n"
+    assert daemon.qemu_pids() == {guest_reached.id: guest_reached.info.pid}
+
+
+def test_one_that_was_there_at_once_leaves_no_more_behind(daemon: Daemon, guest: Guest) -> None:
+    assert guest.info.image == WARM
     assert guest.run("echo $((6*7))").stdout == "42\n"
-    assert daemon.qemu_pids() == {guest.id: guest.info.pid}
+    guest.snapshot("s")
+    daemon.delete_all()
+    given = [path for path in daemon.leftovers() if "/memory/" in path]
+    assert len(given) == 2, "the image has a base and what is over it"
+    daemon.inn.delete_image(WARM)
+    daemon.stop()
+    assert daemon.leftovers() == []
 
 
 def test_leftovers_are_seen(daemon: Daemon, guest_started: Guest) -> None:

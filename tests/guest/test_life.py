@@ -108,12 +108,14 @@ def test_power_off_from_inside_is_no_crash(daemon: Daemon, guest: Guest) -> None
     assert guest.info.problem is None
 
 
-def test_a_reset_from_inside_is_told_and_the_guest_goes_on(daemon: Daemon, guest: Guest) -> None:
-    pid = guest.refresh().info.pid
-    guest.run("sh -c 'sleep 0.2; reboot -f' > /dev/null 2>&1 &")
-    wait_for("the reset is told", lambda: "guest-reset" in events_of(daemon, guest))
-    wait_for("it answers again", lambda: guest.refresh().info.agent == "answering")
-    assert guest.info.pid == pid
+def test_a_reset_from_inside_is_told_and_the_guest_goes_on(
+    daemon: Daemon, guest_reached: Guest
+) -> None:
+    pid = guest_reached.refresh().info.pid
+    guest_reached.run("sh -c 'sleep 0.2; reboot -f' > /dev/null 2>&1 &")
+    wait_for("the reset is told", lambda: "guest-reset" in events_of(daemon, guest_reached))
+    wait_for("it answers again", lambda: guest_reached.refresh().info.agent == "answering")
+    assert guest_reached.info.pid == pid
 
 
 def test_a_panic_is_a_crash_with_a_reason(guest: Guest) -> None:

@@ -196,10 +196,10 @@ def test_file_systems_are_quiet_when_asked_for(disky: Guest) -> None:
     assert disky.run("touch /writable").ok
 
 
-def test_a_snapshot_outlives_daemon_and_process(daemon: Daemon, guest: Guest) -> None:
-    guest.run("echo kept > /mark")
-    guest.snapshot("kept")
-    guest.stop(force=True)
+def test_a_snapshot_outlives_daemon_and_process(daemon: Daemon, guest_reached: Guest) -> None:
+    guest_reached.run("echo kept > /mark")
+    guest_reached.snapshot("kept")
+    guest_reached.stop(force=True)
     daemon.kill()
     daemon.start()
     again = daemon.inn.guest("web1")
@@ -318,10 +318,10 @@ def test_what_can_not_be_done_changes_nothing(daemon: Daemon, guest: Guest) -> N
 
 
 def test_cold_memory_takes_less_room_and_is_taken_up_all_the_same(
-    daemon: Daemon, guest: Guest
+    daemon: Daemon, guest_reached: Guest
 ) -> None:
-    told = guest.run("head -c 1M /dev/urandom >/data; md5sum /data").stdout
-    before = guest.snapshot("base").info.own
+    told = guest_reached.run("head -c 1M /dev/urandom >/data; md5sum /data").stdout
+    before = guest_reached.snapshot("base").info.own
     daemon.kill()
     daemon.environ["SERAI_COLD_AFTER"] = "1s"
     daemon.start()

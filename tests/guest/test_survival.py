@@ -21,8 +21,8 @@ def uptime(guest: Guest) -> float:
     return float(guest.run("cat /proc/uptime").stdout.split()[0])
 
 
-def test_a_guest_outlives_a_killed_daemon(daemon: Daemon, guest: Guest) -> None:
-    pid, before = guest.refresh().info.pid, uptime(guest)
+def test_a_guest_outlives_a_killed_daemon(daemon: Daemon, guest_reached: Guest) -> None:
+    pid, before = guest_reached.refresh().info.pid, uptime(guest_reached)
     daemon.kill()
     os.kill(pid, 0)
     daemon.start()

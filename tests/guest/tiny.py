@@ -61,10 +61,11 @@ def _build(folder: Path) -> None:
 
 
 def copy_state(template: Path, home: Path) -> None:
-    """Give ``home`` the image; its files are links, since nobody writes to an image."""
+    """Give ``home`` the images; their files are links, since nobody writes to them or to memory."""
     state = home / "state"
     state.mkdir(mode=0o700)
-    shutil.copytree(template / "images", state / "images", copy_function=_link)
+    for name in ("images", "memory"):
+        shutil.copytree(template / name, state / name, copy_function=_link)
     for name in ("serai.db", "capabilities.json"):
         shutil.copy2(template / name, state / name)
 

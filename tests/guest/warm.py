@@ -1,0 +1,69 @@
+"""A state folder with a warm image of a tiny guest, made once and kept in .work/cache for later runs.
+
+A guest of it runs at once, where booting one takes seconds. It is made anew when anything has changed that
+may have to do with it: the tiny image, what stores and takes up a guest, QEMU, the processor.
+"""
+
+import hashlib
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from keeper import Daemon
+from tiny import CACHE, ROOT, built_once, copy_state, state_with_tiny
+
+WARM = "warm"
+MEMORY = "128MiB"
+MADE_FROM = ("disk", "engine", "host", "model", "plan", "qemu", "store")
+HERE = "@HERE@"
+"""Stands for the state folder in what is kept: a machine that was frozen is told where its kernel is."""
+
+
+def state_with_warm() -> Path:
+    """Return a state folder that holds the images tiny and ``WARM``; see ``copy_warm``."""
+    digest = hashlib.sha256(f"{state_with_tiny().name}\n{_host()}".encode())
+    for room in MADE_FROM:
+        for path in sorted((ROOT / "src" / "serai" / room).glob("*.py")):
+            digest.update(path.read_bytes())
+    return built_once(f"warm-{digest.hexdigest()[:16]}", _build)
+
+
+def _host() -> str:
+    """Return what a memory that was stored may be taken up by."""
+    version = ["qemu-system-x86_64", "--version"]
+    qemu = subprocess.run(version, check=True, capture_output=True, text=True).stdout
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return qemu + next((line for line in lines if line.startswith("model name")), "")
+
+
+def copy_warm(template: Path, home: Path) -> None:
+    """Give ``home`` the images, as ``copy_state`` does."""
+    copy_state(template, home)
+    _rename(home / "state", HERE, str(home / "state"))
+
+
+def _rename(state: Path, old: str, new: str) -> None:
+    with closing(sqlite3.connect(state / "serai.db")) as database:
+        database.execute("update snapshots set body = replace(body, ?, ?)", (old, new))
+        database.commit()
+
+
+def _build(folder: Path) -> None:
+    home = Path(tempfile.mkdtemp(prefix="warm-", dir=CACHE))
+    copy_state(state_with_tiny(), home)
+    daemon = Daemon(home)
+    daemon.start()
+    try:
+        with daemon.inn.launch("tiny", memory=MEMORY) as guest:
+            guest.publish(WARM)
+        daemon.stop()
+        _rename(home / "state", str(home / "state"), HERE)
+        for path in CACHE.glob("warm-????????????????"):
+            shutil.rmtree(path)
+        (home / "state").rename(folder)
+    finally:
+        daemon.kill_all()
+        shutil.rmtree(home)
