@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 from keeper import Daemon, running
+from nursery import Nursery
 from tiny import ROOT, copy_state, state_with_tiny
 from warm import WARM, copy_warm, state_with_warm
 
@@ -38,25 +39,40 @@ def tiny_state() -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm_state() -> Path:
-    """A state folder that holds a warm image too, made once."""
-    return state_with_warm()
+def nursery() -> Iterator[Nursery]:
+    """What daemons are forked from that no test wants to see start."""
+    made = Nursery()
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def daemon(request: pytest.FixtureRequest, serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
-    """A daemon that has the image ``tiny``, and a warm one for a test that asks for a ``guest``."""
-    if "guest" not in request.fixturenames:
+def daemon(
+    request: pytest.FixtureRequest, serai_home: Path, tiny_state: Path, nursery: Nursery
+) -> Iterator[Daemon]:
+    """A daemon that has the image ``tiny``, and for a test that asks for ``warm`` or ``guest`` a warm one.
+
+    Files of the images are links into .work/cache: a test that spoils files does so to what it has made.
+    """
+    keeper = Daemon(serai_home)
+    keeper.nursery = nursery
+    is_warm = "warm" in request.fixturenames or "guest" in request.fixturenames
+    if is_warm:
+        copy_warm(state_with_warm(), serai_home)
+    else:
         copy_state(tiny_state, serai_home)
-        with running(Daemon(serai_home)) as keeper:
-            yield keeper
-        return
-    copy_warm(request.getfixturevalue("warm_state"), serai_home)
-    with running(Daemon(serai_home)) as keeper:
+    with running(keeper):
         yield keeper
-        if keeper.is_running:
+        if is_warm and keeper.is_running:
             keeper.delete_all()
             keeper.inn.delete_image(WARM)
+
+
+@pytest.fixture
+def warm(daemon: Daemon) -> str:
+    """The name of a warm image that the daemon has."""
+    assert daemon.is_running
+    return WARM
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from keeper import START_LIMIT, Daemon, open_files
+from nursery import Child
 from tiny import copy_state, state_with_tiny
 from victim import Trap
 
@@ -38,32 +39,6 @@ DISK = "16MiB"
 PROGRAM = Path(__file__).with_name("victim.py")
 PUT = "tr '\\0' $BYTE </dev/zero | head -c 65536 | dd of=/dev/vda bs=64k seek=$AT conv=notrunc,fsync 2>/dev/null"
 GET = "dd if=/dev/vda bs=64k count=4 iflag=direct 2>/dev/null | md5sum; cat /mark"
-
-
-class _Child:
-    """A daemon that another process has forked: what ``keeper`` uses of a Popen."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # it has died already
-            self._pidfd = os.open(os.devnull, os.O_RDONLY)  # readable, as that of an ended process
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            signal.pidfd_send_signal(self._pidfd, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def poll(self) -> int | None:
-        return 0 if select.select([self._pidfd], [], [], 0)[0] else None
-
-    def wait(self, timeout: float | None = None) -> int:
-        if not select.select([self._pidfd], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired("daemon", timeout or 0)
-        return 0
 
 
 class Victim(Daemon):
@@ -86,7 +61,7 @@ class Victim(Daemon):
         reading = os.open(ready, os.O_RDONLY | os.O_NONBLOCK)
         assert self._forker.stdin and self._forker.stdout
         print(ready, file=self._forker.stdin, flush=True)
-        self.process = _Child(json.loads(self._forker.stdout.readline()))  # type: ignore[assignment]
+        self.process = Child(json.loads(self._forker.stdout.readline()))
         self._await_ready(reading)
         os.close(reading)
         self.inn.close()

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nursery import Child, Nursery
+
 import serai
 
 START_LIMIT = 60.0
@@ -32,8 +34,11 @@ class Daemon:
     """``serai daemon run`` as a process, and a client. Settings are given by name.
 
     With ``namespace`` it runs in that network namespace (ip-netns(8)), with all its guests. With ``uid``
-    it is an ordinary user's, and so is what ``run`` runs; only root can have that.
+    it is an ordinary user's, and so is what ``run`` runs; only root can have that. One that is given a
+    ``nursery`` is forked from that: it starts sooner, and is as every other.
     """
+
+    nursery: Nursery | None = None
 
     def __init__(self, home: Path, *, namespace: str = "", uid: str = "", **settings: str) -> None:
         self.home = home
@@ -44,7 +49,7 @@ class Daemon:
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Child | None = None
         self.inn = serai.connect(self.socket)
 
     @property
@@ -66,21 +71,8 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it answers; what it prints goes to ``log``."""
         reading, writing = os.pipe()
-        argv = [
-            *self.prefix,
-            sys.executable,
-            "-m",
-            "serai",
-            "daemon",
-            "run",
-            "--ready-fd",
-            str(writing),
-        ]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                argv, env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(writing,), start_new_session=True, **self.owner,
-            )  # fmt: skip
+            self.process = self._spawn(log.fileno(), writing)
         os.close(writing)
         ready, _, _ = select.select([reading], [], [], START_LIMIT)
         answered = bool(ready) and os.read(reading, 1) == b"1"
@@ -90,6 +82,15 @@ class Daemon:
             raise RuntimeError(f"the daemon did not start: {self.log.read_text()[-2000:]}")
         self.inn.close()
         self.inn = serai.connect(self.socket)
+
+    def _spawn(self, log: int, ready: int) -> "subprocess.Popen[bytes] | Child":
+        if self.nursery is not None:
+            return self.nursery.fork(self.environ, log, ready)
+        words = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(ready)]
+        return subprocess.Popen(
+            [*self.prefix, *words], env=self.environ, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=log, pass_fds=(ready,), start_new_session=True, **self.owner,
+        )  # fmt: skip
 
     def _end(self, number: int) -> None:
         if self.process is not None:

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import tempfile
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from keeper import Daemon
@@ -22,6 +23,7 @@ HERE = "@HERE@"
 """Stands for the state folder in what is kept: a machine that was frozen is told where its kernel is."""
 
 
+@cache
 def state_with_warm() -> Path:
     """Return a state folder that holds the images tiny and ``WARM``; see ``copy_warm``."""
     digest = hashlib.sha256(f"{state_with_tiny().name}\n{_host()}".encode())
