@@ -8,6 +8,7 @@ import time
 
 import pytest
 from keeper import Daemon, wait_for
+from warm import WARM
 
 from serai import Guest, SeraiError
 from serai.client.blocking import Connection
@@ -151,7 +152,7 @@ def test_the_policy_decides_after_a_power_off(guest: Guest, policy: str, again: 
 
 def test_a_stop_calls_off_a_restart(guest: Guest) -> None:
     guest.set(restart="always")
-    for _ in range(3):  # so that the next restart is some seconds away
+    for _ in range(2):  # so that the next restart is some seconds away
         os.kill(guest.refresh().info.pid, signal.SIGKILL)
         wait_for_state(guest, "crashed")
         wait_for_state(guest, "running", 10)
@@ -159,16 +160,17 @@ def test_a_stop_calls_off_a_restart(guest: Guest) -> None:
     wait_for_state(guest, "crashed")
     guest.stop()
     restarts = guest.refresh().info.restarts
-    time.sleep(9)  # the time after which it would have been started
+    time.sleep(5)  # the time after which it would have been started
     assert guest.refresh().info.restarts == restarts
     assert guest.info.state == "crashed"
 
 
-def test_a_hung_qemu_makes_only_its_own_guest_unresponsive(
-    serai_home: object, daemon: Daemon, guest: Guest
-) -> None:
-    other = daemon.inn.launch("tiny", name="other", memory="128MiB")
-    pid = guest.refresh().info.pid
+def test_a_hung_qemu_makes_only_its_own_guest_unresponsive(daemon: Daemon, guest: Guest) -> None:
+    daemon.stop()
+    daemon.environ.update(SERAI_HEARTBEAT="1s", SERAI_MONITOR_TIMEOUT="3s")
+    daemon.start()
+    guest, other = daemon.inn.guest("web1"), daemon.inn.launch(WARM, name="other")
+    pid = guest.info.pid
     os.kill(pid, signal.SIGSTOP)
     try:
         wait_for_state(guest, "unresponsive", 30)

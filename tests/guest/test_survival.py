@@ -66,15 +66,15 @@ def test_a_paused_guest_is_adopted_paused(daemon: Daemon, guest: Guest) -> None:
     assert again.run("echo on").ok
 
 
-def test_what_happened_while_no_daemon_was_there_is_told_apart(daemon: Daemon) -> None:
-    names = ("off", "killed", "hung")
-    off, killed, hung = (daemon.inn.launch("tiny", name=n, memory="128MiB") for n in names)
+def test_what_happened_while_no_daemon_was_there_is_told_apart(daemon: Daemon, warm: str) -> None:
+    off, killed, hung = (daemon.inn.launch(warm, name=n) for n in ("off", "killed", "hung"))
     off.run("sh -c 'sleep 1; poweroff' > /dev/null 2>&1 &")
     pids = {guest.name: guest.refresh().info.pid for guest in (off, killed, hung)}
     daemon.kill()
     os.kill(pids["killed"], signal.SIGKILL)
     os.kill(pids["hung"], signal.SIGSTOP)
     time.sleep(2.5)  # the guest powers itself off meanwhile
+    daemon.environ.update(SERAI_HEARTBEAT="1s", SERAI_MONITOR_TIMEOUT="3s")
     daemon.start()
     try:
         deadline = time.monotonic() + 10
