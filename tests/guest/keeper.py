@@ -45,7 +45,7 @@ class Daemon:
         self.owner: dict[str, Any] = {}
         if uid:
             self.owner = {"user": int(uid), "group": int(uid), "extra_groups": (), "cwd": home}
-        self.prefix = ["nsenter", f"--net=/run/netns/{namespace}", "--"] if namespace else []
+        self.namespace = namespace
         self.environ = {**os.environ, "SERAI_HOME": str(home)}
         self.environ.update({f"SERAI_{name.upper()}": text for name, text in settings.items()})
         self.log = home / "daemon.log"
@@ -85,10 +85,12 @@ class Daemon:
 
     def _spawn(self, log: int, ready: int) -> "subprocess.Popen[bytes] | Child":
         if self.nursery is not None:
-            return self.nursery.fork(self.environ, log, ready)
+            return self.nursery.fork(self.environ, self.namespace, log, ready)
         words = [sys.executable, "-m", "serai", "daemon", "run", "--ready-fd", str(ready)]
+        if self.namespace:
+            words = ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *words]
         return subprocess.Popen(
-            [*self.prefix, *words], env=self.environ, stdin=subprocess.DEVNULL, stdout=log,
+            words, env=self.environ, stdin=subprocess.DEVNULL, stdout=log,
             stderr=log, pass_fds=(ready,), start_new_session=True, **self.owner,
         )  # fmt: skip
 

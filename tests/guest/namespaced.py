@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keeper import Daemon, running
+from nursery import Nursery
 from tiny import copy_state
 
 from serai.engine.site import RUN
@@ -35,13 +36,16 @@ def open_namespace(ending: str = "") -> Iterator[str]:
 
 
 @contextmanager
-def open_daemon(home: Path, state: Path, namespace: str, **settings: str) -> Iterator[Daemon]:
+def open_daemon(
+    home: Path, state: Path, namespace: str, nursery: Nursery | None = None, **settings: str
+) -> Iterator[Daemon]:
     """Run a daemon in the namespace; afterwards nothing of any network may be left there.
 
     ``state`` is a folder with images.
     """
     copy_state(state, home)
     keeper = Daemon(home, namespace=namespace, **settings)
+    keeper.nursery = nursery
     try:
         with running(keeper):
             yield keeper

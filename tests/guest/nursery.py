@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from serai import __main__ as command
+from serai.host.namespaces import enter
 
 REQUEST_LIMIT = 1 << 20
 
@@ -64,9 +65,10 @@ class Nursery:
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
 
-    def fork(self, environ: Mapping[str, str], log_fd: int, ready_fd: int) -> Child:
+    def fork(self, environ: Mapping[str, str], namespace: str, log_fd: int, ready_fd: int) -> Child:
         """Start a daemon; it prints to ``log_fd`` and says at ``ready_fd`` when it answers."""
-        socket.send_fds(self._socket, [json.dumps(dict(environ)).encode()], [log_fd, ready_fd])
+        request = json.dumps([dict(environ), namespace]).encode()
+        socket.send_fds(self._socket, [request], [log_fd, ready_fd])
         return Child(int(self._socket.recv(20)))
 
     def close(self) -> None:
@@ -84,13 +86,13 @@ def _serve(ours: socket.socket) -> None:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            _be_daemon(json.loads(request), *fds)
+            _be_daemon(*json.loads(request), *fds)
         for fd in fds:
             os.close(fd)
         ours.send(str(pid).encode())
 
 
-def _be_daemon(environ: Mapping[str, str], log_fd: int, ready_fd: int) -> NoReturn:
+def _be_daemon(environ: Mapping[str, str], namespace: str, log_fd: int, ready_fd: int) -> NoReturn:
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -100,6 +102,8 @@ def _be_daemon(environ: Mapping[str, str], log_fd: int, ready_fd: int) -> NoRetu
         for target in (1, 2):
             os.dup2(log_fd, target)
         os.close(log_fd)
+        if namespace:
+            enter(namespace)
         sys.argv[:] = ["serai", "daemon", "run", "--ready-fd", str(ready_fd)]
         code = command.main()
     except SystemExit as ending:

@@ -144,7 +144,7 @@ def check_nobody_is_shown(debian: Daemon, key: Path) -> None:
     assert len(kept) == 2 and all(path.stat().st_mode & 0o077 == 0 for path in kept)
 
 
-def test_tiny_can_not_be_told_anything(daemon: Daemon) -> None:
+def test_tiny_can_not_be_told_anything(daemon: Daemon, warm: str) -> None:
     for told in ({"hostname": "x"}, {"user_data": "#!/bin/sh"}):
         with pytest.raises(Conflict) as caught:
             daemon.inn.launch("tiny", **told)
@@ -153,6 +153,6 @@ def test_tiny_can_not_be_told_anything(daemon: Daemon) -> None:
     with pytest.raises(Conflict) as caught:
         daemon.inn.launch("tiny", name="web1", memory="128MiB", wait_for="cloud-init")
     assert caught.value.code == "image-unfit"
-    daemon.inn.launch("tiny", name="web1", memory="128MiB")
+    daemon.inn.launch(warm, name="web1")
     code, said = ssh(daemon, Path("/dev/null"), "web1", "true")
     assert (code, "the ssh server of web1 does not answer" in said) == (255, True)

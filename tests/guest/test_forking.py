@@ -322,9 +322,8 @@ def test_a_source_that_dies_while_it_is_frozen(daemon: Daemon, guest: Guest) -> 
     assert not daemon.qemu_pids()
 
 
-def test_many_forks_at_once(daemon: Daemon) -> None:
-    source = daemon.inn.launch("tiny", name="crowd", memory="128MiB")
-    forks = source.fork(40, name="c")
+def test_many_forks_at_once(daemon: Daemon, guest: Guest) -> None:
+    forks = guest.fork(40, name="c")
     assert len({each.id for each in forks}) == 40
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda each: each.run("hostname").stdout.strip(), forks))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from keeper import Daemon, wait_for
 from namespaced import in_namespace, left_of_networks, open_daemon, open_namespace, resolvers
+from nursery import Nursery
 
 from serai import Guest, SeraiError
 from serai.engine.site import SHORT_LIFE
@@ -35,8 +36,10 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.fixture
-def daemon(serai_home: Path, tiny_state: Path, namespace: str) -> Iterator[Daemon]:
-    with open_daemon(serai_home, tiny_state, namespace) as keeper:
+def daemon(
+    serai_home: Path, tiny_state: Path, namespace: str, nursery: Nursery
+) -> Iterator[Daemon]:
+    with open_daemon(serai_home, tiny_state, namespace, nursery) as keeper:
         yield keeper
 
 

@@ -122,9 +122,10 @@ def test_a_volume_goes_along_with_its_guest(daemon: Daemon) -> None:
         volume.delete()
 
 
-def test_volumes_are_shared_limited_discarded_and_copied(daemon: Daemon, tmp_path: Path) -> None:
+def test_volumes_are_shared_limited_discarded_and_copied(
+    daemon: Daemon, guest: Guest, tmp_path: Path
+) -> None:
     inn = daemon.inn
-    guest = inn.launch("tiny", name="web1", memory="128MiB")
     inn.create_pool("fast", str(tmp_path / "fast"))
     data = inn.create_volume("data", "24MiB", pool="fast").attach("web1")
     disk = disk_of(guest, data)
@@ -247,9 +248,8 @@ def read_medium(guest: Guest) -> str:
     return guest.run("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/said.txt").stdout
 
 
-def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon) -> None:
+def test_no_daemon_that_dies_leaves_two_writers(daemon: Daemon, guest: Guest) -> None:
     """Killed while volumes come and go: afterwards record and machine agree, and all can be detached."""
-    guest = daemon.inn.launch("tiny", name="web1", memory="128MiB")
     for number in range(3):
         daemon.inn.create_volume(f"v{number}", "8MiB")
     for moment in (0.0, 0.04):
