@@ -28,6 +28,7 @@ from pathlib import Path
 from debian import check_forks, state_with_debian
 from faults import CASES, count_steps, fresh_victim, sweep
 from keeper import Daemon
+from nursery import Nursery
 from tiny import ROOT, copy_state, state_with_tiny
 
 import serai
@@ -61,10 +62,13 @@ def wait_for(what: str, check: Callable[[], bool], limit: float = LIMIT) -> None
 
 
 @contextmanager
-def fresh_daemon(home: Path, **settings: str) -> Iterator[Daemon]:
+def fresh_daemon(
+    home: Path, nursery: Nursery | None = None, /, **settings: str
+) -> Iterator[Daemon]:
     """A daemon with the tiny image; at the end all guests are deleted and nothing may be left."""
     copy_state(state_with_tiny(), home)
     daemon = Daemon(home, **settings)
+    daemon.nursery = nursery
     try:
         daemon.start()
         yield daemon
@@ -247,8 +251,8 @@ def _check(daemon: Daemon, clients: list[Client], turn: int) -> None:
 def soak_hurts(daemon: Daemon, hurts: int, chance: random.Random) -> None:
     """Stop, kill and release QEMUs at random; each time the others must go on untouched."""
     names = [f"hurt{number}" for number in range(AT_ONCE)]
-    for name in names:
-        daemon.inn.launch("tiny", name=name, memory=SMALL)
+    for name, fork in zip(names[::2], names[1::2], strict=True):  # which share memory, two by two
+        daemon.inn.launch("tiny", name=name, memory=SMALL).fork(name=fork)
     for _ in range(hurts):
         name = chance.choice(names)
         guest = daemon.inn.guest(name)

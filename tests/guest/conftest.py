@@ -30,6 +30,15 @@ from warm import WARM, copy_warm, state_with_warm
 from serai import Guest
 
 FAILURES = ROOT / ".work" / "failures"
+LONGEST = frozenset(
+    f"test_{name}.py"
+    for name in ("first_boot", "build_debian", "bubbles", "networks", "soak", "faults", "booting")
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: workers that take tests from each other end at the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

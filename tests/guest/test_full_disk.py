@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from faults import look, put, wait_tidy
 from keeper import Daemon, running, wait_for
+from nursery import Nursery
 from tiny import copy_state
 
 from serai import SeraiError
@@ -18,11 +19,12 @@ WRITTEN = 48_000_000
 
 
 @pytest.fixture
-def daemon(serai_home: Path, tiny_state: Path) -> Iterator[Daemon]:
+def daemon(serai_home: Path, tiny_state: Path, nursery: Nursery) -> Iterator[Daemon]:
     """A daemon whose home has 64 MiB."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "small", serai_home], check=True)
     copy_state(tiny_state, serai_home)
     keeper = Daemon(serai_home, disk_reserve="16MiB", heartbeat="1s")
+    keeper.nursery = nursery
     try:
         with running(keeper):
             yield keeper

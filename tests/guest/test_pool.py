@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from keeper import Daemon, wait_for
+from nursery import Nursery
 from tiny import copy_state
 
 from serai import Guest, Snapshot
@@ -271,9 +272,12 @@ def test_a_warm_image_is_launched_out_of_it(daemon: Daemon, guest_reached: Guest
     assert spares(daemon) == 0
 
 
-def test_without_memory_for_it_none_is_made(serai_home: Path, tiny_state: Path) -> None:
+def test_without_memory_for_it_none_is_made(
+    serai_home: Path, tiny_state: Path, nursery: Nursery
+) -> None:
     copy_state(tiny_state, serai_home)
     keeper = Daemon(serai_home, pool_memory="0")
+    keeper.nursery = nursery
     keeper.start()
     try:
         guest = keeper.inn.launch("tiny", name="web1", memory="128MiB")

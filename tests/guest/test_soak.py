@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from bench import soak
 from bench.soak import PATIENCE, fresh_daemon, small_home
+from nursery import Nursery
 
 SEED = 11
 
@@ -16,8 +17,8 @@ def test_cycles_leak_nothing(serai_home: Path) -> None:
         soak.soak_cycles(daemon, 40)
 
 
-def test_killed_daemons_lose_nothing(serai_home: Path) -> None:
-    with fresh_daemon(serai_home) as daemon:
+def test_killed_daemons_lose_nothing(serai_home: Path, nursery: Nursery) -> None:
+    with fresh_daemon(serai_home, nursery) as daemon:
         soak.soak_kills(daemon, 3, random.Random(SEED))
 
 
