@@ -34,7 +34,7 @@ from serai.engine.running import (
 )
 from serai.engine.seeding import write_seed
 from serai.errors import Busy, Code, HostFailure, SeraiError
-from serai.host.supervise import Supervisor
+from serai.host.supervise import Supervisor, whole
 from serai.model.guest import POOL, AgentState, GuestRecord, GuestSpec
 from serai.model.image import Expect
 from serai.model.lifecycle import GuestState, Happening
@@ -53,6 +53,7 @@ LOAD_TIMEOUT = 30.0
 BIRTH_TIMEOUT = 20.0
 LINE_TIMEOUT = 5.0
 WAKING_LIMIT = 2.0
+FILES_LIMIT = 60.0
 SEED_BYTES = 32
 NONCE_BYTES = 8
 
@@ -167,9 +168,11 @@ async def make_files(driver: GuestDriver, record: GuestRecord, uefi_vars: bytes)
     """Make the files of the guest: an empty head for each volume, and its firmware's variables.
 
     ``record`` is the guest's, or what that will be. Doing it again changes nothing but the latter.
+    Nothing is made any more once it has returned or raised, also when cancelled.
     """
     folder = driver.house.places.guests / record.id
-    await asyncio.to_thread(_make_files, driver, folder, record, uefi_vars)
+    making = asyncio.to_thread(_make_files, driver, folder, record, uefi_vars)
+    await whole(making, patience=FILES_LIMIT)
 
 
 def _make_files(driver: GuestDriver, folder: Path, record: GuestRecord, uefi_vars: bytes) -> None:

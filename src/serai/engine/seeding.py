@@ -14,10 +14,13 @@ from serai.disk.seeds import name_of, write_disc
 from serai.engine.collecting import collect_seeds
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
+from serai.host.supervise import whole
 from serai.model.actions import CreateGuest, LaunchGuest
 from serai.model.firstboot import FirstBoot
 from serai.plan.firstboot import check_first_boot, plan_documents, seed_ports
 from serai.plan.machine import SEED_NAME
+
+WRITING_LIMIT = 60.0
 
 
 @asynccontextmanager
@@ -49,7 +52,7 @@ async def sealed(
 async def write_seed(driver: GuestDriver) -> None:
     """Put the disc for the first boot into the guest's folder, if the guest is told anything."""
     if driver.record.seed:
-        await asyncio.to_thread(_write_seed, driver)
+        await whole(asyncio.to_thread(_write_seed, driver), patience=WRITING_LIMIT)
 
 
 def _write_seed(driver: GuestDriver) -> None:
