@@ -21,6 +21,7 @@ from serai.plan.snapshot import (
     MOST_FORKS,
     ROOM_PER_FORK,
     Sizes,
+    check_as_frozen,
     check_fork_room,
     check_group,
     check_memory_fits,
@@ -245,3 +246,46 @@ def test_cold_is_what_nobody_has_used_for_long():
     assert cold_memories(everything, {}, 50) == ["m-older", "b1", "m-old"]
     assert cold_memories(everything, {old.id: 60}, 50) == ["m-older"], "its base is warm again"
     assert cold_memories(everything, {}, 10) == []
+
+
+# -- launches of published images ------------------------------------------------------------------
+
+
+FROZEN = GuestSpec(image="tiny", name="web1", cpus=2, memory=512 << 20, firmware=Firmware.UEFI)
+PUBLISHED = SnapshotRecord(
+    id="p", name="p", guest_id="image:warm", created_at=0.0,
+    guest=msgspec.structs.replace(GUEST, spec=FROZEN),
+    volumes=(FrozenVolume(name="root", layer="l", size=3 << 30),
+             FrozenVolume(name="data", layer="d", size=9 << 30)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        ({}, ""),
+        ({"cpus": 2, "memory": 512 << 20, "firmware": Firmware.UEFI, "disk": 3 << 30}, ""),
+        ({"name": "other", "labels": {"a": "b"}}, ""),
+        ({"cpus": 3}, "--cpus"),
+        ({"memory": 128 << 20}, "--memory"),
+        ({"disk": 9 << 30}, "--disk"),
+    ],
+)
+def test_a_guest_of_a_published_image_has_the_machine_that_was_frozen(
+    asked: dict[str, object], option: str
+) -> None:
+    spec = msgspec.structs.replace(GuestSpec(image="warm"), **asked)
+    if not option:
+        check_as_frozen(spec, "warm", PUBLISHED)
+        return
+    with pytest.raises(Conflict, match=option) as caught:
+        check_as_frozen(spec, "warm", PUBLISHED)
+    assert caught.value.code is Code.IMAGE_UNFIT
+    assert f"serai set NAME {option}" in caught.value.hint
+
+
+def test_its_firmware_is_none_that_can_be_changed_later() -> None:
+    bios = msgspec.structs.replace(PUBLISHED, guest=GUEST, volumes=())
+    with pytest.raises(Conflict, match="with --firmware bios") as caught:
+        check_as_frozen(GuestSpec(image="warm", firmware=Firmware.UEFI), "warm", bios)
+    assert caught.value.hint == "Launch it without --firmware"

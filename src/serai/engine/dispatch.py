@@ -70,6 +70,7 @@ from serai.model.lifecycle import ON_STATES
 from serai.plan.admission import check_room
 from serai.plan.firstboot import check_told
 from serai.plan.machine import check_fit
+from serai.plan.snapshot import check_as_frozen
 from serai.units import check_guest_name
 
 OfNewGuest = LaunchGuest | CreateGuest | ImportGuest | ForkGuest
@@ -159,6 +160,7 @@ class Dispatcher:
                 self._house.check_fit()
                 _check_no_volumes(action)
                 check_told(action, image)
+                check_as_frozen(spec, image.name, keepers.snapshots.published(image))
                 return await keepers.forker.launch(image, action, key)
             case LaunchGuest() | CreateGuest():
                 return await keepers.creator.create(action, key)

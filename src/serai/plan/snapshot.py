@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from serai.errors import Busy, Code, Conflict, Invalid
-from serai.model.guest import Accel, ExitReason, GuestRecord, Volume
+from serai.model.guest import Accel, ExitReason, GuestRecord, GuestSpec, Volume
 from serai.model.network import Port
 from serai.model.node import Capabilities
 from serai.model.snapshot import (
@@ -18,6 +18,7 @@ from serai.model.snapshot import (
 )
 from serai.model.volume import VolumeRecord
 from serai.plan.layers import tops_of, users_of
+from serai.plan.volume import ROOT
 from serai.units import MIB, NAME_LENGTH, check_guest_name, format_size
 
 MOST_FORKS = 1000
@@ -167,6 +168,32 @@ def _unfit(memory: FrozenMemory, capabilities: Capabilities) -> str:
     if memory.accel is Accel.KVM and memory.processor != capabilities.processor:
         return f"it ran on {memory.processor}, and here is {capabilities.processor}"
     return ""
+
+
+def check_as_frozen(asked: GuestSpec, image: str, snapshot: SnapshotRecord) -> None:
+    """Raise Conflict (``image-unfit``) where a guest of a published image is wanted with another machine.
+
+    It begins with the one that was frozen. What is as it is without being asked for may stand: nobody can
+    tell whether it was.
+    """
+    frozen, default = snapshot.guest.spec, GuestSpec(image=image)
+    disks = {frozen.disk, *(each.size for each in snapshot.volumes if each.name == ROOT)}
+    given = (
+        ("--cpus", asked.cpus, {default.cpus, frozen.cpus}, str(frozen.cpus)),
+        ("--memory", asked.memory, {default.memory, frozen.memory}, format_size(frozen.memory)),
+        ("--disk", asked.disk, {default.disk, *disks}, format_size(max(disks))),
+        ("--firmware", asked.firmware, {default.firmware, frozen.firmware}, str(frozen.firmware)),
+    )
+    for option, value, fits, has in given:
+        if value not in fits:
+            later = (
+                "" if option == "--firmware" else f"; to change it later: serai set NAME {option}"
+            )
+            raise Conflict(
+                Code.IMAGE_UNFIT,
+                f"a guest of the image {image} begins as it was frozen, with {option} {has}",
+                hint=f"Launch it without {option}{later}",
+            )
 
 
 # -- forks -----------------------------------------------------------------------------------------

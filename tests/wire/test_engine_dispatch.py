@@ -1,0 +1,51 @@
+"""What is refused before anybody carries an action out: the dispatcher with keepers that only take on."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import msgspec
+import pytest
+from store_samples import a_snapshot, an_image
+
+from serai.engine import dispatch
+from serai.engine.dispatch import Dispatcher
+from serai.engine.house import House
+from serai.errors import Code, Conflict
+from serai.host.supervise import Supervisor
+from serai.model.actions import LaunchGuest
+from serai.model.guest import GuestSpec
+from serai.model.image import Image
+from serai.units import MIB
+
+WARM = msgspec.structs.replace(an_image("warm"), snapshot="s", warm=True)
+
+
+@pytest.fixture
+def launched() -> list[LaunchGuest]:
+    """What has come as far as the forker."""
+    return []
+
+
+@pytest.fixture
+def dispatcher(monkeypatch: pytest.MonkeyPatch, launched: list[LaunchGuest]) -> Dispatcher:
+    async def launch(image: Image, action: LaunchGuest, key: str) -> None:
+        launched.append(action)
+
+    keepers = SimpleNamespace(
+        images=SimpleNamespace(find=lambda name: WARM),
+        snapshots=SimpleNamespace(published=lambda image: a_snapshot(1)),
+        forker=SimpleNamespace(launch=launch),
+    )
+    monkeypatch.setattr(dispatch, "build_keepers", lambda house, submit: keepers)
+    house = SimpleNamespace(supervisor=Supervisor(), check_fit=lambda: None)
+    return Dispatcher(cast(House, house))
+
+
+async def test_a_warm_image_with_another_machine_is_refused(
+    dispatcher: Dispatcher, launched: list[LaunchGuest]
+) -> None:
+    await dispatcher.submit(LaunchGuest(spec=GuestSpec(image="warm")))
+    with pytest.raises(Conflict) as caught:
+        await dispatcher.submit(LaunchGuest(spec=GuestSpec(image="warm", memory=512 * MIB)))
+    assert caught.value.code is Code.IMAGE_UNFIT
+    assert len(launched) == 1
