@@ -82,6 +82,20 @@ async def test_names_that_are_none_change_nothing(it: Both, name: str) -> None:
     assert it.engine.actions == []
 
 
+@pytest.mark.parametrize("words", [["launch", "tiny"], ["fork", "g1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("ttl", "why"), [("0s", "longer than 0 s"), ("0", "longer than"), ("3651d", "most 10 years")]
+)
+async def test_a_guest_lives_for_a_while_at_least_and_not_too_long(
+    it: Both, words: list[str], ttl: str, why: str
+) -> None:
+    done = await it.run(*words, "--ttl", ttl)
+    assert (done.code, done.out) == (2, "")
+    assert why in done.err and "Leave --ttl out" in done.err
+    assert it.engine.actions == []
+    assert (await it.run(*words, "web", "--ttl", "3650d")).code == 0
+
+
 @pytest.mark.parametrize("family", [each for each in FAMILIES if each is not Family.BUG], ids=str)
 async def test_the_exit_code_is_that_of_the_family(it: Both, family: Family) -> None:
     it.engine.fail_next("guest", FAMILIES[family](Code.DISK_FULL, "why", hint="what to do"))

@@ -15,7 +15,7 @@ from msgspec import Meta
 from serai.model.event import Event
 from serai.model.firstboot import WaitFor
 from serai.model.foreign import ForeignMachine
-from serai.model.guest import Guest, GuestChange, GuestSpec
+from serai.model.guest import MAX_TTL, Guest, GuestChange, GuestSpec
 from serai.model.image import Image
 from serai.model.job import Job, JobState
 from serai.model.network import (
@@ -50,7 +50,6 @@ T = TypeVar("T")
 MAX_WAIT = 3600.0
 MAX_PAGE = 10_000
 MOST_PORTS = 8
-MAX_TTL = 10 * 365 * 86400
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from serai.cli.options import DURATION, SIZE, complete_image, connection, format_option, pairs_from
+from serai.cli.options import LIFETIME, SIZE, complete_image, connection, format_option, pairs_from
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.guest_calls import launch_guest, show_guest
@@ -19,7 +19,7 @@ from serai.units import format_duration
 
 DONE = {WaitFor.SSH: ", ssh answers", WaitFor.CLOUD_INIT: ", cloud-init is done"}
 
-TTL = click.option("--ttl", type=DURATION, default=0.0, show_default="never",
+TTL = click.option("--ttl", type=LIFETIME, default=0.0, show_default="never",
                    help="Delete it by itself after so long, like 2h.")  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from serai.client.image_calls import list_images
 from serai.client.network_calls import list_groups, list_networks
 from serai.client.snapshot_calls import list_schedules, list_snapshots
 from serai.client.volume_calls import list_volumes
-from serai.errors import SeraiError
+from serai.errors import Code, Invalid, SeraiError
+from serai.model.guest import MAX_TTL
 from serai.settings import current_places
 from serai.units import parse_duration, parse_size, split_source
 
@@ -40,8 +41,24 @@ class Duration(click.ParamType[float]):
         return value if isinstance(value, float) else parse_duration(str(value))
 
 
+class Lifetime(Duration):
+    """How long a guest lives; who leaves it out has it for ever."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return seconds; Invalid (``value-invalid``) for none, and for more than ten years."""
+        seconds = super().convert(value, param, ctx)
+        if isinstance(value, float) or 0 < seconds <= MAX_TTL:
+            return seconds
+        raise Invalid(
+            Code.VALUE_INVALID,
+            "a guest lives at most 10 years" if seconds else "a guest lives longer than 0 s",
+            hint="Leave --ttl out, and it is not deleted by itself.",
+        )
+
+
 SIZE = Size()
 DURATION = Duration()
+LIFETIME = Lifetime()
 
 
 def connection() -> Connection:

@@ -85,6 +85,8 @@ class GuestChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     labels: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
+MAX_TTL = 10 * 365 * 86400
+"""The longest that a guest which is deleted by itself may live, in seconds."""
 POOL = "pool"
 """Stands for a job in ``GuestRecord.coming``: made ahead, for whoever asks for its like."""
 
