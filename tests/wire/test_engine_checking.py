@@ -35,6 +35,7 @@ from serai.model.guest import Accel, Firmware, GuestRecord
 from serai.model.job import Job
 from serai.model.machine import Machine
 from serai.model.snapshot import FrozenMemory, FrozenVolume, Layer, SnapshotState
+from serai.model.volume import DEFAULT_POOL, VolumeRecord
 from serai.plan.layers import chain
 from serai.settings import find_places
 from serai.store.changes import DropSnapshot, PutLayer, PutSnapshot
@@ -332,6 +333,57 @@ async def test_orphans_are_deleted_and_what_became_somebodys_meanwhile_is_not(
     peer.shelf.drop(next(each for each in peer.shelf.snapshots.values() if each.name == "s9"))
     assert (await peer.check(repair=True)).mended == 2
     assert (peer.house.memory.memories(), set(peer.shelf.bases)) == ({"memory"}, {"base"})
+
+
+async def test_disks_of_nobody_are_told_of_and_stay(peer: Peer) -> None:
+    guests, heads = peer.house.places.guests, peer.house.pools.heads(DEFAULT_POOL)
+    for folder in (peer.guests[0].id, "gone"):
+        (guests / folder).mkdir()
+    (guests / "gone" / "root.qcow2").write_bytes(b"x" * 5000)
+    volume = VolumeRecord(
+        id="v",
+        name="data",
+        pool=DEFAULT_POOL,
+        created_at=0.0,
+        size=MIB,
+        head="v1.qcow2",
+        serial="s",
+    )
+    peer.shelf.volumes["v"] = volume
+    for name in ("v1.qcow2", ".v2.new"):
+        write_layer(heads / name, {0: 1})
+    (heads / os.fsdecode(b"old\xff.img")).write_bytes(b"x")
+    report = await peer.check(repair=True)
+    assert (report.is_sound, report.orphans, report.mended) == (True, 2, 0)
+    assert {(each.kind, each.id) for each in report.findings} == {
+        (FindingKind.GUEST, "gone"), (FindingKind.VOLUME, "old\ufffd.img"),
+    }  # fmt: skip
+    assert all("--repair leaves it" in each.message for each in report.findings)
+    [told] = [each.message for each in report.findings if each.id == "gone"]
+    assert int(told.partition("(")[2].partition(" ")[0]) >= 5000
+    assert (guests / "gone" / "root.qcow2").exists() and len(list(heads.iterdir())) == 3
+    peer.shelf.is_whole = False
+    assert (await peer.check()).findings == ()
+
+
+async def test_a_volume_on_its_way_is_nobodys_stray(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is there before its record, as long as the job that makes it."""
+    await peer.check()
+    path = peer.house.pools.heads(DEFAULT_POOL) / "v0123456789ab.qcow2"
+    write_layer(path, {0: 1})
+    making = await peer.house.jobs.open(CheckStorage(), "volume", ("create",))
+    assert (await peer.check()).findings == ()
+    job, work = await peer.begin()
+    meanwhile(monkeypatch, peer.house.layers, "one", lambda: peer.house.jobs._drop(making.id))
+    await work
+    [finding] = peer.report(job.job).findings
+    assert finding.id == path.name and "when it starts anew" in finding.message
+    job, work = await peer.begin()
+    meanwhile(monkeypatch, peer.house.layers, "one", path.unlink)
+    await work
+    assert peer.report(job.job).findings == ()
 
 
 async def test_a_base_on_which_a_memory_is_stored_just_now_stays(peer: Peer) -> None:

@@ -23,8 +23,9 @@ def check(repair: bool, form: str) -> int:
     All layers, memories and images are read and compared with their digests, and all records with
     the files. Guests go on meanwhile. A snapshot that stands on what is not sound becomes broken,
     and ready again when a later check finds it sound. Files that no record names are orphans:
-    --repair deletes them, where nobody may want them, and nothing else. It ends with code 7 when
-    something that is needed is not sound.
+    --repair deletes them, where nobody may want them, and nothing else. A guest's folder or a file
+    among the volumes that nobody has may hold a disk: it is told of, and yours to remove. It ends with
+    code 7 when something that is needed is not sound.
     """
     began = time.monotonic()
     call = daemon_calls.check_storage(repair=repair)

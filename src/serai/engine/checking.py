@@ -7,7 +7,7 @@ looks once more, at the moment before (docs/design/0033).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.jobs import LiveJob
 from serai.engine.layer_keeper import LayerKeeper
+from serai.engine.strays import find_stray_files, find_stray_folders
 from serai.errors import Code, Family, HostFailure, Problem
 from serai.model.actions import CheckStorage
 from serai.model.check import CheckReport, Fault, Finding, FindingKind
@@ -105,6 +106,7 @@ class Checker:
         unreadable = await self._find_unreadable()
         await asyncio.to_thread(self._house.memory.orphans, ())  # what is remembered makes it quick
         began = self._known()
+        strays, at_work = self._find_strays(began), self._at_work(job)
         digests = self._digests()
         memories = sorted(self._house.shelf.memory_ids())
         found = [*unreadable, *find_dangling(began), *find_orphans(began, self._folders)]
@@ -116,6 +118,7 @@ class Checker:
         found += await self._read(job, began, memories, sorted(digests))
         await job.enter("mend")
         known = self._known()
+        found += self._still_strays(known, strays, at_work & self._at_work(job))
         await self._mark(known, {each.id for each in began.snapshots}, found)
         found = name_users(known, found)
         if repair:
@@ -167,6 +170,40 @@ class Checker:
             if _is_off(driver):
                 found += find_stray_heads(driver.record, self._folders)
         return found
+
+    def _find_strays(self, known: Known) -> list[Finding]:
+        folders = self._folders
+        return [
+            *find_stray_folders(known, folders.guests),
+            *find_stray_files(known, folders.pools, list(self._house.shelf.pools)),
+        ]
+
+    def _at_work(self, job: LiveJob) -> frozenset[str]:
+        """Return the ids of all that may make files of volumes just now, before anybody knows of them.
+
+        A spare's are known before they are made.
+        """
+        busy = {
+            each.record.id
+            for each in self._drivers
+            if (each.is_busy or each.state in COMING) and not each.record.is_spare
+        }
+        return (self._house.jobs.live_ids() - {job.id}) | busy | self._house.shelf.under_way.ids()
+
+    def _still_strays(
+        self, known: Known, before: Sequence[Finding], at_work: Collection[str]
+    ) -> list[Finding]:
+        """Return what was nobody's before, and is so still; of volumes only if nobody can be making it.
+
+        ``at_work`` are those who have been at work all the time. A guest's folder is made after its record
+        was stored, and goes before that does.
+        """
+        now = {(each.kind, each.id) for each in self._find_strays(known)}
+        return [
+            each
+            for each in before
+            if (each.kind, each.id) in now and (each.kind is FindingKind.GUEST or not at_work)
+        ]
 
     async def _read(
         self, job: LiveJob, began: Known, memories: Sequence[str], digests: Sequence[str]

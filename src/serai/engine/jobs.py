@@ -235,6 +235,10 @@ class Jobs:
         """Return the job if it is on its way."""
         return self._live.get(job_id)
 
+    def live_ids(self) -> frozenset[str]:
+        """Return the ids of all jobs that are on their way."""
+        return frozenset(self._live)
+
     async def find(self, job_id: str) -> Job:
         """Return a job as it is now; NotFound (``job-not-found``)."""
         live = self._live.get(job_id)

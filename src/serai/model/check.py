@@ -28,8 +28,8 @@ class FindingKind(StrEnum):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is wrong.
 
-    ``id`` is that of the guest, snapshot, layer or memory, or the digest of the image; ``name`` is the
-    file's, where it is about one of several. ``guests`` and ``snapshots`` (as GUEST@SNAPSHOT) stand on
+    ``id`` is that of the guest, snapshot, layer or memory, the digest of the image, or the name of a
+    folder or file that is no guest's and no volume's; ``name`` is the file's, where it is about one of several. ``guests`` and ``snapshots`` (as GUEST@SNAPSHOT) stand on
     it, the first few. ``mendable``: without losing what somebody may want; ``mended``: it was.
     """
 
