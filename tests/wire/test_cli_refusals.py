@@ -160,6 +160,19 @@ def test_every_command_has_help(serai_home: Path, words: list[str]) -> None:
     assert re.match(r"  [A-Z][^\0]*?\.\n(\n|$)", text), "it begins with a sentence"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("schedule pause", "When it is due it makes and deletes no snapshot"),
+        ("schedule pause", "`serai schedule run` does so all the same"),
+        ("schedule run", "Also if it is paused: that holds only what it does by itself."),
+    ],
+)
+def test_help_is_true(serai_home: Path, words: str, said: str) -> None:
+    done = Shell(serai_home).call(*words.split(), "--help")
+    assert said in " ".join(done.out.split())
+
+
 def test_help_lists_every_command(serai_home: Path) -> None:
     for words in ([], ["--help"], ["-h"]):
         done = Shell(serai_home).call(*words)

@@ -248,7 +248,11 @@ def set_schedule(guest: str, name: str, every: str, at: str, form: str, **given:
 @name_word
 @format_option
 def pause(guest: str, name: str, form: str) -> None:
-    """Hold a schedule: no snapshot is made or deleted by it until it is resumed."""
+    """Hold what a schedule does by itself.
+
+    When it is due it makes and deletes no snapshot, until it is resumed. `serai schedule run` does so all
+    the same.
+    """
     _pause(guest, name, form, paused=True)
 
 
@@ -283,7 +287,7 @@ def run(guest: str, name: str, form: str) -> None:
     """Do now what a schedule does when it is due.
 
     A snapshot is made, unless the guest is stopped and has not changed, and those that no rule keeps
-    are deleted. Also if it is paused.
+    are deleted. Also if it is paused: that holds only what it does by itself.
     """
     daemon = connection()
     job = finish(daemon, snapshot_calls.run_schedule(guest, name))

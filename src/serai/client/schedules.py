@@ -42,7 +42,7 @@ class Schedule:
         return self._change(every=every, at=at, **how)
 
     def pause(self) -> Self:
-        """Hold it."""
+        """Hold what it does by itself."""
         return self._change(paused=True)
 
     def resume(self) -> Self:

@@ -43,7 +43,7 @@ class AsyncSchedule:
         return await self._change(every=every, at=at, **how)
 
     async def pause(self) -> Self:
-        """Hold it."""
+        """Hold what it does by itself."""
         return await self._change(paused=True)
 
     async def resume(self) -> Self:
