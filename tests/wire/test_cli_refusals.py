@@ -165,6 +165,8 @@ def test_every_command_has_help(serai_home: Path, words: list[str]) -> None:
     [
         ("schedule pause", "When it is due it makes and deletes no snapshot"),
         ("schedule pause", "`serai schedule run` does so all the same"),
+        ("launch", "[default: (the guest's name with --ssh-key or --user-data, else the image's)]"),
+        ("launch", "Without any of them the guest calls itself as the image does."),
         ("schedule run", "Also if it is paused: that holds only what it does by itself."),
     ],
 )

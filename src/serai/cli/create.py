@@ -73,8 +73,8 @@ TTL = click.option("--ttl", type=LIFETIME, default=0.0, show_default="never",
     "--hostname",
     default="",
     metavar="NAME",
-    show_default="the guest's name",
-    help="What the guest calls itself inside.",
+    show_default="the guest's name with --ssh-key or --user-data, else the image's",
+    help="What cloud-init is to call the guest inside.",
 )
 @TTL
 @click.option(
@@ -117,8 +117,11 @@ def launch(
     said how to remove it. A size is written like 512MiB or 2GiB.
 
     Keys, user data and host name are for cloud-init, which the image must have: debian has it, tiny has
-    not. Nothing shows them again. With --wait-for cloud-init the launch lasts until all that is done,
+    not. Nothing shows them again. Without any of them the guest calls itself as the image does. With --wait-for cloud-init the launch lasts until all that is done,
     and fails where that did. Then: serai ssh NAME
+
+    A guest of a published image begins as that was frozen: it has its CPUs, memory, disk and firmware, and
+    others are refused. From a warm one it runs on, is told nothing by cloud-init, and calls itself NAME.
     """
     spec = GuestSpec(
         image=image,
