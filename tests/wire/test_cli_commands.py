@@ -550,6 +550,19 @@ def test_image_export(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k", "tiny.tar"]
 
 
+def test_what_an_export_of_a_published_image_leaves_out_is_said(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert stage.serai("image", "export", "tiny").err == ""
+    tiny = stage.engine.all_images["tiny"]
+    stage.engine.all_images["tiny"] = msgspec.structs.replace(tiny, snapshot="s", warm=True)
+    told = stage.serai("image", "export", "tiny", "-o", "-")
+    assert (told.code, told.out[:10]) == (0, b"image.json")
+    assert told.err.startswith("note: tiny was published from a guest; its memory, ")
+    assert stage.serai("image", "export", "tiny", "--file", "kernel").err == ""
+
+
 def test_jobs(one: Stage) -> None:
     one.serai("stop", "g0")
     assert one.serai("job", "list").text.splitlines()[1].split()[:4] == [

@@ -97,7 +97,8 @@ async def export_image(call: Call[ExportQuery, NoBody]) -> ASGIApp:
 
     A tar of `image.json`, which describes it, and of its files, named by it and with their digests
     in it; or one file as it is. The tar can be
-    imported elsewhere as it is, also compressed.
+    imported elsewhere as it is, also compressed. Of a published image it is the image that it was published
+    over: neither memory nor what its guest had written to its disks is in it.
     """
     image = call.room.engine.image(call.subject)
     folder = call.room.engine.image_files(call.subject)

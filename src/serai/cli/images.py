@@ -11,7 +11,7 @@ import msgspec
 from serai.cli.indexing import index, key
 from serai.cli.layout import age, size
 from serai.cli.options import complete_image, complete_source, connection, format_option
-from serai.cli.output import print_facts, print_json, print_line, print_table, write_bytes
+from serai.cli.output import print_facts, print_json, print_line, print_table, say, write_bytes
 from serai.cli.progress import finish
 from serai.client import image_calls
 from serai.client.calls import Call
@@ -25,6 +25,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OFFERED = ("NAME", "SYSTEM", "SIZE", "LEAST MEMORY", "USER", "FIRMWARE", "PINNED", "ALSO")
 MAX_KEY = 4096
+NOT_EXPORTED = (
+    "note: {name} was published from a guest; its memory, and what that guest had written to its disks, "
+    "are not in the export"
+)
 COLUMNS = ("NAME", "KIND", "SIZE", "DISK", "AGENT", "FIRMWARE", "DIGEST", "AGE")
 
 
@@ -292,9 +296,13 @@ def export(name: str, output: str, file: str, form: str) -> None:
     """Export an image.
 
     To NAME.tar in this folder, or NAME.disk and so on for one file, unless -o names another place.
+
+    Of a published image, also of a warm one, it is the image that it was published over: neither memory nor
+    what its guest had written is in the export, and guests of what is imported from it boot anew.
     """
     daemon = connection()
-    daemon.ask(image_calls.show_image(name))
+    if daemon.ask(image_calls.show_image(name)).snapshot and file in ("all", "disk"):
+        say(NOT_EXPORTED.format(name=name))
     chunks = daemon.stream(image_calls.export_image(name, file))
     target = output or (f"{name}.tar" if file == "all" else f"{name}.{file}")
     if target == "-":
