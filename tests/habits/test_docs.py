@@ -95,6 +95,14 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_what_tests_push_goes_where_the_small_image_finds_it() -> None:
+    applets = (ROOT / "src/serai/disk/recipes/tiny/applets").read_text()
+    folders = {"", *(f"/{line.split()[0]}" for line in applets.splitlines() if line)}
+    pushed = re.findall(r"\.push\([^,]+, \"(/[^\"]+)\"", read("testing.md"))
+    assert {path.rpartition("/")[0] for path in pushed} <= folders
+    assert "/usr/bin/app" in pushed
+
+
 def test_files_that_are_explained_are_there() -> None:
     named = re.findall(r"^\| (.*?) \|", (ROOT / "FILES.md").read_text(), re.M)
     paths = [path for cell in named for path in re.findall(r"`([^`]+)`", cell)]
