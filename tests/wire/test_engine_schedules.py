@@ -215,6 +215,12 @@ async def test_schedules_of_guests_that_are_gone_are_dropped(tmp_path: Path) -> 
         assert [each.name for each in scene.timetable.schedules.values()] == ["s1"]
 
 
+async def test_of_one_that_is_kept_it_says_is(scene: Scene) -> None:
+    await scene.create(keep=Keep(last=1))
+    await scene.at(BEGIN + HOUR)
+    assert scene.the().said.endswith("; 1 is kept")
+
+
 async def test_a_failure_is_its_problem_and_tried_when_it_is_due_again(scene: Scene) -> None:
     await scene.create(keep=Keep(last=1))
     await scene.at(BEGIN + HOUR)

@@ -340,7 +340,8 @@ class ScheduleKeeper:
             gone.append(each.snapshot)
         if gone:
             said = f"{said}, and deleted {', '.join(gone)}"
-        return Turn(said=f"{said}; {len(told) - len(gone)} are kept", made=made)
+        kept = len(told) - len(gone)
+        return Turn(said=f"{said}; {kept} {'is' if kept == 1 else 'are'} kept", made=made)
 
     async def _do(self, action: AnyAction) -> Job:
         """Have it done and return its job; raises what ended it."""
