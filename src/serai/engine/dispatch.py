@@ -70,7 +70,7 @@ from serai.model.lifecycle import ON_STATES
 from serai.plan.admission import check_room
 from serai.plan.firstboot import check_told
 from serai.plan.machine import check_fit
-from serai.plan.snapshot import check_as_frozen
+from serai.plan.snapshot import check_as_frozen, check_not_itself, fork_names
 from serai.units import check_guest_name
 
 OfNewGuest = LaunchGuest | CreateGuest | ImportGuest | ForkGuest
@@ -169,7 +169,10 @@ class Dispatcher:
                 return await keepers.importer.begin(action, key)
             case ForkGuest():
                 self._house.check_fit()
-                return await keepers.forker.fork(keepers.guests.find(action.guest), action, key)
+                source = keepers.guests.find(action.guest)
+                if action.name and not action.together:
+                    check_not_itself(fork_names(action.name, action.count), source.name)
+                return await keepers.forker.fork(source, action, key)
 
     def _check_before(self, driver: GuestDriver, action: AnyAction) -> None:
         """Refuse what can be seen to be wrong before the guest's task is asked."""

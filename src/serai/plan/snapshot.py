@@ -215,6 +215,16 @@ def fork_names(name: str, count: int) -> list[str]:
     return [check_guest_name(f"{name}-{number}") for number in range(1, count + 1)]
 
 
+def check_not_itself(names: Collection[str], source: str) -> None:
+    """Raise Conflict (``guest-exists``) where a fork is to have the name of its source."""
+    if source in names:
+        raise Conflict(
+            Code.GUEST_EXISTS,
+            f"there is a guest {source} already: it is what is to be forked",
+            hint="Choose another name.",
+        )
+
+
 def group_names(name: str, count: int, sources: Sequence[str]) -> list[list[str]]:
     """Return, for each of ``count`` forks of a group, the names of its members.
 
