@@ -76,8 +76,12 @@ async def test_names_that_are_none_change_nothing(it: Both, name: str) -> None:
         assert done.code in (2, 3), done.err
         assert len(done.err) < 500
         assert "Traceback" not in done.err
-    if name:  # without one the daemon picks one
-        assert (await it.run("launch", "--", "tiny", name)).code == 2
+    for words in (
+        ["launch", "--", "tiny"],
+        ["fork", "--", "g1"],
+        ["snapshot", "create", "--", "g1"],
+    ):
+        assert (await it.run(*words, name)).code == 2
     assert list(it.engine.all_guests) == ["g0", "g1", "g2"]
     assert it.engine.actions == []
 
@@ -165,6 +169,7 @@ def test_every_command_has_help(serai_home: Path, words: list[str]) -> None:
     [
         ("schedule pause", "When it is due it makes and deletes no snapshot"),
         ("schedule pause", "`serai schedule run` does so all the same"),
+        ("delete", "Delete guests, their disks and their snapshots."),
         ("launch", "[default: (the guest's name with --ssh-key or --user-data, else the image's)]"),
         ("launch", "Without any of them the guest calls itself as the image does."),
         ("schedule run", "Also if it is paused: that holds only what it does by itself."),

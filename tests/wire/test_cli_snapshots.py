@@ -78,6 +78,14 @@ def test_list_draws_a_tree(saved: Stage) -> None:
     assert [each["name"] for each in found] == ["ready", "later", "other"]
 
 
+def test_list_has_the_beginning_of_a_long_note_and_show_has_all(stage: Stage) -> None:
+    stage.serai("snapshot", "create", "g0", "--note", "x" * 40)
+    stage.serai("snapshot", "create", "g0", "--note", "y" * 1800)
+    lines = stage.serai("snapshot", "list", "g0").text.splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["x" * 40, f"{'y' * 39}…"]
+    assert "y" * 1800 in stage.serai("snapshot", "show", "g0@snap-2").text
+
+
 def test_list_without_snapshots_says_how_to_make_one(stage: Stage) -> None:
     done = stage.serai("snapshot", "list", "g0")
     assert done.err == "g0 has no snapshots; to make one: serai snapshot create g0\n"

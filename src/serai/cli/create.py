@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from serai.cli.options import LIFETIME, SIZE, complete_image, connection, format_option, pairs_from
+from serai.cli.options import (
+    LIFETIME,
+    SIZE,
+    complete_image,
+    connection,
+    format_option,
+    new_name_argument,
+    pairs_from,
+)
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.guest_calls import launch_guest, show_guest
@@ -25,7 +33,7 @@ TTL = click.option("--ttl", type=LIFETIME, default=0.0, show_default="never",
 
 @click.command()
 @click.argument("image", metavar="IMAGE", shell_complete=complete_image)
-@click.argument("name", metavar="[NAME]", required=False, default="")
+@new_name_argument("[NAME]")
 @click.option("--cpus", type=int, default=1, show_default=True, metavar="N", help="Virtual CPUs.")
 @click.option("--memory", type=SIZE, default="256MiB", show_default=True, help="Memory.")
 @click.option(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 
 from serai.cli.create import TTL, summary
-from serai.cli.options import complete_source, connection, format_option
+from serai.cli.options import complete_source, connection, format_option, new_name_argument
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.blocking import Connection
@@ -17,7 +17,7 @@ from serai.units import format_duration, split_source
 
 @click.command()
 @click.argument("source", metavar="SOURCE[@SNAPSHOT]", shell_complete=complete_source)
-@click.argument("name", metavar="[NAME]", required=False, default="")
+@new_name_argument("[NAME]")
 @click.option("--count", type=int, default=1, show_default=True, metavar="N",
               help="How many; they are called NAME-1, NAME-2 and so on.")  # fmt: skip
 @click.option("--keep-identity", is_flag=True,

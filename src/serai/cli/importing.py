@@ -3,7 +3,7 @@
 import click
 
 from serai.cli.layout import size
-from serai.cli.options import SIZE, connection, format_option
+from serai.cli.options import SIZE, connection, format_option, new_name_argument
 from serai.cli.output import print_json, print_line
 from serai.cli.progress import finish
 from serai.client.definitions import import_call
@@ -13,7 +13,7 @@ from serai.client.job_calls import guest_of
 
 @click.command(name="import")
 @click.argument("source", metavar="FILE|URL")
-@click.argument("name", metavar="[NAME]", required=False, default="")
+@new_name_argument("[NAME]")
 @click.option(
     "--disk", default="", metavar="FILE", help="Where the root disk of a definition is here."
 )

@@ -84,6 +84,11 @@ def _address(ports: object) -> str:
     return "-"
 
 
+def cut(text: str, most: int) -> str:
+    """Return ``text`` with no more than ``most`` characters; the last says that there were more."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def guest_row(guest: Mapping[str, object]) -> tuple[str, ...]:
     """Return a guest as a row under ``GUEST_COLUMNS``."""
     return (

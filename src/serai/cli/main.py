@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Entry] = {
     "restart": Entry("serai.cli.verbs:restart", "Stop guests and start them anew."),
     "pause": Entry("serai.cli.verbs:pause", "Hold guests' virtual CPUs."),
     "resume": Entry("serai.cli.verbs:resume", "Let paused guests go on."),
-    "delete": Entry("serai.cli.verbs:delete", "Delete guests and their disks."),
+    "delete": Entry("serai.cli.verbs:delete", "Delete guests, their disks and their snapshots."),
     "rename": Entry("serai.cli.guests:rename", "Give a guest another name."),
     "set": Entry("serai.cli.guests:set_guest", "Change a guest's size, policy or labels."),
     "exec": Entry("serai.cli.inside:execute", "Run a command in a guest."),

@@ -144,6 +144,17 @@ def _snapshot_names(guest: str) -> list[str]:
         return []
 
 
+def new_name_argument(metavar: str) -> Callable[[F], F]:
+    """The name of what is to be made: "" where it is left out, and never given as that."""
+    return click.argument("name", metavar=metavar, required=False, default=None, callback=_given)
+
+
+def _given(ctx: click.Context, param: click.Parameter, name: str | None) -> str:
+    if name == "":
+        raise Invalid(Code.NAME_INVALID, "'' is no name", hint="Leave it out, or give one.")
+    return name or ""
+
+
 def guest_argument(function: F) -> F:
     """One guest's name."""
     return click.argument("guest", metavar="NAME", shell_complete=complete_guest)(function)

@@ -11,7 +11,13 @@ import click
 import msgspec
 
 from serai.cli.layout import age
-from serai.cli.options import complete_guest, complete_schedule, connection, format_option
+from serai.cli.options import (
+    complete_guest,
+    complete_schedule,
+    connection,
+    format_option,
+    new_name_argument,
+)
 from serai.cli.output import print_facts, print_json, print_line, print_table, say
 from serai.cli.progress import finish
 from serai.cli.verbs import Verb, do_to_all
@@ -88,7 +94,7 @@ EVERY = f"{'|'.join(PERIODS)}|15m"
 
 @schedule.command()
 @guest_word
-@click.argument("name", metavar="[NAME]", required=False, default="")
+@new_name_argument("[NAME]")
 @click.option("--every", required=True, metavar=EVERY, help="How often.")
 @AT
 @keep_options

@@ -6,12 +6,13 @@ from functools import partial
 
 import click
 
-from serai.cli.layout import age, ago, size
+from serai.cli.layout import age, ago, cut, size
 from serai.cli.options import (
     complete_guest,
     complete_snapshot,
     connection,
     format_option,
+    new_name_argument,
     snapshots_from,
 )
 from serai.cli.output import can_print, print_facts, print_json, print_line, print_table, say
@@ -23,6 +24,8 @@ from serai.model.snapshot import Snapshot
 from serai.units import format_duration, split_source
 
 COLUMNS = ("NAME", "AGE", "OWN", "SHARED", "MEMORY", "STATE", "FORKS", "NOTE")
+NOTE_LENGTH = 40
+"""How much of a note stands in a list."""
 
 
 @click.group()
@@ -40,7 +43,7 @@ one_snapshot = click.argument("words", metavar="GUEST SNAPSHOT", nargs=-1, requi
 
 @snapshot.command()
 @click.argument("guest", metavar="GUEST", shell_complete=complete_guest)
-@click.argument("name", metavar="[SNAPSHOT]", required=False, default="")
+@new_name_argument("[SNAPSHOT]")
 @click.option("--memory/--no-memory", default=True, show_default="memory",
               help="With the memory of a guest that runs, or its disks only.")  # fmt: skip
 @click.option(
@@ -82,7 +85,8 @@ def list_snapshots(guest: str, form: str) -> None:
 
     What stands right below another was made on it; several that were made on one begin with a
     branch. `← now` marks the one that the guest stands on. OWN is what would be free without it,
-    SHARED what it uses together with others. With --format json: an array, parents first.
+    SHARED what it uses together with others. Of a long note it has the beginning: `serai snapshot show` has
+    all. With --format json: an array, parents first.
     """
     found = connection().all_of(partial(snapshot_calls.list_snapshots, guest))
     if form == "json":
@@ -105,7 +109,7 @@ def rows_of(found: Sequence[Snapshot], now: float, glyphs: Glyphs) -> list[tuple
             "yes" if each.with_memory else "no",
             str(each.state),
             str(each.forks or "-"),
-            each.note,
+            cut(each.note, NOTE_LENGTH),
         )
         for branch, each in zip(before, found, strict=True)
     ]

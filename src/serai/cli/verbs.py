@@ -140,9 +140,10 @@ def resume(guests: tuple[str, ...], form: str) -> int:
 @click.option("--force", is_flag=True, help="Also if it runs: it is killed first.")
 @format_option
 def delete(guests: tuple[str, ...], force: bool, form: str) -> int:
-    """Delete guests and their disks.
+    """Delete guests, their disks and their snapshots.
 
-    There is no way back. Volumes that were attached to them stay. A guest that runs is only deleted with --force.
+    There is no way back. Forks of them, images that were published of them, and volumes that were attached
+    to them stay. A guest that runs is only deleted with --force.
     """
     verb = Verb(lambda name: guest_calls.delete_guest(name, force=force), "is deleted")
     return do_to_all(guests, verb, form)

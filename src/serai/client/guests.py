@@ -130,7 +130,7 @@ class Guest:
         return self._do(guest_calls.change_guest(self.id, change))
 
     def delete(self, *, force: bool = False) -> None:
-        """Delete it and its volumes; with ``force`` even if it runs."""
+        """Delete it, its disks and its snapshots; with ``force`` even if it runs."""
         self._connection.finish(guest_calls.delete_guest(self.id, force=force))
 
     def insert(self, image: str, *, force: bool = False) -> Self:

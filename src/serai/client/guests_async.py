@@ -129,7 +129,7 @@ class AsyncGuest:
         return await self._do(guest_calls.change_guest(self.id, change))
 
     async def delete(self, *, force: bool = False) -> None:
-        """Delete it and its volumes; with ``force`` even if it runs."""
+        """Delete it, its disks and its snapshots; with ``force`` even if it runs."""
         await self._connection.finish(guest_calls.delete_guest(self.id, force=force))
 
     async def insert(self, image: str, *, force: bool = False) -> Self:
