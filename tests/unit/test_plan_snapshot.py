@@ -284,8 +284,11 @@ def test_a_guest_of_a_published_image_has_the_machine_that_was_frozen(
     assert f"serai set NAME {option}" in caught.value.hint
 
 
-def test_its_firmware_is_none_that_can_be_changed_later() -> None:
+def test_a_firmware_and_a_disk_that_is_not_there_can_not_be_changed_later() -> None:
     bios = msgspec.structs.replace(PUBLISHED, guest=GUEST, volumes=())
     with pytest.raises(Conflict, match="with --firmware bios") as caught:
         check_as_frozen(GuestSpec(image="warm", firmware=Firmware.UEFI), "warm", bios)
     assert caught.value.hint == "Launch it without --firmware"
+    with pytest.raises(Conflict, match="with --disk 0 B") as caught:
+        check_as_frozen(GuestSpec(image="warm", disk=1 << 30), "warm", bios)
+    assert caught.value.hint == "Launch it without --disk"

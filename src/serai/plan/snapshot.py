@@ -184,11 +184,10 @@ def check_as_frozen(asked: GuestSpec, image: str, snapshot: SnapshotRecord) -> N
         ("--disk", asked.disk, {default.disk, *disks}, format_size(max(disks))),
         ("--firmware", asked.firmware, {default.firmware, frozen.firmware}, str(frozen.firmware)),
     )
+    can_change = {"--cpus", "--memory", *(["--disk"] if any(disks) else [])}
     for option, value, fits, has in given:
         if value not in fits:
-            later = (
-                "" if option == "--firmware" else f"; to change it later: serai set NAME {option}"
-            )
+            later = f"; to change it later: serai set NAME {option}" if option in can_change else ""
             raise Conflict(
                 Code.IMAGE_UNFIT,
                 f"a guest of the image {image} begins as it was frozen, with {option} {has}",
