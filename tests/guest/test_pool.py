@@ -74,6 +74,7 @@ def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snap
 
 def test_one_does_nothing_while_it_waits(daemon: Daemon, guest: Guest) -> None:
     """What runs in the snapshot runs on in who asked for a fork, and in nobody else."""
+    guest.run("until ip route | grep -q default; do usleep 10000; done")
     guest.run("(while usleep 100000; do echo >>/beats; done) >/dev/null 2>&1 </dev/null &")
     snapshot = guest.snapshot("beating")
     make_a_habit(daemon, snapshot)
