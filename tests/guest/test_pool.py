@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from keeper import Daemon, wait_for
 from nursery import Nursery
 from tiny import copy_state
 
-from serai import Guest, Snapshot
+from serai import Guest, SeraiError, Snapshot
 from serai.client import guest_calls, job_calls
 from serai.client.blocking import Connection
 from serai.model.event import EventKind
@@ -198,6 +199,27 @@ def test_a_fork_that_fails_leaves_none_of_those_it_took(
         assert connection.ask(job_calls.show_job(job.id)).state is JobState.CANCELLED
     assert [each.name for each in daemon.inn.guests()] == ["web1"]
     assert guest_reached.fork(name="try-1").run("hostname").stdout == "try-1\n"
+
+
+def test_a_fork_that_is_cancelled_leaves_none_of_the_ready_ones_it_took(
+    daemon: Daemon, snapshot: Snapshot
+) -> None:
+    connection = Connection(daemon.socket)
+    call = guest_calls.fork_guest("web1", snapshot="base", name="try", count=2)
+    for turn in range(8):
+        for each in snapshot.fork(2):
+            each.delete(force=True)
+        wait_for("two are ready", lambda: spares(daemon) >= 2)
+        job = connection.ask(call)
+        time.sleep(0.001 * turn)
+        with suppress(SeraiError):  # it is done
+            connection.ask(job_calls.cancel_job(job.id))
+        wait_for("it has ended", lambda: not daemon.inn.jobs("running"))
+        for each in daemon.inn.guests():
+            if each.name != "web1":
+                each.delete(force=True)
+    snapshot.delete()
+    wait_for("none is left", lambda: len(daemon.qemu_pids()) == 1, 4 * LOOK_EVERY)
 
 
 def test_a_burst_that_outlasts_the_ready_ones_has_some_started(

@@ -319,11 +319,18 @@ class Forker:
         """Make the spares what is wished for; return those that are, out of ``ids``.
 
         One that can't be named is removed, and its name has an id for another guest from then on.
+        Cancelled, all are.
         """
         pairs = list(zip(wish.names, spares, strict=False))
-        problems = await asyncio.gather(
-            *(self._name(job, wish, spare, name) for name, spare in pairs), return_exceptions=True
-        )
+        try:
+            problems = await asyncio.gather(
+                *(self._name(job, wish, spare, name) for name, spare in pairs),
+                return_exceptions=True,
+            )
+        except asyncio.CancelledError:
+            for spare in spares:
+                await spare.remove()
+            raise
         made = []
         for (name, spare), problem in zip(pairs, problems, strict=True):
             if problem is None:
