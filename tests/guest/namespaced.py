@@ -66,6 +66,8 @@ def _delete_networks(keeper: Daemon) -> None:
         keeper.inn.remove_forward(forwarded.id)
     for network in keeper.inn.networks():
         keeper.inn.delete_network(network.name)
+    for group in keeper.inn.groups():  # last: without a network there is nowhere to hold them
+        keeper.inn.delete_group(group.name)
 
 
 def bubbles(home: Path) -> list[str]:

@@ -85,6 +85,10 @@ class Cabling:
     def _sites(self) -> list[Site]:
         return [*([self._host] if self._host else []), *self._bubbles.values()]
 
+    def _sites_in_use(self) -> list[Site]:
+        """Return where rules are to be: not on a host without networks, which has nothing of us."""
+        return self._sites() if self._fabric.all_networks() else []
+
     # -- networks ----------------------------------------------------------------------------------
 
     async def put_up(self, record: NetworkRecord) -> None:
@@ -267,14 +271,14 @@ class Cabling:
     async def refresh(self) -> None:
         """Have the rules and names of everything as it is now."""
         async with self._lock:
-            for site in self._sites():
+            for site in self._sites_in_use():
                 await site.rules()
                 await site.resolve_all()
 
     async def refresh_rules(self, *changed: Port) -> None:
         """Have all rules as they should be now, and the limits of ``changed``."""
         async with self._lock:
-            for site in self._sites():
+            for site in self._sites_in_use():
                 await site.rules()
             for port in changed:
                 if self._host is not None:
