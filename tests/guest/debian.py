@@ -17,7 +17,8 @@ from serai import Guest, SeraiError
 MADE_FROM = (
     "disk/build_debian.py",
     "disk/boot_disk.py",
-    "disk/reborn.py",
+    "disk/bare.py",
+    "disk/recipes/bare.h",
     "disk/recipes/reborn.c",
     "disk/recipes/debian/*",
 )

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from serai.disk.bare import build_program
 from serai.disk.boot_disk import DiskPlan, make_boot_disk
 from serai.disk.images import NewImage
 from serai.disk.packages import ensure_lists
-from serai.disk.reborn import build_reborn
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure, Invalid
 from serai.host.process import find_program, run
@@ -56,7 +56,7 @@ async def build_debian(
     if os.geteuid() != 0:
         find_program("newuidmap")  # mmdebstrap's own words for this tell nobody what to do
     await ensure_lists()
-    await build_reborn(scratch, progress)
+    await build_program("reborn.c", scratch, progress)
     ids = _ids(suite, include)
     with as_file(files("serai.disk") / "recipes" / "debian") as recipe:
         await _bootstrap(scratch, recipe, suite, include, ids, progress)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 
+from serai.disk.bare import COMPILER, LIBRARY_FOLDERS, LOADER, compile_program
 from serai.disk.cpio import Entry, a_device, a_file, a_folder, a_link, pack
 from serai.disk.images import NewImage
 from serai.disk.packages import depends_on, download, ensure_lists, unpack, versions
-from serai.disk.reborn import COMPILER, LIBRARY_FOLDERS, LOADER, compile_reborn
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure
 from serai.host.process import run
@@ -62,10 +62,12 @@ SCRIPTS = {
     "etc/agent": "agent",
     "etc/nic": "nic",
     "etc/lease": "lease",
+    "etc/resolve": "resolve",
     "etc/hotplug": "hotplug",
     "etc/acpi/PWRF/00000080": "power",
     "sbin/shutdown": "shutdown",
 }
+PROGRAMS = ("reborn.c", "tiny/names.c")
 TEXTS = {"etc/inittab": "inittab", "etc/profile": "profile"}
 
 
@@ -80,11 +82,11 @@ async def build_tiny(scratch: Path, progress: Progress) -> NewImage:
     tree = scratch / "tree"
     await unpack(downloaded, tree, progress)
     libraries = await _libraries(tree)
-    reborn = await compile_reborn(tree, scratch / "reborn")
+    programs = [await compile_program(each, tree, scratch) for each in PROGRAMS]
     progress("pack", 0, 1, "packing the initramfs")
     kernel = next(tree.glob("boot/vmlinuz-*"))
     initrd = scratch / "initrd"
-    initrd.write_bytes(pack(_entries(tree, libraries, reborn.read_bytes())))
+    initrd.write_bytes(pack(_entries(tree, libraries, programs)))
     _check_size(kernel, initrd)
     return NewImage(
         name="tiny",
@@ -135,7 +137,7 @@ async def _libraries(tree: Path) -> list[str]:
     return found
 
 
-def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]:
+def _entries(tree: Path, libraries: Sequence[str], programs: Sequence[Path]) -> list[Entry]:
     recipe = package_files("serai.disk") / "recipes" / "tiny"
     first = _in_order(tree, FIRST_MODULES)
     disk = [name for name in _in_order(tree, DISK_MODULES) if name not in first]
@@ -154,7 +156,8 @@ def _entries(tree: Path, libraries: Sequence[str], reborn: bytes) -> list[Entry]
         a_file("etc/modules.medium", " ".join(medium).encode()),
     ]
     entries += [_module(tree, name) for name in (*first, *disk, *then, *medium)]
-    entries += [a_file("sbin/reborn", reborn, 0o755), a_link("sbin/reseed", "reborn")]
+    entries += [a_file(f"sbin/{each.name}", each.read_bytes(), 0o755) for each in programs]
+    entries.append(a_link("sbin/reseed", "reborn"))
     entries += [_program(tree, name) for name in (AGENT, LOADER, *libraries)]
     return entries + _busybox(tree)
 

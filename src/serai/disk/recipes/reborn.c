@@ -19,7 +19,9 @@
    "ok NONCE" or "error NONCE STEP ERRNO" (STEP is the letter of the one that failed first; the others
    are done all the same). A line that is none is not answered, one that comes again is done once.
 
-   It is made without a C library, by tcc; system calls are those of x86-64 (Linux, man 2 syscalls). */
+   It is made without a C library, see bare.h. */
+
+#include "bare.h"
 
 enum {
     READ = 0, WRITE = 1, OPEN = 2, CLOSE = 3, LSEEK = 8, SIGPROCMASK = 14, IOCTL = 16, PREAD = 17,
@@ -40,22 +42,6 @@ enum {
 
 enum { LINE = 2048, WORDS = 64, NONCE = 32, MAC = 6, NAME = 16, FEW = 16 };
 
-long sys(long number, ...);
-
-/* at the entry the stack has argc, argv; a call has its arguments elsewhere than the kernel wants them */
-asm(".globl _start\n"
-    "_start: mov %rsp, %rdi\n"
-    "and $-16, %rsp\n"
-    "call run\n"
-    ".globl sys\n"
-    "sys: mov %rdi, %rax\n"
-    "mov %rsi, %rdi\n"
-    "mov %rdx, %rsi\n"
-    "mov %rcx, %rdx\n"
-    "mov %r8, %r10\n"
-    "syscall\n"
-    "ret\n");
-
 struct port { char name[NAME]; unsigned short family; unsigned char mac[MAC]; char rest[16]; };
 struct index { char name[NAME]; int index; char rest[20]; };
 struct flags { char name[NAME]; short flags; char rest[22]; };
@@ -65,13 +51,6 @@ static int port, urandom, socket, devices;
 static char line[LINE], done[NONCE], answer[NONCE + 64];
 static char *words[WORDS];
 static int failed_step, failed_with, unsaid;
-
-static int length(const char *text)
-{
-    int n = 0;
-    while (text[n]) n++;
-    return n;
-}
 
 static int same(const char *one, const char *other)
 {
