@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,8 +99,11 @@ class FakeAgent:
         return ExecResult(code=0, stdout=told.encode(), stderr=b"")
 
 
+ME = SimpleNamespace(pid=os.getpid())
+
+
 def make_driver(folder: Path, *answers: Answer, instance: Any = None) -> Any:
-    instance = instance or SimpleNamespace(agent=FakeAgent(*answers))
+    instance = instance or SimpleNamespace(agent=FakeAgent(*answers), process=ME)
     return SimpleNamespace(
         name="web1",
         record=SimpleNamespace(id="id-1", ports=()),
@@ -178,6 +182,7 @@ class LendingQemu:
 
     def __init__(self, greeting: bytes, *, refusals: int = 0) -> None:
         self.agent = FakeAgent("")
+        self.process = ME
         self.greeting = greeting
         self.refusals = refusals
         self.lent: dict[str, asyncio.Server] = {}

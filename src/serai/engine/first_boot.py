@@ -14,6 +14,7 @@ import msgspec
 from serai.disk.files import naming_disk_problems, replace_file
 from serai.engine.driver import GuestDriver
 from serai.engine.jobs import LiveJob
+from serai.engine.patience import Patience
 from serai.engine.reach import open_ssh
 from serai.engine.running import check_talk
 from serai.engine.talk import agent_of
@@ -116,16 +117,20 @@ def _errors_in(untrusted: str) -> list[str]:
 
 async def _wait(driver: GuestDriver, what: str, check: Callable[[], Awaitable[bool]]) -> None:
     timeout = driver.house.settings.first_boot_timeout
-    try:
-        await wait_until(what, check, timeout=timeout, every=ASK_EVERY, slowest=ASK_SLOWEST)
-    except HostFailure as error:
-        if error.code is not Code.TIMEOUT:
-            raise
-        raise Interrupted(
-            Code.TIMEOUT,
-            f"{driver.name} runs, but it took over {timeout:g} s until {what}",
-            hint=f"See what it prints: serai log {driver.name}",
-        ) from error
+    patience = Patience(driver, timeout)
+    while (left := patience.left()) > 0:
+        try:
+            await wait_until(what, check, timeout=left, every=ASK_EVERY, slowest=ASK_SLOWEST)
+        except HostFailure as error:
+            if error.code is not Code.TIMEOUT:
+                raise
+        else:
+            return
+    raise Interrupted(
+        Code.TIMEOUT,
+        f"{driver.name} runs, but it took over {timeout:g} s until {what}",
+        hint=f"See what it prints: serai log {driver.name}",
+    )
 
 
 def _check_still_up(driver: GuestDriver) -> None:

@@ -18,6 +18,7 @@ from serai.engine.driver import GuestDriver, Procedure
 from serai.engine.first_boot import wait_cloud_init, wait_ssh
 from serai.engine.jobs import LiveJob, error_of
 from serai.engine.leading import open_forwards
+from serai.engine.patience import Patience
 from serai.engine.plugging import drop_made, forget_made, give_back, keep_given_back
 from serai.engine.running import (
     attach,
@@ -196,13 +197,7 @@ async def undo_creation(driver: GuestDriver, job: LiveJob, error: BaseException)
 async def wait_agent(driver: GuestDriver) -> None:
     """Wait until the guest's agent has answered once since its start."""
     timeout = driver.house.settings.agent_timeout
-    answered = asyncio.ensure_future(driver.agent_answered.wait())
-    ended = asyncio.ensure_future(driver.exited.wait())
-    try:
-        await asyncio.wait({answered, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        answered.cancel()
-        ended.cancel()
+    await Patience(driver, timeout).until(driver.agent_answered, driver.exited)
     if driver.exited.is_set():
         raise Conflict(
             Code.GUEST_STATE,

@@ -7,6 +7,7 @@ out of date when it arrives, and an argv is whatever its program wrote there.
 import contextlib
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 ARGV_READ = 1 << 20
 
@@ -50,6 +51,20 @@ def _find_memory(pid: int, name: str) -> str | None:
                 if os.readlink(path) == wanted:
                     return path
     return None
+
+
+def kept_waiting(pid: int) -> float:
+    """Return for how many seconds the thread of a process that was worst off could run and was not let to.
+
+    From its start on; 0 where the kernel does not count that (sched-stats in the kernel's documentation).
+    """
+    delays = [0]
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                counted = Path(f"/proc/{pid}/task/{thread}/schedstat").read_text()
+                delays.append(int(counted.split()[1]))
+    return max(delays) / 1e9
 
 
 def find_processes(option: str, values: Collection[str]) -> dict[str, list[int]]:
