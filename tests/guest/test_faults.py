@@ -33,6 +33,7 @@ from faults import (
     wait_for,
     wait_tidy,
 )
+from test_coming_in import make_disk, make_ova
 
 from serai.errors import SeraiError
 
@@ -120,6 +121,31 @@ def test_killed_while_a_booted_guest_is_frozen(victim: Victim) -> None:
         "unlink */vnc",
     )
     die_at_each(victim, case, names)
+
+
+def test_killed_while_a_guest_comes_in(victim: Victim, tmp_path: Path) -> None:
+    """It is there with its image and its other disk, or nothing of it is."""
+    disk = make_disk(tmp_path)
+    archive = str(make_ova(tmp_path, disk, disk))
+    inn = victim.inn
+    for step in ("rename images/", "commit PutGuest,PutImage", "committed PutGuest,PutImage"):
+        victim.trap.set(step)
+        with pytest.raises(SeraiError):
+            inn.import_guest(archive, name="old")
+        assert victim.process is not None
+        victim.process.wait(LIMIT)
+        victim.trap.set(0)
+        victim.start()
+        wait_for("it is settled", lambda: is_settled(victim))
+        there = "old" in {each.name for each in inn.guests()}
+        assert ("old" in {each.name for each in inn.images()}) == there, step
+        assert len(inn.volumes()) == there and len(victim.files_in("volumes")) == there, step
+        if there:
+            inn.guest("old").delete(force=True)
+            inn.delete_image("old")
+            for volume in inn.volumes():
+                volume.delete()
+    inn.import_guest(archive, name="old", root_only=True).delete()
 
 
 def test_a_qemu_is_killed_in_the_midst(victim: Victim) -> None:

@@ -142,6 +142,7 @@ async def _bootstrap(
         "mmdebstrap", "--mode=root", "--variant=minbase", "--format=null", "--skip=output/dev,cleanup",
         f"--include={','.join((*PACKAGES, *include))}",
         '--aptopt=APT::Install-Recommends "false"',
+        "--dpkgopt=force-unsafe-io",  # a tree that is not made to its end is thrown away
         '--dpkgopt=path-exclude=/usr/share/man/*',
         '--dpkgopt=path-exclude=/usr/share/doc/*',
         '--dpkgopt=path-include=/usr/share/doc/*/copyright',

@@ -227,6 +227,9 @@ class GuestImporter:
         guest_id = self._house.names.owner(job.subject)
         live = self._house.jobs.resume(job) if guest_id else None
         if live is None:
+            for image in self._images.all():
+                if image.name == job.subject and job.phase == PHASES[-1]:  # no other had the name
+                    await self._images.take_back(image)
             await self._house.jobs.give_up(job)
             return f"guest {job.subject}: its import was undone"
         await live.finish(message=f"{job.subject} is defined", results=(guest_id or "",))

@@ -6,7 +6,7 @@ root=$1
 
 cat > "$root/etc/fstab" <<EOF
 UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
-UUID=$ESP_UUID /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=5s 0 1
+UUID=$ESP_UUID /boot/efi vfat umask=0077,nofail,x-systemd.device-timeout=300s 0 1
 EOF
 mkdir -p "$root/boot/efi" "$root/boot/grub"
 sed "s/@ROOT_UUID@/$ROOT_UUID/g" "$RECIPE/grub.cfg" > "$root/boot/grub/grub.cfg"
