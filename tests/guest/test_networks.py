@@ -170,6 +170,14 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest
     assert pings(two, after[1].address) and pings(fork, "10.20.0.50")
     assert fork.run("hostname").stdout == "four\n"
     assert pings(one, two.info.ports[0].address), "its source is as before"
+    fork.publish("warm")
+    other = daemon.inn.launch("warm", name="other", networks=["db"])
+    assert [(each.name, each.network) for each in other.info.ports] == [("net0", "db")]
+    wait_for("who was asked to be elsewhere is there", lambda: pings(other, "three"))
+    assert not pings(other, "10.20.0.50") and not pings(other, "one")
+    assert "eth1" not in other.run("ip link").stdout
+    other.delete(force=True)
+    daemon.inn.delete_image("warm")
     daemon.run("delete", "--force", "four")
     again = two.fork(name="five").info.ports[0].address
     assert again == after[0].address, "it is free again"

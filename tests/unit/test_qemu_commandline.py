@@ -140,7 +140,7 @@ def descriptors(machine: Machine) -> dict[str, int]:
         ("uefi-vars", machine.uefi_vars),
     ):
         names += [name] if path else []
-    names += [f"tap:{nic.name}" for nic in machine.nics if nic.tap]
+    names += [f"tap:{nic.name}" for nic in machine.nics if nic.tap or nic.place]
     return {name: 10 + index for index, name in enumerate(names)}
 
 

@@ -20,7 +20,7 @@ from serai.disk.volumes import make_head
 from serai.engine.driver import GuestDriver
 from serai.engine.house import House
 from serai.engine.moments import Moment, Promise, Template
-from serai.engine.ports import plug
+from serai.engine.ports import plug, unplug
 from serai.engine.procedures import start_cold
 from serai.engine.running import (
     attach,
@@ -75,7 +75,7 @@ def new_record(
     origin: str,
     coming: str,
     ttl: float = 0.0,
-    more: tuple[PortSpec, ...] = (),
+    asked: tuple[PortSpec, ...] = (),
     seed: str = "",
     hostname: str = "",
     bubble: InBubble | None = None,
@@ -83,11 +83,11 @@ def new_record(
 ) -> GuestRecord:
     """Return the record of a new guest like the template; it has a number and addresses from now on.
 
-    Its ports are like those of the template, and ``more``, all in ``bubble``; there they have the
-    ``same`` addresses if wished. ``seed`` "" means what its source was told, ``hostname`` "" its own
+    Its ports are like those of the template, or those that are ``asked``, all in ``bubble``; there they
+    have the ``same`` addresses if wished. ``seed`` "" means what its source was told, ``hostname`` "" its own
     name. Raises as ``Fabric.claim`` does.
     """
-    ports = _claim_ports(house, template, (guest_id, spec.name), more, bubble, same=same)
+    ports = _claim_ports(house, template, (guest_id, spec.name), asked, bubble, same=same)
     random, now = house.new_id(), house.journal.now()
     # what nobody is shown is no reader of a volume either; the layer it has all the same
     known = () if coming == POOL else house.shelf.volumes
@@ -112,20 +112,19 @@ def _claim_ports(
     house: House,
     template: Template,
     owner: tuple[str, str],
-    more: tuple[PortSpec, ...],
+    asked: tuple[PortSpec, ...],
     bubble: InBubble | None,
     *,
     same: bool,
 ) -> tuple[Port, ...]:
+    """Take the ports of a new guest; the first that is asked is where the template has its first."""
     like = {house.new_id(): port for port in template.record.ports}
-    ports = house.fabric.claim_like(owner, like, bubble, same=same)
-    names = {each.name for each in template.record.ports} or {USER_NIC}
-    try:
-        new = house.fabric.claim(owner, {house.new_id(): spec for spec in more}, names, bubble)
-    except BaseException:
-        house.fabric.release(ports)
-        raise
-    return ports + new
+    if not asked:
+        return house.fabric.claim_like(owner, like, bubble, same=same)
+    own = [each.name for each in template.record.ports]
+    taken = () if own else (USER_NIC,)
+    specs = {house.new_id(): spec for spec in asked}
+    return house.fabric.claim(owner, specs, taken, bubble, first=own)
 
 
 def forget_record(house: House, record: GuestRecord) -> None:
@@ -149,18 +148,26 @@ async def bring_to_life(child: GuestDriver, template: Template, *, keep_identity
         return
     try:
         await be_born(child, template.moment, parent=template.record, keep_identity=keep_identity)
-        await plug_missing(child)
+        await fit_nics(child)
     except BaseException:
         child.happen(Happening.START_FAILED)
         raise
 
 
-async def plug_missing(child: GuestDriver) -> None:
-    """Plug in the ports that the guest had not when it was frozen."""
+async def fit_nics(child: GuestDriver) -> None:
+    """Plug in the ports that the guest had not when it was frozen; pull out the NICs that lead nowhere."""
     instance = child.instance
-    there = {nic.name for nic in instance.machine.nics} if instance else set()
-    for port in child.record.ports:
-        if instance is not None and port.name not in there:
+    if instance is None:
+        return
+    there, ports = instance.machine.nics, {port.name: port for port in child.record.ports}
+    for nic in there:
+        if nic.place and nic.name not in ports:
+            try:
+                await unplug(child, nic.name)
+            except SeraiError as error:  # the guest keeps it, without a cable
+                log.warning("%s of %s is left: %s", nic.name, child.name, error.message)
+    for name, port in ports.items():
+        if name not in {nic.name for nic in there}:
             await plug(child, port)
 
 

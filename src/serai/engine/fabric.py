@@ -200,16 +200,17 @@ class Fabric:
         specs: Mapping[str, PortSpec],
         names: Iterable[str] = (),
         bubble: InBubble | None = None,
+        first: Iterable[str] = (),
     ) -> tuple[Port, ...]:
         """Take a port for each of ``specs`` (by id), with addresses that nobody else there has.
 
         ``owner`` is a guest's id and name, ``names`` those that its other NICs have, ``bubble`` where it
-        is. All or none; raises as ``make_port`` does.
+        is; ``first`` are the names that are given before others. All or none; raises as ``make_port`` does.
         """
-        taken_names, made = set(names), list[Port]()
+        taken_names, made, wanted = set(names), list[Port](), iter(first)
         try:
             for port_id, spec in specs.items():
-                name = _free_name(taken_names)
+                name = next(wanted, "") or _free_name(taken_names)
                 taken_names.add(name)
                 made.append(self._claim_one(owner, port_id, name, spec, bubble))
         except BaseException:

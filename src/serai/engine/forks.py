@@ -480,7 +480,7 @@ class Forker:
                         origin=wish.origin,
                         coming=job.id,
                         ttl=wish.ttl,
-                        more=wish.ports,
+                        asked=wish.ports,
                         seed=wish.seed,
                         hostname=frozen.record.hostname if wish.keep_identity else wish.hostname,
                         bubble=bubbles.get(name),

@@ -106,7 +106,7 @@ class PortKeeper:
             driver.record = before
             driver.changed()
             if driver.instance is not None:
-                await unplug(driver, port)
+                await unplug(driver, port.name)
             raise
 
     async def change(self, driver: GuestDriver, action: SetPort, key: str) -> Job:
@@ -161,7 +161,7 @@ class PortKeeper:
     async def _remove(self, driver: GuestDriver, job: LiveJob, port: Port) -> None:
         find_port(driver.record, port.id)
         if driver.instance is not None:
-            await unplug(driver, port)
+            await unplug(driver, port.name)
         fabric, before = self._fabric, driver.record
         left = tuple(each for each in before.ports if each.id != port.id)
         forwards = [each.id for each in fabric.forwards.values() if each.port == port.id]
@@ -205,7 +205,7 @@ class PortKeeper:
 
 
 async def _exchange(driver: GuestDriver, port: Port) -> None:
-    await unplug(driver, port)
+    await unplug(driver, port.name)
     await plug(driver, port)
 
 
@@ -223,12 +223,12 @@ async def plug(driver: GuestDriver, port: Port) -> None:
     write_running(driver, instance)
 
 
-async def unplug(driver: GuestDriver, port: Port) -> None:
-    """Pull a port's NIC from the running guest, if it has it."""
+async def unplug(driver: GuestDriver, name: str) -> None:
+    """Pull the NIC of a port from the running guest, if it has it."""
     instance = driver.instance
     assert instance is not None
-    if any(nic.name == port.name and nic.place for nic in instance.machine.nics):
-        await instance.unplug_nic(port.name, UNPLUG_TIMEOUT)
+    if any(nic.name == name and nic.place for nic in instance.machine.nics):
+        await instance.unplug_nic(name, UNPLUG_TIMEOUT)
         write_running(driver, instance)
 
 

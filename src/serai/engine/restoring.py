@@ -14,8 +14,8 @@ import msgspec
 from serai.disk.volumes import drop_head
 from serai.engine.births import (
     Told,
+    fit_nics,
     make_files,
-    plug_missing,
     same_self,
     see_told,
     take_up,
@@ -216,7 +216,7 @@ async def _go_on(
     await open_forwards(driver)
     driver.happen(Happening.UP)
     try:
-        await plug_missing(driver)
+        await fit_nics(driver)
     except SeraiError as error:
         log.warning("a port of %s comes with its next start: %s", driver.name, error.message)
     if quiesced:

@@ -395,11 +395,8 @@ def nic_device_name(nic: str) -> str:
 
 def build_netdev(nic: Nic, fd: str) -> dict[str, Value]:
     """Describe the host's side of a NIC; ``fd`` is what QEMU knows the descriptor of its tap by."""
-    if nic.tap:
+    if nic.tap or nic.place:
         return {"type": "tap", "id": nic.name, "fd": fd}
-    if nic.place:  # a hub of its own, with nobody else at it
-        hub = int(nic.place.removeprefix(SPARE))
-        return {"type": "hubport", "id": nic.name, "hubid": hub}
     return {"type": "user", "id": nic.name}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serai.errors import Code, HostFailure
 from serai.host.sockets import bind_unix
-from serai.host.tap import open_tap
+from serai.host.tap import open_loose_tap, open_tap
 from serai.model.machine import Machine
 from serai.qemu.commandline import READ_ONLY, tap_name
 from serai.qemu.memory import ram_name
@@ -76,8 +76,8 @@ def _open_taps(stack: ExitStack, machine: Machine, taps: Mapping[str, int]) -> d
     for nic in machine.nics:
         if nic.tap in taps:
             fds[tap_name(nic)] = taps[nic.tap]
-        elif nic.tap:
-            fds[tap_name(nic)] = open_tap(nic.tap)
+        elif nic.tap or nic.place:
+            fds[tap_name(nic)] = open_tap(nic.tap) if nic.tap else open_loose_tap()
             stack.callback(os.close, fds[tap_name(nic)])
     return fds
 
