@@ -5,6 +5,7 @@
     guest_started   it boots; its inside may not be up
     guest_reached   it has booted: its agent answers
     guest           its agent answers; it was forked from a warm image, which the daemon has too
+    disky           the same, with a disk of 64 MiB that nothing was written to
 
 After each test all guests are deleted and the daemon is stopped; the test fails if a process, a
 socket or a file is left. When a test fails, logs, events and command lines are saved below
@@ -25,7 +26,7 @@ import pytest
 from keeper import Daemon, running
 from nursery import Nursery
 from tiny import ROOT, copy_state, state_with_tiny
-from warm import WARM, copy_warm, state_with_warm
+from warm import KINDS, WARM, WARM_DISK, copy_warm, state_with_warm
 
 from serai import Guest
 
@@ -59,13 +60,13 @@ def nursery() -> Iterator[Nursery]:
 def daemon(
     request: pytest.FixtureRequest, serai_home: Path, tiny_state: Path, nursery: Nursery
 ) -> Iterator[Daemon]:
-    """A daemon that has the image ``tiny``, and for a test that asks for ``warm`` or ``guest`` a warm one.
+    """A daemon that has the image ``tiny``, and for a test that needs one the warm ones.
 
     Files of the images are links into .work/cache: a test that spoils files does so to what it has made.
     """
     keeper = Daemon(serai_home)
     keeper.nursery = nursery
-    is_warm = "warm" in request.fixturenames or "guest" in request.fixturenames
+    is_warm = not {"warm", "guest", "disky"}.isdisjoint(request.fixturenames)
     if is_warm:
         copy_warm(state_with_warm(), serai_home)
     else:
@@ -74,7 +75,8 @@ def daemon(
         yield keeper
         if is_warm and keeper.is_running:
             keeper.delete_all()
-            keeper.inn.delete_image(WARM)
+            for each in KINDS:
+                keeper.inn.delete_image(each)
 
 
 @pytest.fixture
@@ -110,6 +112,12 @@ def guest(request: pytest.FixtureRequest) -> Guest:
         return launched
     forked: Guest = request.getfixturevalue("guests")(memory="128MiB")
     return forked
+
+
+@pytest.fixture
+def disky(daemon: Daemon) -> Guest:
+    """A guest with a disk, whose agent answers."""
+    return daemon.inn.launch(WARM_DISK, name="disky")
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from typing import Any
 
 from keeper import START_LIMIT, Daemon, open_files
 from nursery import Child
-from tiny import copy_state, state_with_tiny
 from victim import Trap
+from warm import WARM_DISK, copy_warm, state_with_warm
 
 import serai
 from serai import Guest, SeraiError
@@ -34,8 +34,6 @@ AT_REST = {"running", "stopped", "crashed"}
 AGAIN = 11
 STILL = 0.05
 """Within this time something is done, or nothing is any more."""
-MEMORY = "96MiB"
-DISK = "16MiB"
 PROGRAM = Path(__file__).with_name("victim.py")
 PUT = "tr '\\0' $BYTE </dev/zero | head -c 65536 | dd of=/dev/vda bs=64k seek=$AT conv=notrunc,fsync 2>/dev/null"
 GET = "dd if=/dev/vda bs=64k count=4 iflag=direct 2>/dev/null | md5sum; cat /mark"
@@ -579,11 +577,11 @@ def _snapshot(daemon: Daemon) -> str:
 @contextmanager
 def fresh_victim(home: Path) -> Iterator[Victim]:
     """A daemon with a guest that runs and can be asked; at the end nothing may be left."""
-    copy_state(state_with_tiny(), home)
+    copy_warm(state_with_warm(), home)
     daemon = Victim(home, heartbeat="600s", pool_memory="0")
     try:
         daemon.start()
-        daemon.inn.launch("tiny", name=SOURCE, memory=MEMORY, disk=DISK)
+        daemon.inn.launch(WARM_DISK, name=SOURCE)
         yield daemon
         daemon.delete_all()
         for image in daemon.inn.images():

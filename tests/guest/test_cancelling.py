@@ -61,9 +61,11 @@ def test_a_launch_that_is_cancelled_often_is_undone_or_runs(daemon: Daemon) -> N
     check_at_rest(daemon)
 
 
-def test_what_is_cancelled_at_any_moment_of_a_freeze_leaves_nothing(daemon: Daemon) -> None:
+def test_what_is_cancelled_at_any_moment_of_a_freeze_leaves_nothing(
+    daemon: Daemon, disky: Guest
+) -> None:
     """No number, name, layer, node in QEMU or head is left, and nobody doubts what is written to."""
-    guest = daemon.inn.launch("tiny", name="web1", memory=SMALL, disk="16MiB")
+    guest = disky
     guest.fork().delete(force=True)
     asking = Connection(daemon.socket)
 
@@ -76,17 +78,17 @@ def test_what_is_cancelled_at_any_moment_of_a_freeze_leaves_nothing(daemon: Daem
             wait_for("it ends", lambda: not daemon.inn.jobs("running"))
             ended = asking.ask(job_calls.show_job(job.id))
             assert ended.state in (JobState.CANCELLED, JobState.DONE), ended.problem
-            for made in [each for each in daemon.inn.guests() if each.name != "web1"]:
+            for made in [each for each in daemon.inn.guests() if each.name != "disky"]:
                 made.delete(force=True)
             for snapshot in guest.snapshots():
                 snapshot.delete()
             for image in [each for each in daemon.inn.images() if each.name == "try"]:
                 daemon.inn.delete_image(image.name)
 
-    cancel_each(guest_calls.fork_guest("web1", name="try", count=4), 40)
-    cancel_each(snapshot_calls.create_snapshot("web1", name="try"), 40)
-    cancel_each(snapshot_calls.create_snapshot("web1", name="try", memory=False), 20)
-    cancel_each(image_calls.publish_image("web1", "try"), 40)
+    cancel_each(guest_calls.fork_guest("disky", name="try", count=4), 40)
+    cancel_each(snapshot_calls.create_snapshot("disky", name="try"), 40)
+    cancel_each(snapshot_calls.create_snapshot("disky", name="try", memory=False), 20)
+    cancel_each(image_calls.publish_image("disky", "try"), 40)
     guest.run("echo whole | dd of=/dev/vda conv=fsync")
     guest.snapshot("try")
     forks = guest.fork(4, name="try")

@@ -171,13 +171,13 @@ def test_the_source_may_go_and_its_forks_stay(daemon: Daemon, guest_reached: Gue
     assert again.run("true").ok and forks[1].run("true").ok
 
 
-def test_a_paused_guest_is_forked_and_stays_paused(daemon: Daemon, guest_reached: Guest) -> None:
-    guest_reached.pause()
-    fork = guest_reached.fork(name="awake")
+def test_a_paused_guest_is_forked_and_stays_paused(daemon: Daemon, guest: Guest) -> None:
+    guest.pause()
+    fork = guest.fork(name="awake")
     assert state_of(daemon, "web1") is GuestState.PAUSED
     assert fork.run("true").ok
-    guest_reached.resume()
-    assert guest_reached.run("true").ok
+    guest.resume()
+    assert guest.run("true").ok
 
 
 def test_a_stopped_guest_is_forked_from_its_disk(daemon: Daemon) -> None:
@@ -192,8 +192,7 @@ def test_a_stopped_guest_is_forked_from_its_disk(daemon: Daemon) -> None:
     daemon.inn.delete_image("cold")
 
 
-def test_a_disk_is_forked_with_the_memory(daemon: Daemon) -> None:
-    source = daemon.inn.launch("tiny", name="disky", memory="128MiB", disk="64MiB")
+def test_a_disk_is_forked_with_the_memory(daemon: Daemon, disky: Guest) -> None:
     put = "dd if=/dev/zero bs=1M count=1 2>/dev/null | tr '\\0' $BYTE | dd of=/dev/vda bs=1M seek=$AT conv=notrunc,fsync 2>/dev/null"
     get = "for at in 0 1 2 3; do dd if=/dev/vda bs=1M skip=$at count=1 iflag=direct 2>/dev/null | md5sum; done"
 
@@ -205,18 +204,18 @@ def test_a_disk_is_forked_with_the_memory(daemon: Daemon) -> None:
         assert len(found) == 4
         return found
 
-    write(source, "a", 0)
-    one = source.fork(name="one")
-    write(source, "b", 1)
+    write(disky, "a", 0)
+    one = disky.fork(name="one")
+    write(disky, "b", 1)
     write(one, "c", 1)
     two = one.fork(name="two")
     write(one, "d", 2)
     write(two, "e", 3)
-    before = [sums(each) for each in (source, one, two)]
+    before = [sums(each) for each in (disky, one, two)]
     assert before[0][0] == before[1][0] == before[2][0]
     assert before[1][1] == before[2][1] != before[0][1]
     assert len({tuple(each) for each in before}) == 3
-    for each in (source, one, two):  # what is on the disk is there after a cold start too
+    for each in (disky, one, two):  # what is on the disk is there after a cold start too
         each.stop(force=True)
         each.start()
     assert [sums(reach(daemon, name)) for name in ("disky", "one", "two")] == before

@@ -215,27 +215,25 @@ def test_memory_shrinks_while_it_runs_and_grows_at_the_next_start(guest: Guest) 
     assert any("next start" in note for note in guest.info.notes)
 
 
-def test_a_disk_grows_while_it_runs(daemon: Daemon) -> None:
-    guest = daemon.inn.launch("tiny", name="disk", memory="128MiB", disk="64MiB")
-    assert guest.run("cat /sys/block/vda/size").stdout == f"{64 * 2048}\n"
-    guest.set(disk="128MiB")
-    wait_for("it sees it", lambda: guest.run("cat /sys/block/vda/size").stdout == f"{128 * 2048}\n")
+def test_a_disk_grows_while_it_runs(disky: Guest) -> None:
+    assert disky.run("cat /sys/block/vda/size").stdout == f"{64 * 2048}\n"
+    disky.set(disk="128MiB")
+    wait_for("it sees it", lambda: disky.run("cat /sys/block/vda/size").stdout == f"{128 * 2048}\n")
     with pytest.raises(SeraiError) as caught:
-        guest.set(disk="64MiB")
+        disky.set(disk="64MiB")
     assert caught.value.code is Code.SHRINK_REFUSED
-    guest.stop(force=True)
-    guest.set(disk="256MiB")
-    guest.start()
-    wait_for("it is up", lambda: guest.refresh().info.agent == "answering")
-    assert guest.run("cat /sys/block/vda/size").stdout == f"{256 * 2048}\n"
+    disky.stop(force=True)
+    disky.set(disk="256MiB")
+    disky.start()
+    wait_for("it is up", lambda: disky.refresh().info.agent == "answering")
+    assert disky.run("cat /sys/block/vda/size").stdout == f"{256 * 2048}\n"
 
 
-def test_what_is_written_to_a_disk_is_there_after_a_restart(daemon: Daemon) -> None:
-    guest = daemon.inn.launch("tiny", name="disk", memory="128MiB", disk="64MiB")
-    guest.run("mke2fs /dev/vda && mount /dev/vda /mnt && echo kept > /mnt/file && sync")
-    guest.restart()
-    wait_for("it is up", lambda: guest.refresh().info.agent == "answering")
-    assert guest.run("mount /dev/vda /mnt && cat /mnt/file").stdout == "kept\n"
+def test_what_is_written_to_a_disk_is_there_after_a_restart(disky: Guest) -> None:
+    disky.run("mke2fs /dev/vda && mount /dev/vda /mnt && echo kept > /mnt/file && sync")
+    disky.restart()
+    wait_for("it is up", lambda: disky.refresh().info.agent == "answering")
+    assert disky.run("mount /dev/vda /mnt && cat /mnt/file").stdout == "kept\n"
 
 
 def test_uefi_starts_the_same_image(daemon: Daemon) -> None:

@@ -36,9 +36,9 @@ def make_a_habit(daemon: Daemon, snapshot: Snapshot, spare_count: int = 1) -> No
 
 
 @pytest.fixture
-def snapshot(guest_reached: Guest) -> Snapshot:
-    guest_reached.run("touch /ready")
-    return guest_reached.snapshot("base")
+def snapshot(guest: Guest) -> Snapshot:
+    guest.run("touch /ready")
+    return guest.snapshot("base")
 
 
 def test_a_spare_becomes_a_guest_like_every_other(daemon: Daemon, snapshot: Snapshot) -> None:
@@ -114,16 +114,14 @@ def test_one_that_hangs_is_not_waited_for(daemon: Daemon, guest: Guest) -> None:
     assert time.monotonic() - begun < 15
 
 
-def test_a_running_guest_has_forks_that_wait_for_its_moment(
-    daemon: Daemon, guest_reached: Guest
-) -> None:
-    guest_reached.run("touch /before")
-    waiting = have_two_wait(daemon, guest_reached)
+def test_a_running_guest_has_forks_that_wait_for_its_moment(daemon: Daemon, guest: Guest) -> None:
+    guest.run("touch /before")
+    waiting = have_two_wait(daemon, guest)
     assert spares(daemon) == 0, "what they will be is not known yet"
     assert [each.name for each in daemon.inn.guests()] == ["web1"]
-    guest_reached.run("touch /after")
+    guest.run("touch /after")
     seen = daemon.inn.events()[-1].seq
-    forks = guest_reached.fork(3, name="try", ttl=3600)
+    forks = guest.fork(3, name="try", ttl=3600)
     pids = [each.info.pid for each in forks]
     assert waiting < set(pids), "two were not started for this"
     now = time.time()
@@ -138,33 +136,31 @@ def test_a_running_guest_has_forks_that_wait_for_its_moment(
         assert each.info.origin == ""
     assert len({each.run("head -c 8 /dev/urandom | base64").stdout for each in forks}) == 3
     forks[0].run("touch /mine")
-    assert not forks[1].run("test -e /mine").ok and not guest_reached.run("test -e /mine").ok
+    assert not forks[1].run("test -e /mine").ok and not guest.run("test -e /mine").ok
     events = daemon.inn.events(seen)
     assert not [each for each in events if each.subject.startswith(".")]
     forked = [each.subject for each in events if each.kind is EventKind.GUEST_FORKED]
     assert sorted(forked) == ["try-1", "try-2", "try-3"]
 
 
-def test_one_of_a_guest_that_has_changed_since_is_not_used(
-    daemon: Daemon, guest_reached: Guest
-) -> None:
-    waiting = have_two_wait(daemon, guest_reached)
-    guest_reached.set(labels={"a": "b"})
-    fork = guest_reached.fork(name="web2")
+def test_one_of_a_guest_that_has_changed_since_is_not_used(daemon: Daemon, guest: Guest) -> None:
+    waiting = have_two_wait(daemon, guest)
+    guest.set(labels={"a": "b"})
+    fork = guest.fork(name="web2")
     assert fork.info.labels == {"a": "b"} and fork.info.pid not in waiting
     fork.delete(force=True)
-    guest_reached.stop(force=True)
+    guest.stop(force=True)
     wait_for("none of a guest that is off", lambda: not daemon.qemu_pids(), 4 * LOOK_EVERY)
     assert started(daemon) == 0
 
 
-def test_one_that_has_died_is_replaced(daemon: Daemon, guest_reached: Guest) -> None:
-    waiting = have_two_wait(daemon, guest_reached)
+def test_one_that_has_died_is_replaced(daemon: Daemon, guest: Guest) -> None:
+    waiting = have_two_wait(daemon, guest)
     known = set(daemon.qemu_pids().values())
     for pid in waiting:
         os.kill(pid, signal.SIGKILL)
     wait_for("others wait", lambda: bool(set(daemon.qemu_pids().values()) - known), 4 * LOOK_EVERY)
-    assert guest_reached.fork(name="web2").run("hostname").stdout == "web2\n"
+    assert guest.fork(name="web2").run("hostname").stdout == "web2\n"
 
 
 def test_none_that_waits_is_left_by_a_daemon_that_ends(
@@ -185,11 +181,9 @@ def test_none_that_waits_is_left_by_a_daemon_that_ends(
     assert daemon.leftovers() == []
 
 
-def test_a_fork_that_fails_leaves_none_of_those_it_took(
-    daemon: Daemon, guest_reached: Guest
-) -> None:
+def test_a_fork_that_fails_leaves_none_of_those_it_took(daemon: Daemon, guest: Guest) -> None:
     """Cut off in the midst, it gives back names and machines."""
-    have_two_wait(daemon, guest_reached)
+    have_two_wait(daemon, guest)
     connection = Connection(daemon.socket)
     for turn in range(4):
         job = connection.ask(guest_calls.fork_guest("web1", name="try", count=8))
@@ -198,7 +192,7 @@ def test_a_fork_that_fails_leaves_none_of_those_it_took(
         wait_for("it has ended", lambda: not daemon.inn.jobs("running"))
         assert connection.ask(job_calls.show_job(job.id)).state is JobState.CANCELLED
     assert [each.name for each in daemon.inn.guests()] == ["web1"]
-    assert guest_reached.fork(name="try-1").run("hostname").stdout == "try-1\n"
+    assert guest.fork(name="try-1").run("hostname").stdout == "try-1\n"
 
 
 def test_a_fork_that_is_cancelled_leaves_none_of_the_ready_ones_it_took(
@@ -255,8 +249,9 @@ def test_they_are_nobodys_after_kill_9_and_none_is_left(daemon: Daemon, snapshot
 
 
 def test_a_daemon_that_ends_while_some_come_and_go_leaves_none(
-    daemon: Daemon, guest_reached: Guest, snapshot: Snapshot
+    daemon: Daemon, guest_reached: Guest
 ) -> None:
+    snapshot = guest_reached.snapshot("base")
     make_a_habit(daemon, snapshot, 3)
     for each in snapshot.fork(3):
         each.delete(force=True)
@@ -280,8 +275,8 @@ def test_one_whose_agent_is_dead_is_replaced(daemon: Daemon, snapshot: Snapshot)
     assert fork.run("hostname").stdout == "web2\n"
 
 
-def test_a_warm_image_is_launched_out_of_it(daemon: Daemon, guest_reached: Guest) -> None:
-    guest_reached.publish("warm")
+def test_a_warm_image_is_launched_out_of_it(daemon: Daemon, guest: Guest) -> None:
+    guest.publish("warm")
     for _ in range(2):
         daemon.inn.launch("warm").delete(force=True)
     wait_for("a spare", lambda: spares(daemon) >= 1)

@@ -33,18 +33,12 @@ def names(guest: Guest) -> list[str]:
     return sorted(each.name for each in guest.snapshots())
 
 
-@pytest.fixture
-def disky(daemon: Daemon) -> Guest:
-    """A guest with a disk, of a daemon that allows short intervals."""
-    daemon.stop()
-    daemon.environ["SERAI_SCHEDULE_INTERVAL"] = "1s"
-    daemon.start()
-    return daemon.inn.launch("tiny", name="disky", memory="128MiB", disk="64MiB")
-
-
 def test_snapshots_come_and_go_by_themselves_and_only_their_own(
     daemon: Daemon, disky: Guest
 ) -> None:
+    daemon.stop()
+    daemon.environ["SERAI_SCHEDULE_INTERVAL"] = "1s"
+    daemon.start()
     disky.snapshot("mine", memory=False)
     other = disky.schedule("daily", "03:30", keep=Keep(daily=1), memory=False)
     quick = disky.schedule("1s", name="quick", keep=Keep(last=2), memory=False)

@@ -42,12 +42,6 @@ def reach(daemon: Daemon, name: str) -> Guest:
     return guest
 
 
-@pytest.fixture
-def disky(daemon: Daemon) -> Guest:
-    """A guest with a disk, whose agent answers."""
-    return daemon.inn.launch("tiny", name="disky", memory="128MiB", disk="64MiB")
-
-
 def test_a_guest_goes_back_and_forth(guest: Guest) -> None:
     guest.run("touch /one")
     first = guest.snapshot("first")
@@ -69,9 +63,9 @@ def test_a_guest_goes_back_and_forth(guest: Guest) -> None:
 
 def test_a_guest_may_write_all_its_memory_after_a_snapshot(daemon: Daemon) -> None:
     """Its base stays charged to its control group, and what it changes of it comes on top."""
-    guest = daemon.inn.launch("tiny", name="full", memory="1GiB")
-    fill = "dd if=/dev/zero of=/mnt/f bs=1M count=800 conv=notrunc"
-    assert guest.run(f"mount -t tmpfs -o size=850m none /mnt && {fill}").ok
+    guest = daemon.inn.launch("tiny", name="full", memory="512MiB")
+    fill = "dd if=/dev/zero of=/mnt/f bs=1M count=400 conv=notrunc"
+    assert guest.run(f"mount -t tmpfs -o size=430m none /mnt && {fill}").ok
     guest.snapshot("full")
     assert guest.run(fill).ok
     assert guest.refresh().info.state == "running" and guest.info.problem is None
@@ -241,7 +235,8 @@ def test_killing_the_daemon_at_any_moment_leaves_whole_snapshots_or_none(
             fork.delete(force=True)
 
 
-def test_a_flipped_bit_is_found_before_use(daemon: Daemon, disky: Guest) -> None:
+def test_a_flipped_bit_is_found_before_use(daemon: Daemon) -> None:
+    disky = daemon.inn.launch("tiny", name="disky", memory="96MiB", disk="16MiB")
     put(disky, "a", 0)
     disky.snapshot("good")
     disky.stop(force=True)

@@ -1,7 +1,7 @@
-"""A state folder with a warm image of a tiny guest, made once and kept in .work/cache for later runs.
+"""A state folder with warm images of tiny guests, made once and kept in .work/cache for later runs.
 
-A guest of it runs at once, where booting one takes seconds. It is made anew when anything has changed that
-may have to do with it: the tiny image, what stores and takes up a guest, QEMU, the processor.
+A guest of one runs at once, where booting one takes seconds. They are made anew when anything has changed that
+may have to do with them: the tiny image, what stores and takes up a guest, QEMU, the processor.
 """
 
 import hashlib
@@ -12,12 +12,16 @@ import tempfile
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from keeper import Daemon
 from tiny import CACHE, ROOT, built_once, copy_state, state_with_tiny
 
-WARM = "warm"
-MEMORY = "128MiB"
+WARM, WARM_DISK = "tiny-warm", "tiny-warm-disk"
+KINDS: dict[str, dict[str, Any]] = {
+    WARM: {"memory": "128MiB"},
+    WARM_DISK: {"memory": "96MiB", "disk": "64MiB"},
+}
 MADE_FROM = ("disk", "engine", "host", "model", "plan", "qemu", "store")
 HERE = "@HERE@"
 """Stands for the state folder in what is kept: a machine that was frozen is told where its kernel is."""
@@ -25,7 +29,7 @@ HERE = "@HERE@"
 
 @cache
 def state_with_warm() -> Path:
-    """Return a state folder that holds the images tiny and ``WARM``; see ``copy_warm``."""
+    """Return a state folder that holds the image tiny and those of ``KINDS``; see ``copy_warm``."""
     digest = hashlib.sha256(f"{state_with_tiny().name}\n{_host()}".encode())
     for room in MADE_FROM:
         for path in sorted((ROOT / "src" / "serai" / room).glob("*.py")):
@@ -42,8 +46,9 @@ def _host() -> str:
 
 
 def copy_warm(template: Path, home: Path) -> None:
-    """Give ``home`` the images, as ``copy_state`` does."""
+    """Give ``home`` the images, as ``copy_state`` does; layers are its own, they may be merged."""
     copy_state(template, home)
+    shutil.copytree(template / "layers", home / "state" / "layers")
     _rename(home / "state", HERE, str(home / "state"))
 
 
@@ -59,8 +64,9 @@ def _build(folder: Path) -> None:
     daemon = Daemon(home)
     daemon.start()
     try:
-        with daemon.inn.launch("tiny", memory=MEMORY) as guest:
-            guest.publish(WARM)
+        for name, kind in KINDS.items():
+            with daemon.inn.launch("tiny", **kind) as guest:
+                guest.publish(name)
         daemon.stop()
         _rename(home / "state", str(home / "state"), HERE)
         for path in CACHE.glob("warm-????????????????"):
