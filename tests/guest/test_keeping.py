@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from keeper import Daemon
-from warm import WARM
+from warm import KINDS, WARM
 
 from serai import Guest
 
@@ -26,8 +26,9 @@ def test_one_that_was_there_at_once_leaves_no_more_behind(daemon: Daemon, guest:
     guest.snapshot("s")
     daemon.delete_all()
     given = [path for path in daemon.leftovers() if "/memory/" in path]
-    assert len(given) == 2, "the image has a base and what is over it"
-    daemon.inn.delete_image(WARM)
+    assert len(given) == 2 * len(KINDS), "each image has a base and what is over it"
+    for each in KINDS:
+        daemon.inn.delete_image(each)
     daemon.stop()
     assert daemon.leftovers() == []
 
