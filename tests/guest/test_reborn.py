@@ -138,7 +138,12 @@ async def test_links_go_down_and_up_for_new_addresses_only(inside: Instance) -> 
     await says(inside, "ip link set eth0 down; ip link set eth0 up")
     await wait_until("it has an address of its own making", has_one, timeout=SOON, every=0.1)
     old = await says(inside, "ip -6 address show dev eth0 scope link")
+    dad = "/proc/sys/net/ipv6/conf/eth0/accept_dad"
+    await says(inside, f"echo 1 >{dad}")
     await tell(inside, dataclasses.replace(BORN, asks_anew=True), "anew")
+    assert await says(inside, f"cat {dad}; echo 1 >{dad}") == "0", (
+        "nobody is asked whether it has it"
+    )
     await wait_until("it has made another", has_one, timeout=SOON, every=0.1)
     assert "ff:fe00:2/" in await says(inside, "ip -6 address show dev eth0 scope link") != old
     await tell(inside, dataclasses.replace(BORN, macs={OTHER: MAC}), "keep")

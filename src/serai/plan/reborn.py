@@ -44,6 +44,8 @@ for port in /sys/class/net/*; do
         if [ -z "$ANEW" ]; then ip link set dev "${port##*/}" address "${pair#*=}"; break; fi
         # down and up: the IPv6 addresses that the old one made go, the new one makes its own
         ip link set dev "${port##*/}" down
+        # at once: the host knows that nobody else has them (RENEWAL puts it back)
+        echo 0 2>/dev/null >"/proc/sys/net/ipv6/conf/${port##*/}/accept_dad"
         ip link set dev "${port##*/}" address "${pair#*=}"
         ip link set dev "${port##*/}" up
         break
@@ -54,10 +56,12 @@ done
 
 RENEWAL = """
 set -u
+nics=
 for port in /sys/class/net/*; do
     read -r mac <"$port/address"
     case " $MACS " in *" $mac "*) ;; *) continue ;; esac
     nic=${port##*/}
+    nics="$nics $nic"
     left=100
     while [ "$(cat "$port/carrier")" != 1 ] && [ $((left -= 1)) -gt 0 ]; do sleep 0.01; done
     # asked by name only if it is there: the bus would start it
@@ -88,14 +92,17 @@ for port in /sys/class/net/*; do
         xargs -0 setsid <"/run/renewal.$pid" >/dev/null 2>&1 &
     done
 done
-:
+cd /proc/sys/net/ipv6/conf 2>/dev/null || exit 0
+(sleep $SETTLE; for nic in $nics; do cat default/accept_dad >$nic/accept_dad; done) </dev/null >/dev/null 2>&1 &
 """
 """Has whatever asks for addresses in the guest do so again, as somebody new.
 
 networkd is asked to. NetworkManager has done so by itself when it saw the new MAC address; to connect again
 would take it seconds and the address for a moment. udhcpc and dhclient, which remember who they were, are
-started anew with the words that they had.
+started anew with the words that they had. Its new IPv6 addresses are looked for on the link first again ``SETTLE``
+seconds later (accept_dad, ip-sysctl in the kernel's documentation).
 """
+SETTLE = 3
 
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -166,4 +173,8 @@ def as_script(new: NewSelf) -> tuple[list[str], Mapping[str, str]]:
 
 def renewal_words(macs: Iterable[str]) -> tuple[list[str], Mapping[str, str]]:
     """Return the command that has a guest ask for the addresses of these NICs anew."""
-    return ["/bin/sh", "-c", RENEWAL], {"MACS": " ".join(macs), "PATH": PATH}
+    return ["/bin/sh", "-c", RENEWAL], {
+        "MACS": " ".join(macs),
+        "SETTLE": str(SETTLE),
+        "PATH": PATH,
+    }
