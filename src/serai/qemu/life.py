@@ -382,9 +382,9 @@ async def _open_and_spawn(
                 pass_fds=tuple(fds.values()),
                 stderr_to=words,
                 confinement=confinement,
-                # QEMU wants huge ones for the code that it makes: a fork that hardly runs would
-                # have megabytes of which it uses a little, and one that runs is no faster
-                small_pages=machine.accel is Accel.TCG,
+                # QEMU wants huge ones for the code that it makes. Who boots fills them, and runs up to a
+                # tenth faster; a fork that hardly runs would have megabytes of which it uses a little
+                small_pages=machine.accel is Accel.TCG and machine.ram_private,
             )
     except BaseException:
         remove_sockets(run_dir)
