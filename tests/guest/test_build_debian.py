@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from debian import check_end, check_system, make_key, open_debian, ssh
+from debian import check_system, make_key, open_debian, ssh
 from instances import descriptors_of
 from keeper import Daemon
 
@@ -44,5 +44,3 @@ def test_it_boots_from_its_own_disk(debian: Daemon, tmp_path: Path) -> None:
     code, said = ssh(debian, stranger, "d1", "true")
     assert (code, "Permission denied" in said) == (255, True)
     assert listening_ports(guest.info.pid) == []
-
-    check_end(guest)

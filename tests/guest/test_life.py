@@ -285,3 +285,4 @@ def test_of_many_with_one_key_one_does_it(daemon: Daemon) -> None:
         thread.join()
     assert len(found) == 30
     assert len(set(found)) == 1
+    wait_for("it is there", lambda: daemon.inn.guest("web1").info.state == "stopped")
