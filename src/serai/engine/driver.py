@@ -56,6 +56,11 @@ class Work:
     job: LiveJob | None
     errand: Errand | None = None
 
+    @property
+    def is_own(self) -> bool:
+        """True if nobody asked for it: the guest's own doing, such as what follows its end."""
+        return self.job is None and self.errand is None
+
 
 @dataclass(frozen=True, slots=True)
 class WorkEnded:
@@ -373,9 +378,16 @@ class GuestDriver:
                 await self._accept(order, state)
 
     async def _ignore(self, order: Order) -> None:
-        """It is so, or on its way already: answer with the job that does it, or an ended one."""
+        """It is so, or on its way already: answer with the job that does it, or an ended one.
+
+        While the guest does something of its own about its end, that goes first: it may set the
+        time of a restart, which a stop calls off.
+        """
         if self.job is not None and self.state in ON_THE_WAY:
             _answer(order, self.job.job)
+            return
+        if self._work is not None and self._work.is_own:
+            self._wait(order)
             return
         try:
             await self._call_off_restart(order)
