@@ -5,20 +5,22 @@ What a request takes is measured whole: sent, done on the host, durable, answere
 
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keeper import Daemon
 from namespaced import open_daemon, open_namespace
-from tiny import state_with_tiny
+from tiny import copy_state, state_with_tiny
 
 from bench.figures import Row, clocked, p50, show_time, show_times
 from bench.scene import Scene
 from serai.client import network_calls
 from serai.client.network_words import network_of, port_of
+from serai.host.namespaces import inside
 from serai.model.network import Direction, GroupChange, Protocol, Rule
 
 ROUNDS = 20
@@ -32,7 +34,8 @@ def networked(ending: str) -> Iterator[tuple[Daemon, str]]:
     """A daemon in a namespace, and the namespace; nothing of either is left."""
     home = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        with open_namespace(ending) as name, open_daemon(home, state_with_tiny(), name) as daemon:
+        copy_state(state_with_tiny(), home)
+        with open_namespace(ending) as name, open_daemon(home, name) as daemon:
             yield daemon, name
     finally:
         shutil.rmtree(home)
@@ -47,8 +50,13 @@ async def measure_networks(scene: Scene) -> list[Row]:
     """Make networks, add ports to a running guest, change one rule where there are 200 ports."""
     if can_not():
         return []
-    with networked("-bench") as (daemon, _):
-        return [_creation(daemon), _addition(daemon), _change(daemon)]
+    with networked("-bench") as (daemon, namespace):
+        return [
+            _creation(daemon),
+            _addition(daemon),
+            _fork(daemon, namespace),
+            _change(daemon),
+        ]
 
 
 def _row(what: str, times: list[float], limit: float) -> Row:
@@ -78,6 +86,26 @@ def _addition(daemon: Daemon) -> Row:
             time.sleep(SETTLE)
             guest.remove_port("net1")
     return _row("port added to a running guest → QEMU has plugged it in", times, 0.03)
+
+
+def _fork(daemon: Daemon, namespace: str) -> Row:
+    times = []
+    with daemon.inn.launch("tiny", name="one", memory=MEMORY, networks=["n0"]) as guest:
+        guest.fork(name="first").delete(force=True)
+        for number in range(ROUNDS):
+            time.sleep(SETTLE)
+            begun = time.monotonic()
+            fork = guest.fork(name=f"f{number}")
+            _reach(namespace, fork.info.ports[0].address)
+            times.append(time.monotonic() - begun)
+            fork.delete(force=True)
+    return _row("fork of a guest in a network → reached at its new address", times, 0.5)
+
+
+def _reach(namespace: str, address: str) -> None:
+    """Return when a guest has refused a connection: nobody listens there."""
+    with suppress(ConnectionRefusedError):
+        inside(namespace, lambda: socket.create_connection((address, 9), timeout=10).close())
 
 
 def _change(daemon: Daemon) -> Row:

@@ -26,7 +26,7 @@ import pytest
 from keeper import Daemon, running
 from nursery import Nursery
 from tiny import ROOT, copy_state, state_with_tiny
-from warm import KINDS, WARM, WARM_DISK, copy_warm, state_with_warm
+from warm import WARM, WARM_DISK, copy_warm, state_with_warm
 
 from serai import Guest
 
@@ -75,8 +75,7 @@ def daemon(
         yield keeper
         if is_warm and keeper.is_running:
             keeper.delete_all()
-            for each in KINDS:
-                keeper.inn.delete_image(each)
+            keeper.delete_warm()
 
 
 @pytest.fixture

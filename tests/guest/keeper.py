@@ -136,6 +136,12 @@ class Daemon:
         for guest in self.inn.guests():
             guest.delete(force=True)
 
+    def delete_warm(self) -> None:
+        """Delete all warm images; there are no guests of them any more."""
+        for image in self.inn.images():
+            if image.warm:
+                self.inn.delete_image(image.name)
+
     def kill_all(self) -> None:
         """End the daemon and every guest by SIGKILL, for when nothing else is sure."""
         if self.is_running:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from keeper import Daemon, running
 from nursery import Nursery
-from tiny import copy_state
 
 from serai.engine.site import RUN
 from serai.host.namespaces import list_namespaces
@@ -37,19 +36,19 @@ def open_namespace(ending: str = "") -> Iterator[str]:
 
 @contextmanager
 def open_daemon(
-    home: Path, state: Path, namespace: str, nursery: Nursery | None = None, **settings: str
+    home: Path, namespace: str, nursery: Nursery | None = None, **settings: str
 ) -> Iterator[Daemon]:
     """Run a daemon in the namespace; afterwards nothing of any network may be left there.
 
-    ``state`` is a folder with images.
+    What ``home`` is to have of images is in it already.
     """
-    copy_state(state, home)
     keeper = Daemon(home, namespace=namespace, **settings)
     keeper.nursery = nursery
     try:
         with running(keeper):
             yield keeper
             keeper.delete_all()
+            keeper.delete_warm()
             _delete_networks(keeper)
             assert left_of_networks(namespace) == []
             assert bubbles(home) == []

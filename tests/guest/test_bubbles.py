@@ -17,6 +17,7 @@ import pytest
 from keeper import Daemon, wait_for
 from namespaced import bubbles, in_namespace, open_daemon, open_namespace, resolvers
 from nursery import Nursery
+from warm import WARM_PORT, copy_warm, state_with_warm
 
 from serai import Guest, SeraiError
 from serai.errors import Code
@@ -53,10 +54,9 @@ def outside(namespace: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def daemon(
-    serai_home: Path, tiny_state: Path, namespace: str, outside: str, nursery: Nursery
-) -> Iterator[Daemon]:
-    with open_daemon(serai_home, tiny_state, namespace, nursery) as keeper:
+def daemon(serai_home: Path, namespace: str, outside: str, nursery: Nursery) -> Iterator[Daemon]:
+    copy_warm(state_with_warm(), serai_home)
+    with open_daemon(serai_home, namespace, nursery) as keeper:
         yield keeper
 
 
@@ -160,8 +160,7 @@ def counted(guest: Guest, protocol: str, name: str) -> int:
 
 def pair(daemon: Daemon) -> tuple[Guest, Guest]:
     one, two = (
-        daemon.inn.launch("tiny", name=name, memory="128MiB", networks=["web"])
-        for name in ("one", "two")
+        daemon.inn.launch(WARM_PORT, name=name, networks=["web"]) for name in ("one", "two")
     )
     wait_for("their leases", lambda: pings(one, "two") and pings(two, "one"))
     return one, two
@@ -172,7 +171,7 @@ def test_two_bubbles_of_the_same_pair(daemon: Daemon, namespace: str, outside: s
     inn.create_network("web", subnet="10.20.0.0/24", subnet6="fd12:3456:789a:1::/64")
     inn.create_network("open", subnet="10.30.0.0/24", mode="routed")
     one, two = pair(daemon)
-    third = inn.launch("tiny", name="three", memory="128MiB", networks=["open"])
+    third = inn.launch(WARM_PORT, name="three", networks=["open"])
     greet(two, 80)
     inn.add_forward("two", 8080, 80)
     words = ["fork", "one", "twin", "--with", "two", "--keep-identity", "--count", "2"]

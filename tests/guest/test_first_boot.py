@@ -18,6 +18,7 @@ from debian import (
 from keeper import Daemon
 from namespaced import open_daemon, open_namespace
 from renewal import check_address, check_renewals
+from tiny import copy_state
 
 from serai import Guest
 from serai.errors import Conflict
@@ -54,7 +55,8 @@ def debian(serai_home: Path, namespace: str) -> Iterator[Daemon]:
         with open_debian(serai_home) as keeper:
             yield keeper
         return
-    with open_daemon(serai_home, state_with_debian(), namespace, **PATIENCE) as keeper:
+    copy_state(state_with_debian(), serai_home)
+    with open_daemon(serai_home, namespace, **PATIENCE) as keeper:
         keeper.inn.create_network("lan", **NETWORK)
         yield keeper
 

@@ -28,7 +28,8 @@ from land import (
 from serai.model.network import Direction, NetworkMode, Rule
 from serai.plan.network import gateway6_of, gateway_of, link_local_of
 
-V4, V6, ARP = 0x0800, 0x86DD, 0x0806
+V4, V6, ARP, RARP = 0x0800, 0x86DD, 0x0806, 0x8035
+NONE = "0.0.0.0"
 ALL_NODES = "33:33:00:00:00:01"
 
 
@@ -53,6 +54,9 @@ def _spoofed(
         "sender's address inside ARP": frame(mac, BROADCAST, ARP, arp(2, mac, gateway, other)),
         "gratuitous ARP": frame(mac, BROADCAST, ARP, arp(1, mac, other, other)),
         "reverse ARP": frame(mac, BROADCAST, ARP, arp(3, mac, own, own)),
+        "announcement of another": frame(mac, BROADCAST, RARP, arp(3, other_mac, NONE, NONE)),
+        "announcement with an address": frame(mac, BROADCAST, RARP, arp(3, mac, own, NONE)),
+        "answer by reverse ARP": frame(mac, BROADCAST, RARP, arp(4, mac, NONE, NONE)),
         "IPv4": frame(mac, other_mac, V4, ip4(other, gateway, 17, udp_packet(1, 2))),
         "IPv4 from nowhere": frame(mac, other_mac, V4, ip4("0.0.0.0", other, 17, udp_packet(1, 2))),
         "IPv4 from outside": frame(mac, other_mac, V4, ip4("192.0.2.9", other, 6, bytes(20))),
@@ -95,7 +99,8 @@ def _own(mac: str, own: str, own6: str, other_mac: str, other: str, gateway6: st
         (other_mac, V4, ip4(own, other, 132, bytes(20))),
         (BROADCAST, V4, ip4("0.0.0.0", "255.255.255.255", 17, udp_packet(68, 67))),
         (BROADCAST, ARP, arp(1, mac, own, other)),
-        (BROADCAST, ARP, arp(1, mac, "0.0.0.0", own)),
+        (BROADCAST, ARP, arp(1, mac, NONE, own)),
+        (BROADCAST, RARP, arp(3, mac, NONE, NONE)),
         (other_mac, V6, ip6(own6, "fd00:1:2:3::99", 17, udp_packet(1, 2))),
         (ALL_NODES, V6, ip6(local, "ff02::1", 58, neighbour(135, gateway6, 1, mac))),
         (ALL_NODES, V6, ip6(local, "ff02::1", 58, neighbour(136, own6, 2, mac))),

@@ -17,6 +17,7 @@ import pytest
 from keeper import Daemon, wait_for
 from namespaced import in_namespace, left_of_networks, open_daemon, open_namespace, resolvers
 from nursery import Nursery
+from warm import WARM, WARM_PORT, copy_warm, state_with_warm
 
 from serai import Guest, SeraiError
 from serai.engine.site import SHORT_LIFE
@@ -36,10 +37,9 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.fixture
-def daemon(
-    serai_home: Path, tiny_state: Path, namespace: str, nursery: Nursery
-) -> Iterator[Daemon]:
-    with open_daemon(serai_home, tiny_state, namespace, nursery) as keeper:
+def daemon(serai_home: Path, namespace: str, nursery: Nursery) -> Iterator[Daemon]:
+    copy_warm(state_with_warm(), serai_home)
+    with open_daemon(serai_home, namespace, nursery) as keeper:
         yield keeper
 
 
@@ -62,8 +62,14 @@ def heard(namespace: str, port: int) -> bytes:
 
 
 def launch_all(daemon: Daemon, **networks: tuple[str, ...]) -> list[Guest]:
+    """Launch guests in these networks; they have booted elsewhere, in another one.
+
+    A guest that boots with a port is in the tests of what happens to its network or its host.
+    """
+
     def launch(name: str) -> Guest:
-        return daemon.inn.launch("tiny", name=name, memory="128MiB", networks=networks[name])
+        image = WARM_PORT if networks[name] else WARM
+        return daemon.inn.launch(image, name=name, networks=networks[name])
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(pool.map(launch, networks))
@@ -102,7 +108,7 @@ def test_guests_on_two_networks(daemon: Daemon, namespace: str) -> None:
     _what_is_spoofed_is_dropped(one, two)
     _a_port_comes_and_goes(one, three)
     _a_forward_leads_in(daemon, namespace, two)
-    _a_fork_is_somebody_new(daemon, one, two, three)
+    _a_fork_is_somebody_new(daemon, namespace, one, two, three)
 
 
 def _rules_hold_at_once(daemon: Daemon, two: Guest, three: Guest) -> None:
@@ -156,7 +162,9 @@ def _a_forward_leads_in(daemon: Daemon, namespace: str, two: Guest) -> None:
     assert daemon.run("forward", "remove", "8080").returncode == 0
 
 
-def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest) -> None:
+def _a_fork_is_somebody_new(
+    daemon: Daemon, namespace: str, one: Guest, two: Guest, three: Guest
+) -> None:
     fork = two.fork(name="four")
     before, after = two.refresh().info.ports, fork.info.ports
     assert [each.network for each in after] == ["web", "db"]
@@ -164,7 +172,7 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest
         assert (
             old.address != new.address and old.mac != new.mac and old.address6 != new.address6
         ) or not old.address6
-    wait_for("the fork's new address", lambda: pings(one, after[0].address), limit=10)
+    assert pings(one, after[0].address), "it has its new address at once"
     begun = time.monotonic()
     wait_for("its IPv6", lambda: pings(one, after[0].address6), limit=10)
     print(f"its IPv6 address answers {time.monotonic() - begun:.2f} s later")
@@ -182,7 +190,11 @@ def _a_fork_is_somebody_new(daemon: Daemon, one: Guest, two: Guest, three: Guest
     assert "eth1" not in other.run("ip link").stdout
     other.delete(force=True)
     daemon.inn.delete_image("warm")
+    known = ["ip", "neigh", "show", after[0].address]
+    in_namespace(namespace, "ping", "-c", "1", after[0].address)
+    assert after[0].mac in in_namespace(namespace, *known)
     daemon.run("delete", "--force", "four")
+    assert in_namespace(namespace, *known) == "", "the next one with it is looked for"
     again = two.fork(name="five").info.ports[0].address
     assert again == after[0].address, "it is free again"
     wait_for("the next one has it", lambda: pings(one, again))
@@ -199,7 +211,7 @@ def test_addresses_stay_through_everything(daemon: Daemon, namespace: str) -> No
     assert heard(namespace, 8081) == b"hello from alone\n", "by QEMU's own network"
     alone.snapshot()
     assert heard(namespace, 8081) == b"hello from alone\n", "its new QEMU forwards too"
-    assert pings(one, "two")
+    wait_for("their names", lambda: pings(one, "two"))
     passed = counters(one)
 
     daemon.kill()

@@ -15,7 +15,7 @@ from serai import Guest
 from serai.errors import Busy, Code, HostFailure, Interrupted
 from serai.host.supervise import wait_until
 from serai.model.talk import ExecRequest
-from serai.plan.reborn import NewSelf, as_line, as_name_line
+from serai.plan.reborn import NewPort, NewSelf, as_line, as_name_line
 from serai.qemu.instance import Instance
 from serai.qemu.resources import socket_path
 
@@ -140,7 +140,7 @@ async def test_links_go_down_and_up_for_new_addresses_only(inside: Instance) -> 
     old = await says(inside, "ip -6 address show dev eth0 scope link")
     dad = "/proc/sys/net/ipv6/conf/eth0/accept_dad"
     await says(inside, f"echo 1 >{dad}")
-    await tell(inside, dataclasses.replace(BORN, asks_anew=True), "anew")
+    await tell(inside, dataclasses.replace(BORN, ports=(NewPort(mac=OTHER),)), "anew")
     assert await says(inside, f"cat {dad}; echo 1 >{dad}") == "0", (
         "nobody is asked whether it has it"
     )
@@ -149,6 +149,37 @@ async def test_links_go_down_and_up_for_new_addresses_only(inside: Instance) -> 
     await tell(inside, dataclasses.replace(BORN, macs={OTHER: MAC}), "keep")
     assert await mac_of(inside) == MAC
     assert "ff:fe00:2/" in await says(inside, "ip -6 address show dev eth0 scope link")
+
+
+async def test_it_has_its_new_ipv4_address_at_once(inside: Instance) -> None:
+    """And its way out, unless there is one; of what is no address, nothing comes but the new MAC address."""
+    find = "ip -4 -o address show dev eth0 | tr -s ' ' | cut -d' ' -f4; ip route | grep default"
+    await says(inside, "killall -STOP udhcpc")  # it would have its say about addresses
+    mine = NewPort(mac=OTHER, address="192.0.2.7/25", router="192.0.2.1")
+    await tell(inside, dataclasses.replace(BORN, ports=(mine,)), "address")
+    has = "192.0.2.7/25\ndefault via 192.0.2.1 dev eth0"
+    assert await says(inside, find) == has
+    for number, wrong in enumerate(
+        (
+            "",
+            "=",
+            "/",
+            "300.0.0.1/24",
+            "192.0.2/24",
+            "192.0.2.9",
+            "192.0.2.9/0",
+            "192.0.2.9/33",
+            "192.0.2.9/999999999999",
+        )
+    ):
+        line = f"serai1 w{number} {SEED} {LATER:.0f} 0 born {'0a' * 16} keep {OTHER}={OTHER}"
+        inside.say_reborn(line.replace("keep", "anew") + f"={wrong}=192.0.2.2")
+        await inside.hear_reborn(f"w{number}", SOON)
+        assert await says(inside, find + "|| :") == has.partition("\n")[0], wrong
+    lone = NewPort(mac=MAC, address="192.0.2.8/24")
+    await tell(inside, dataclasses.replace(BORN, macs={OTHER: MAC}, ports=(lone,)), "lone")
+    assert await says(inside, find + "|| :") == "192.0.2.8/24"
+    await says(inside, "ip -4 address flush dev eth0; killall -CONT udhcpc")
 
 
 async def test_one_that_was_put_back_stays_who_it_is(inside: Instance) -> None:

@@ -5,6 +5,7 @@ may have to do with them: the tiny image, what stores and takes up a guest, QEMU
 """
 
 import hashlib
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from keeper import Daemon
+from namespaced import open_namespace
 from tiny import CACHE, ROOT, built_once, copy_state, state_with_tiny
 
-WARM, WARM_DISK = "tiny-warm", "tiny-warm-disk"
+WARM, WARM_DISK, WARM_PORT = "tiny-warm", "tiny-warm-disk", "tiny-warm-port"
 KINDS: dict[str, dict[str, Any]] = {
     WARM: {"memory": "128MiB"},
     WARM_DISK: {"memory": "96MiB", "disk": "64MiB"},
 }
+if os.geteuid() == 0:  # nobody else may have networks
+    KINDS[WARM_PORT] = {"memory": "128MiB", "networks": ["lan"]}
 MADE_FROM = ("disk", "engine", "host", "model", "plan", "qemu", "store")
 HERE = "@HERE@"
 """Stands for the state folder in what is kept: a machine that was frozen is told where its kernel is."""
@@ -30,7 +34,7 @@ HERE = "@HERE@"
 @cache
 def state_with_warm() -> Path:
     """Return a state folder that holds the image tiny and those of ``KINDS``; see ``copy_warm``."""
-    digest = hashlib.sha256(f"{state_with_tiny().name}\n{_host()}".encode())
+    digest = hashlib.sha256(f"{state_with_tiny().name}\n{KINDS}\n{_host()}".encode())
     for room in MADE_FROM:
         for path in sorted((ROOT / "src" / "serai" / room).glob("*.py")):
             digest.update(path.read_bytes())
@@ -52,6 +56,12 @@ def copy_warm(template: Path, home: Path) -> None:
     _rename(home / "state", HERE, str(home / "state"))
 
 
+def delete_warm(keeper: Daemon) -> None:
+    """Delete the warm images, of which no guest is left."""
+    for name in KINDS:
+        keeper.inn.delete_image(name)
+
+
 def _rename(state: Path, old: str, new: str) -> None:
     with closing(sqlite3.connect(state / "serai.db")) as database:
         database.execute("update snapshots set body = replace(body, ?, ?)", (old, new))
@@ -61,17 +71,30 @@ def _rename(state: Path, old: str, new: str) -> None:
 def _build(folder: Path) -> None:
     home = Path(tempfile.mkdtemp(prefix="warm-", dir=CACHE))
     copy_state(state_with_tiny(), home)
-    daemon = Daemon(home)
-    daemon.start()
     try:
-        for name, kind in KINDS.items():
-            with daemon.inn.launch("tiny", **kind) as guest:
-                guest.publish(name)
-        daemon.stop()
+        if WARM_PORT in KINDS:
+            with open_namespace("-warm") as namespace:
+                _publish(Daemon(home, namespace=namespace))
+        else:
+            _publish(Daemon(home))
         _rename(home / "state", str(home / "state"), HERE)
         for path in CACHE.glob("warm-????????????????"):
             shutil.rmtree(path)
         (home / "state").rename(folder)
     finally:
-        daemon.kill_all()
         shutil.rmtree(home)
+
+
+def _publish(daemon: Daemon) -> None:
+    daemon.start()
+    try:
+        if WARM_PORT in KINDS:
+            daemon.inn.create_network("lan")
+        for name, kind in KINDS.items():
+            with daemon.inn.launch("tiny", **kind) as guest:
+                guest.publish(name)
+        for network in daemon.inn.networks():
+            daemon.inn.delete_network(network.name)
+        daemon.stop()
+    finally:
+        daemon.kill_all()

@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from serai.plan.reborn import NewSelf, as_line, as_name_line, as_script, renewal_words
+from serai.model.network import NetworkMode, NetworkSpec, Port
+from serai.plan.reborn import (
+    NewPort,
+    NewSelf,
+    as_line,
+    as_name_line,
+    as_script,
+    new_port,
+    renewal_words,
+)
 from serai.qemu.birth_wire import LINE_LIMIT
 
 SEED = "5eed" * 16
@@ -15,7 +24,7 @@ BORN = replace(
     name="web1",
     machine_id="0a-1b",
     macs={"52:54:00:00:00:01": "52:54:00:00:00:02", "02::3": "02::4"},
-    asks_anew=True,
+    ports=(NewPort(mac="52:54:00:00:00:02", address="10.0.0.7/24", router="10.0.0.1"),),
 )
 
 
@@ -30,8 +39,8 @@ def test_values_are_never_part_of_the_script() -> None:
 def test_the_shell_reads_both() -> None:
     for argv, env in (
         as_script(BACK),
-        as_script(replace(BORN, asks_anew=False)),
-        renewal_words(["c", "d"]),
+        as_script(replace(BORN, ports=())),
+        renewal_words([NewPort(mac="c"), NewPort(mac="d", address="10.0.0.7/24")]),
     ):
         shell, _, script = argv
         done = subprocess.run(
@@ -44,11 +53,27 @@ def test_the_line_of_one_that_was_put_back() -> None:
     assert as_line(BACK, "n0") == f"serai1 n0 {SEED} 99 600000000"
 
 
-@pytest.mark.parametrize(("asks_anew", "word"), [(True, "anew"), (False, "keep")])
-def test_the_line_of_a_fork(asks_anew: bool, word: str) -> None:
-    line = as_line(replace(BORN, asks_anew=asks_anew), "n0")
-    pairs = "52:54:00:00:00:01=52:54:00:00:00:02 02::3=02::4"
-    assert line == f"{as_line(BACK, 'n0')} web1 0a1b {word} {pairs}"
+def test_the_line_of_a_fork() -> None:
+    begin, own = f"{as_line(BACK, 'n0')} web1 0a1b", "52:54:00:00:00:01=52:54:00:00:00:02"
+    assert as_line(BORN, "n0") == f"{begin} anew {own}=10.0.0.7/24=10.0.0.1 02::3=02::4"
+    assert as_line(replace(BORN, ports=()), "n0") == f"{begin} keep {own} 02::3=02::4"
+
+
+@pytest.mark.parametrize(
+    ("network", "address", "words"),
+    [
+        (NetworkSpec(name="n", subnet="10.0.0.0/24"), "10.0.0.7", "10.0.0.7/24=10.0.0.1"),
+        (
+            NetworkSpec(name="n", subnet="10.0.0.0/16", mode=NetworkMode.ISOLATED),
+            "10.0.0.7",
+            "10.0.0.7/16=",
+        ),
+        (NetworkSpec(name="n", mode=NetworkMode.BRIDGE, bridge="br0"), "", "="),
+    ],
+)
+def test_the_addresses_that_a_fork_will_get(network: NetworkSpec, address: str, words: str) -> None:
+    port = Port(id="i", name="net0", network="n", mac="02::4", tap="st0", address=address)
+    assert renewal_words([new_port(port, network)])[1]["NICS"] == f"02::4={words}"
 
 
 @pytest.mark.parametrize("now", [0.0, 1.0, 1.9999999, 1795815789.174012])

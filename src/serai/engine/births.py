@@ -42,7 +42,7 @@ from serai.model.machine import Machine
 from serai.model.network import InBubble, Port, PortSpec
 from serai.model.talk import ExecRequest
 from serai.plan.machine import UEFI_VARS_NAME, USER_NIC, nic_of
-from serai.plan.reborn import NewSelf, as_line, as_script, macs_of, renewal_words
+from serai.plan.reborn import NewPort, NewSelf, as_line, as_script, macs_of, new_port, renewal_words
 from serai.plan.snapshot import fork_record
 from serai.plan.volume import copies_over
 from serai.qemu.instance import Instance
@@ -310,13 +310,26 @@ async def thaw(driver: GuestDriver, instance: Instance) -> None:
 
 
 async def _renew_addresses(driver: GuestDriver, instance: Instance) -> None:
-    """Have the guest inside ask for its addresses, now that its cables are in."""
-    argv, env = renewal_words([port.mac for port in driver.record.ports])
+    """Have the guest inside ask for its addresses, now that its cables are in: begun, not waited for."""
+    argv, env = renewal_words(_new_ports(driver))
     request = ExecRequest(argv=argv, env=dict(env), timeout=BIRTH_TIMEOUT)
     try:
-        await instance.agent.execute(request)
+        pid = await instance.agent.begin(request)
     except SeraiError as error:
         log.warning("%s did not ask for its addresses: %s", driver.name, error.message)
+        return
+    seeing = _see_renewed(driver, instance, pid)
+    driver.attached.append(driver.house.supervisor.start(seeing, name=f"{driver.name}: addresses"))
+
+
+async def _see_renewed(driver: GuestDriver, instance: Instance, pid: int) -> None:
+    try:
+        done = await instance.agent.end_of(pid, BIRTH_TIMEOUT)
+    except SeraiError as error:
+        log.warning("%s may not have asked for its addresses: %s", driver.name, error.message)
+    else:
+        if done.code:
+            log.warning("%s did not ask for its addresses: %r", driver.name, done.stderr[:200])
 
 
 async def _tell_who_it_is(
@@ -361,8 +374,14 @@ def _new_self(driver: GuestDriver, parent: GuestRecord, *, keep_identity: bool) 
         name=record.hostname or record.spec.name,
         machine_id=record.id,
         macs=macs_of(parent, record),
-        asks_anew=bool(record.ports),
+        ports=_new_ports(driver),
     )
+
+
+def _new_ports(driver: GuestDriver) -> tuple[NewPort, ...]:
+    networks = driver.house.fabric.networks
+    ports = driver.record.ports
+    return tuple(new_port(port, networks[port.network].spec) for port in ports)
 
 
 def same_self(driver: GuestDriver) -> NewSelf:

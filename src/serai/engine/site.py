@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -301,6 +302,9 @@ class Site:
             record = self._fabric.networks.get(network_id)
             if record is None:
                 continue
+            had = [(each.address, each.address6) for each in ports if each.network == network_id]
+            bridge = record.spec.bridge or bridge_of(record.id)
+            await self.links.forget_neighbours(bridge, chain.from_iterable(had))
             if self._bubble and not self._fabric.neighbours(network_id, self._bubble):
                 await self.lower_network(self._here(record))
             else:

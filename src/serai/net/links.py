@@ -9,12 +9,13 @@ people. Everything is looked at before it is changed; what is as it should be is
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from errno import EEXIST, ENODEV, ENOENT
 from pathlib import Path
+from socket import AF_INET, AF_INET6
 from typing import Any, TypeVar
 
 from pyroute2 import IPRoute, NetlinkError
@@ -121,6 +122,14 @@ class Links:
         return await self.do(
             f"give {name} its addresses", lambda: self._addressed(name, addresses, gateways)
         )
+
+    async def forget_neighbours(self, name: str, addresses: Iterable[str]) -> None:
+        """Have the kernel ask anew who has these addresses behind an interface.
+
+        Whoever gets one of them next would else not be reached until the kernel doubts its answer.
+        """
+        some = [each for each in addresses if each]
+        await self.do(f"forget neighbours at {name}", lambda: self._forget_neighbours(name, some))
 
     async def remove(self, name: str) -> None:
         """Remove an interface of ours; fine if it is not there. One that is not ours stays."""
@@ -240,6 +249,18 @@ class Links:
             changed = True
         changed |= self._addresses(link["index"], wish.addresses)
         return self._up(link) or changed
+
+    def _forget_neighbours(self, name: str, addresses: Iterable[str]) -> None:
+        index = self.index_of(name)
+        if not index:
+            return
+        for address in addresses:
+            family = AF_INET6 if ":" in address else AF_INET
+            try:
+                self.route.neigh("del", dst=address, ifindex=index, family=family)
+            except NetlinkError as error:
+                if error.code != ENOENT:
+                    raise
 
     def _made(self, name: str, make: Callable[[], object]) -> tuple[Any, bool]:
         link = self._find(name)

@@ -70,6 +70,8 @@ ERRORS6 = ["destination-unreachable", "packet-too-big", "time-exceeded", "parame
 NOBODY = "0.0.0.0"  # noqa: S104 - the sender of who has no address yet (RFC 2131, RFC 5227)
 SPORT, DPORT = payload("th", "sport"), payload("th", "dport")
 ETHER_TYPE = payload("ether", "type")
+RARP = 0x8035
+"""What QEMU sends in a guest's name so that switches learn where it is now (RFC 903, ``announce-self``)."""
 ICMP6 = payload("icmpv6", "type")
 
 
@@ -147,6 +149,7 @@ def _from_guest() -> dict[str, list[Line]]:
             line(match(concat(IIF, payload("ether", "saddr")), "@macs", "!="), spoof),
             line(_ethernet("from_guest4", "from_guest6")),
             line(match(ETHER_TYPE, "arp"), goto("from_guest_arp")),
+            line(match(ETHER_TYPE, RARP), lead(IIF, "neighbours")),
             line(spoof),
         ],
         "from_guest_arp": [
@@ -492,7 +495,7 @@ def _neighbour_chain(port: Port) -> str:
 
 
 def _port_chains(known: _Known) -> dict[Name, Chain]:
-    """Return, for each port, what it may say of itself in neighbour discovery (RFC 4861)."""
+    """Return, for each port, what it may say of itself in neighbour discovery (RFC 4861) and by RARP."""
     return {
         ("bridge", _neighbour_chain(port)): _neighbour_lines(
             port.mac,
@@ -505,7 +508,10 @@ def _port_chains(known: _Known) -> dict[Name, Chain]:
 
 @lru_cache(ASKED_AGAIN)
 def _neighbour_lines(mac: str, own: tuple[str, ...], is_stranger: bool) -> Chain:
-    """A solicitation's or advertisement's target is at bit 64, its first option at bit 192."""
+    """A solicitation's or advertisement's target is at bit 64, its first option at bit 192.
+
+    An announcement by RARP asks (3) for the address of who sends it, and names none.
+    """
     number = int(mac.replace(":", ""), 16)
     target, option, address = raw(64, 128), raw(192, 16), raw(208, 48)
     addresses = [int(IPv6Address(each)) for each in own]
@@ -515,11 +521,19 @@ def _neighbour_lines(mac: str, own: tuple[str, ...], is_stranger: bool) -> Chain
         line(advert, *_not_among(target, addresses), spoof),
         line(match(payload("ip6", "saddr"), "::"), solicit, *_not_among(target, addresses), spoof),
     ]
+    announcement = [
+        match(ETHER_TYPE, RARP),
+        match(raw(48, 16, "nh"), 3),
+        match(raw(64, 48, "nh"), number),
+        match(raw(112, 32, "nh"), 0),
+        match(raw(192, 32, "nh"), 0),
+    ]
     options = [
         line(solicit, match(option, 0x0101), match(address, number, "!="), spoof),
         line(advert, match(option, 0x0201), match(address, number, "!="), spoof),
     ]
-    return Chain(lines=tuple(options if is_stranger else targets + options))
+    own_words = [*options, line(*announcement, goto("sent"))]
+    return Chain(lines=tuple(own_words if is_stranger else targets + own_words))
 
 
 def _not_among(left: Json, numbers: list[int]) -> list[Json]:

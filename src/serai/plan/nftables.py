@@ -236,9 +236,9 @@ def payload(protocol: str, name: str) -> Json:
     return {"payload": {"protocol": protocol, "field": name}}
 
 
-def raw(offset: int, length: int) -> Json:
-    """Return bits of a packet, counted from its transport header."""
-    return {"payload": {"base": "th", "offset": offset, "len": length}}
+def raw(offset: int, length: int, base: str = "th") -> Json:
+    """Return bits of a packet, counted from its transport header (``base`` nh: from its network header)."""
+    return {"payload": {"base": base, "offset": offset, "len": length}}
 
 
 def concat(*parts: Json) -> Json:

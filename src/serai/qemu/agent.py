@@ -145,6 +145,10 @@ class Agent:
         return await self._execute(msgspec.structs.replace(request, argv=argv, stdin=b""))
 
     async def _execute(self, request: ExecRequest) -> ExecResult:
+        return await self.end_of(await self.begin(request), request.timeout)
+
+    async def begin(self, request: ExecRequest) -> int:
+        """Begin a short command as ``execute`` does; return its pid, for ``end_of``."""
         arguments: dict[str, object] = {
             "path": request.argv[0],
             "arg": request.argv[1:],
@@ -159,7 +163,11 @@ class Agent:
             started = await self.wire.call("guest-exec", EXEC, arguments, timeout=BEGIN_TIMEOUT)
         except Refused as error:
             raise Invalid(Code.EXEC_FAILED, f"the guest can't run it: {error.message}") from error
-        status = await self._wait_exec(started.pid, request.timeout)
+        return started.pid
+
+    async def end_of(self, pid: int, timeout: float) -> ExecResult:
+        """Wait for the end of a command that was begun, and return what became of it; asked once."""
+        status = await self._wait_exec(pid, timeout)
         return ExecResult(
             code=128 + status.signal if status.signal else status.exitcode,
             stdout=status.out_data,

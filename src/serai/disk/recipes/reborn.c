@@ -1,6 +1,7 @@
 /* reborn: tells a machine that was copied while it ran who it is now.
 
    reborn          waits at the port org.serai.birth, for good
+   reborn -a       the same; it also sets the IPv4 addresses that it is told
    reseed TEXT     has all random numbers seeded anew with TEXT at once; the same program
 
    A copy is told by one line, when it has been asleep in here since before it was copied. Nothing is
@@ -8,12 +9,13 @@
    what takes time. A line has words with one blank between them, and at most LINE bytes:
 
        serai1 NONCE SEED SECONDS NANOSECONDS
-       serai1 NONCE SEED SECONDS NANOSECONDS NAME MACHINE-ID keep|anew OLD=NEW...
+       serai1 NONCE SEED SECONDS NANOSECONDS NAME MACHINE-ID keep|anew OLD=NEW[=ADDRESS/LENGTH=[ROUTER]]...
        serai1-name NONCE NAME
 
    The first is for one that is who it was, at another time; the last for one that has been told all else
    before. OLD and NEW are MAC addresses; "anew": its
-   links go down and up, so that they lose the addresses that came of the old ones. A copy's ssh server is
+   links go down and up, so that they lose the addresses that came of the old ones. The IPv4 address and the
+   way out are what its DHCP client will be given: where nobody else minds, they are set at once. A copy's ssh server is
    ended, since it still has the host keys of another; whoever starts it anew gives it others
    (debian/own-ssh-keys), and until then there is SSH_ENDED instead of SSH_PID. The answer is
    "ok NONCE" or "error NONCE STEP ERRNO" (STEP is the letter of the one that failed first; the others
@@ -34,7 +36,8 @@ enum {
 };
 enum {
     RNDRESEEDCRNG = 0x5207, GIFNAME = 0x8910, GIFFLAGS = 0x8913, SIFFLAGS = 0x8914, SIFHWADDR = 0x8924,
-    GIFHWADDR = 0x8927, IFF_UP = 1, AF_INET = 2, SOCK_DGRAM = 2, CLOEXEC_SOCKET = 02000000
+    GIFHWADDR = 0x8927, SIFADDR = 0x8916, SIFNETMASK = 0x891c, ADDRT = 0x890b, RTF_UP = 1, RTF_GATEWAY = 2,
+    IFF_UP = 1, AF_INET = 2, SOCK_DGRAM = 2, CLOEXEC_SOCKET = 02000000
 };
 #define PORTS "/sys/class/virtio-ports"
 #define SSH_PID "/run/sshd.pid"
@@ -45,12 +48,23 @@ enum { LINE = 2048, WORDS = 64, NONCE = 32, MAC = 6, NAME = 16, FEW = 16 };
 struct port { char name[NAME]; unsigned short family; unsigned char mac[MAC]; char rest[16]; };
 struct index { char name[NAME]; int index; char rest[20]; };
 struct flags { char name[NAME]; short flags; char rest[22]; };
+struct inet { unsigned short family, port; unsigned char address[4]; char rest[8]; };
+struct address { char name[NAME]; struct inet inet; char rest[8]; };
+struct route { /* struct rtentry of linux/route.h */
+    long rest1;
+    struct inet target, router, mask;
+    unsigned short flags, rest2;
+    long rest3, rest4;
+    short metric;
+    char *name;
+    unsigned long rest5[3];
+};
 struct time { long seconds, nanoseconds; };
 
 static int port, urandom, socket, devices;
 static char line[LINE], done[NONCE], answer[NONCE + 64];
 static char *words[WORDS];
-static int failed_step, failed_with, unsaid;
+static int failed_step, failed_with, unsaid, sets_addresses;
 
 static int same(const char *one, const char *other)
 {
@@ -196,6 +210,43 @@ static void trust(const char *port)
     sys(CLOSE, file);
 }
 
+/* Read "10.0.0.7"; returns what follows it, 0 where it is none. */
+static const char *read_inet(const char *text, struct inet *inet)
+{
+    int i, number;
+    for (i = 0; i < 8; i++) inet->rest[i] = 0;
+    inet->family = AF_INET;
+    inet->port = 0;
+    for (i = 0; i < 4; i++) {
+        if (*text < '0' || *text > '9') return 0;
+        for (number = 0; *text >= '0' && *text <= '9' && number < 256; text++) number = number * 10 + *text - '0';
+        if (number > 255 || (i < 3 && *text++ != '.')) return 0;
+        inet->address[i] = number;
+    }
+    return text;
+}
+
+/* Set a port's IPv4 address and its way out, told as "=10.0.0.7/24=10.0.0.1"; what is told otherwise is left. */
+static void settle(const struct port *port, const char *told)
+{
+    static struct address new;
+    static struct route way;
+    int i, bits = 0;
+    if (*told++ != '=' || !(told = read_inet(told, &new.inet)) || *told++ != '/') return;
+    while (*told >= '0' && *told <= '9' && bits <= 32) bits = bits * 10 + *told++ - '0';
+    if (bits < 1 || bits > 32) return;
+    for (i = 0; i < NAME; i++) new.name[i] = port->name[i];
+    note('a', sys(IOCTL, socket, SIFADDR, &new));
+    for (i = 0; i < 4; i++, bits -= 8)
+        new.inet.address[i] = bits >= 8 ? 255 : bits > 0 ? 256 - (1 << (8 - bits)) : 0;
+    note('a', sys(IOCTL, socket, SIFNETMASK, &new));
+    if (*told++ != '=' || !read_inet(told, &way.router)) return;
+    way.target.family = way.mask.family = AF_INET;
+    way.flags = RTF_UP | RTF_GATEWAY;
+    way.name = new.name;
+    sys(IOCTL, socket, ADDRT, &way); /* where there is one already, that stays */
+}
+
 /* Give a network port the address that belongs to the one it has; returns how many did that, 1 or 0. */
 static int readdress(struct port *port, char **pairs, int count, int anew)
 {
@@ -205,7 +256,7 @@ static int readdress(struct port *port, char **pairs, int count, int anew)
     if (sys(IOCTL, socket, GIFHWADDR, port) < 0 || port->family != 1) return 0;
     for (i = 0; i < count; i++) {
         rest = read_mac(pairs[i], old);
-        if (!rest || *rest != '=' || !read_mac(rest + 1, new)) continue;
+        if (!rest || *rest != '=' || !(rest = read_mac(rest + 1, new))) continue;
         for (k = 0; k < MAC && port->mac[k] == old[k]; k++);
         if (k < MAC) continue;
         for (k = 0; k < MAC; k++) port->mac[k] = new[k];
@@ -215,6 +266,7 @@ static int readdress(struct port *port, char **pairs, int count, int anew)
         }
         note('m', sys(IOCTL, socket, SIFHWADDR, port));
         if (anew) set_up(port, 1);
+        if (anew && sets_addresses) settle(port, rest);
         return 1;
     }
     return 0;
@@ -399,6 +451,7 @@ void run(long *stack)
     char **argv = (char **)(stack + 1);
     int is_reseed = length(argv[0]) >= 6 && same(argv[0] + length(argv[0]) - 6, "reseed");
     urandom = sys(OPEN, "/dev/urandom", O_WRONLY | O_CLOEXEC, 0);
+    sets_addresses = !is_reseed && argv[1] && same(argv[1], "-a");
     if (!is_reseed) stay();
     if (!argv[1] || urandom < 0) sys(EXIT, 1);
     reseed(argv[1]);
