@@ -35,15 +35,28 @@ log = logging.getLogger(__name__)
 
 def build_app(engine: EngineLike, *, settings: Settings) -> Litestar:
     """Return the application for ``engine``; starts nothing."""
-    room = Room(engine=engine, settings=settings, closing=asyncio.Event(), describe=build_openapi)
+    app = build_routes(settings.body_limit)
+    give_room(app, engine, settings)
+    return app
+
+
+def give_room(app: Litestar, engine: EngineLike, settings: Settings) -> None:
+    """Have an application that serves nobody at the moment answer for ``engine`` from now on."""
+    app.state.room = Room(
+        engine=engine, settings=settings, closing=asyncio.Event(), describe=build_openapi
+    )
+
+
+def build_routes(body_limit: int) -> Litestar:
+    """Return the application without an engine, which takes 0.1 s; ``give_room`` is the rest."""
     return Litestar(
         [
-            *(_build_handler(row, room) for row in ROUTES),
-            *(_build_socket_handler(row, room) for row in SOCKETS),
+            *(_build_handler(row) for row in ROUTES),
+            *(_build_socket_handler(row) for row in SOCKETS),
         ],
         exception_handlers={HTTPException: on_error, Exception: on_error},
-        request_max_body_size=settings.body_limit,
-        state=State({"room": room}),
+        request_max_body_size=body_limit,
+        state=State(),
         openapi_config=None,
         logging_config=None,
         debug=False,
@@ -51,9 +64,9 @@ def build_app(engine: EngineLike, *, settings: Settings) -> Litestar:
     )
 
 
-def _build_handler(row: Route, room: Room) -> HTTPRouteHandler:
+def _build_handler(row: Route) -> HTTPRouteHandler:
     async def endpoint(request: Request[Any, Any, Any]) -> ASGIApp:
-        return await row.answer(room, request)
+        return await row.answer(request.app.state.room, request)
 
     limits: dict[str, Any] = {"request_max_body_size": None} if row.raw else {}
     handler = HTTPRouteHandler(
@@ -66,10 +79,10 @@ def _build_handler(row: Route, room: Room) -> HTTPRouteHandler:
     return handler(endpoint)
 
 
-def _build_socket_handler(row: SocketRoute, room: Room) -> WebsocketRouteHandler:
+def _build_socket_handler(row: SocketRoute) -> WebsocketRouteHandler:
     async def endpoint(socket: WebSocket[Any, Any, Any]) -> None:
         try:
-            await row.talk(room, socket)
+            await row.talk(socket.app.state.room, socket)
         except Exception as raised:
             error = error_of(raised, socket.scope["path"])
             if error is not raised:
