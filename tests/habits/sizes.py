@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tree import ROOT
@@ -40,6 +41,7 @@ def _functions(path: Path, tree: ast.Module) -> Iterator[Piece]:
             yield Piece(length, place, _has_reason(node))
 
 
+@cache
 def measure() -> tuple[list[Piece], list[Piece]]:
     """Return files and functions, the longest first."""
     files: list[Piece] = []

@@ -67,7 +67,7 @@ def _may_import(room: str) -> set[str]:
 
 def _imports() -> Iterator[Import]:
     for module in modules():
-        yield from module.imports()
+        yield from module.imports
 
 
 def test_there_is_a_tree_to_walk() -> None:

@@ -47,9 +47,10 @@ class Module:
         """Return the parsed file."""
         return ast.parse(self.path.read_text(), str(self.path))
 
-    def imports(self) -> Iterator[Import]:
-        """Yield every import; ``from a import b`` gives ``a.b``."""
-        yield from self._imports(self.tree, inside=False)
+    @cached_property
+    def imports(self) -> tuple[Import, ...]:
+        """Return every import; ``from a import b`` gives ``a.b``."""
+        return tuple(self._imports(self.tree, inside=False))
 
     def _imports(self, node: ast.AST, *, inside: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -66,14 +67,21 @@ class Module:
             for target in targets:
                 yield Import(self, target, child.lineno, inside)
 
-    def calls(self, name: str) -> Iterator[int]:
-        """Yield the lines that call ``name`` (the last part of what is called)."""
+    def calls(self, name: str) -> list[int]:
+        """Return the lines that call ``name`` (the last part of what is called)."""
+        return self._calls.get(name, [])
+
+    @cached_property
+    def _calls(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Call):
-                called = node.func
-                last = called.attr if isinstance(called, ast.Attribute) else None
-                if (called.id if isinstance(called, ast.Name) else last) == name:
-                    yield node.lineno
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func
+            if isinstance(called, ast.Name | ast.Attribute):
+                name = called.id if isinstance(called, ast.Name) else called.attr
+                found.setdefault(name, []).append(node.lineno)
+        return found
 
 
 def room_of(dotted: str) -> str:
