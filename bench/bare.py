@@ -20,7 +20,7 @@ import msgspec
 
 from serai.model.machine import Machine
 from serai.qemu.commandline import READ_ONLY, build_argv, tap_name
-from serai.qemu.resources import NO_TAPS
+from serai.qemu.resources import NO_TAPS, kernel_to_boot
 
 SOCKETS = ("qmp", "agent", "birth", "console")
 UNLIMITED = 1 << 50
@@ -106,9 +106,9 @@ class BareGuest:
                 name = f"{drive.name}/{index}"
                 fds[name + READ_ONLY] = os.open(layer.path, os.O_RDONLY)
                 fds[name] = os.open(layer.path, os.O_RDONLY if layer.read_only else os.O_RDWR)
-        for name in ("kernel", "initrd"):
-            if path_of := getattr(machine, name):
-                fds[name] = os.open(path_of, os.O_RDONLY)
+        for name, source in (("kernel", kernel_to_boot(machine)), ("initrd", machine.initrd)):
+            if getattr(machine, name):
+                fds[name] = os.open(source, os.O_RDONLY)
         for fd in fds.values():
             stack.callback(os.close, fd)
         return fds

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from serai.disk.linux import CMDLINE_LIMIT, check_cmdline, check_initrd, inspect_kernel
+from serai.disk.linux import (
+    CMDLINE_LIMIT,
+    check_cmdline,
+    check_initrd,
+    has_pvh_entry,
+    inspect_kernel,
+    packed_in,
+)
 from serai.disk.reader import Reader
 from serai.errors import Code, Invalid
 
@@ -82,3 +89,45 @@ def test_cmdline() -> None:
     for bad in ("a\nb", "a\0b", "ä", "a" * (CMDLINE_LIMIT + 1)):
         with pytest.raises(Invalid):
             check_cmdline(bad)
+
+
+def test_what_is_packed_in_a_kernel() -> None:
+    image = kernel()
+    struct.pack_into("<II", image, 0x248, 100, 20)
+    image[5 * 512 + 100 : 5 * 512 + 120] = b"0123456789abcdefSIZE"
+    assert packed_in(bytes(image)) == b"0123456789abcdef"
+    struct.pack_into("<II", image, 0x248, 0xFFFFFFF0, 0xFFFFFFF0)
+    assert packed_in(bytes(image)) == b""
+    assert packed_in(b"short") == packed_in(bytes(2000)) == b""
+
+
+def an_elf(*notes: tuple[int, bytes, bytes]) -> bytes:
+    """Return an ELF file of one program header, of these notes."""
+    body = b"".join(
+        struct.pack("<III", len(name), len(data), kind)
+        + name.ljust((len(name) + 3) // 4 * 4, b"\0")
+        + data.ljust((len(data) + 3) // 4 * 4, b"\0")
+        for kind, name, data in notes
+    )
+    head = bytearray(64)
+    head[:5] = b"\x7fELF\x02"
+    struct.pack_into("<Q", head, 32, 64)
+    struct.pack_into("<HH", head, 54, 56, 1)
+    program = struct.pack("<IIQQQQQQ", 4, 0, 120, 0, 0, len(body), len(body), 4)
+    return bytes(head) + program + body
+
+
+@pytest.mark.parametrize(
+    ("content", "has"),
+    [
+        (an_elf((6, b"Xen\0", b"linux\0"), (18, b"Xen\0", bytes(8))), True),
+        (an_elf((6, b"Xen\0", b"linux\0")), False),
+        (an_elf((18, b"GNU\0", bytes(8))), False),
+        (an_elf((18, b"Xen\0", bytes(8)))[:130], False),
+        (an_elf()[:100], False),
+        (bytes(kernel()), False),
+        (b"", False),
+    ],
+)
+def test_a_kernel_that_says_where_to_enter_it(content: bytes, has: bool) -> None:
+    assert has_pvh_entry(content) is has

@@ -7,6 +7,7 @@ What is in it and how it starts: ``recipes/tiny``. The order matters for the tim
 first answer: the modules of its port are loaded before anything else.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from importlib.resources import files as package_files
@@ -15,12 +16,15 @@ from pathlib import Path
 from serai.disk.bare import COMPILER, LIBRARY_FOLDERS, LOADER, compile_program
 from serai.disk.cpio import Entry, a_device, a_file, a_folder, a_link, pack
 from serai.disk.images import NewImage
+from serai.disk.linux import has_pvh_entry, packed_in
 from serai.disk.packages import depends_on, download, ensure_lists, unpack, versions
 from serai.disk.work import Progress
 from serai.errors import Code, HostFailure
 from serai.host.process import run
 from serai.model.image import Expect, ImageKind
 from serai.units import MIB
+
+log = logging.getLogger(__name__)
 
 MATERIAL = (
     "busybox-static",
@@ -88,11 +92,13 @@ async def build_tiny(scratch: Path, progress: Progress) -> NewImage:
     initrd = scratch / "initrd"
     initrd.write_bytes(pack(_entries(tree, libraries, programs)))
     _check_size(kernel, initrd)
+    unpacked = await _unpack_kernel(kernel, scratch)
     return NewImage(
         name="tiny",
         kind=ImageKind.KERNEL,
         kernel=kernel,
         initrd=initrd,
+        unpacked=unpacked,
         cmdline=CMDLINE,
         agent=Expect.YES,
         cloud_init=Expect.NO,
@@ -108,6 +114,18 @@ async def _kernel_package() -> str:
         return await depends_on(KERNELS[0], "linux-image-")
     except HostFailure:
         return await depends_on(KERNELS[1], "linux-image-")
+
+
+async def _unpack_kernel(kernel: Path, scratch: Path) -> Path | None:
+    """Return the kernel as it runs, if QEMU can start that; None: it will have to unpack itself."""
+    packed, unpacked = scratch / "kernel.lz4", scratch / "kernel.unpacked"
+    packed.write_bytes(packed_in(kernel.read_bytes()))
+    try:
+        await run(["lz4", "-dqf", str(packed), str(unpacked)], timeout=60.0)
+    except HostFailure as error:
+        log.info("the kernel is not unpacked beforehand: %s", error.message)
+        return None
+    return unpacked if has_pvh_entry(unpacked.read_bytes()) else None
 
 
 def _check_size(kernel: Path, initrd: Path) -> None:

@@ -4,6 +4,7 @@
       sha256-HEX/          published, complete, never changed again
         image.json         the Image as it was when first published
         disk.qcow2 …       its files, mode 0444 (the folder is closed)
+        kernel.unpacked    its kernel as it runs, for who starts it (qemu.resources); may be missing
       .new-RANDOM/         being published: nobody's yet
       .gone-RANDOM/        being deleted
 
@@ -41,7 +42,7 @@ from serai.disk.files import (
 )
 from serai.disk.work import Progress, Pulse, no_progress, run_in_thread
 from serai.errors import Code, HostFailure
-from serai.model.image import DiskFormat, Expect, Image, ImageFile, ImageKind
+from serai.model.image import UNPACKED, DiskFormat, Expect, Image, ImageFile, ImageKind
 
 DESCRIPTION = "image.json"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -53,7 +54,8 @@ class NewImage:
 
     ``publish`` takes the files away from where they are (it moves them where it can). The fields
     mean what they mean in ``Image``. A DISK has ``disk``, a KERNEL ``kernel`` and perhaps
-    ``initrd``, a CDROM ``disk`` (the medium).
+    ``initrd``, a CDROM ``disk`` (the medium). ``unpacked`` is the kernel once more, as it runs: no part of
+    the image, it goes with the folder.
     """
 
     name: str
@@ -61,6 +63,7 @@ class NewImage:
     disk: Path | None = None
     kernel: Path | None = None
     initrd: Path | None = None
+    unpacked: Path | None = None
     disk_format: DiskFormat = DiskFormat.RAW
     virtual_size: int = 0
     cmdline: str = ""
@@ -235,6 +238,8 @@ def _fill(folder: Path, new: NewImage, now: float, pulse: Pulse) -> Image:
         digest = hash_file(target, pulse, done=done, total=total)
         files[role] = ImageFile(name=target.name, size=size, digest=digest)
         done += size
+    if new.unpacked is not None:
+        _take(new.unpacked, folder / f"kernel{UNPACKED}", pulse)
     allocated = sum((folder / file.name).stat().st_blocks * 512 for file in files.values())
     image = _describe(new, files, now, allocated)
     write_durably(folder / DESCRIPTION, msgspec.json.encode(image), mode=0o400)

@@ -1,11 +1,15 @@
 """Kernels and initial ram disks that are to be loaded by QEMU itself: checked before they are taken.
 
+A kernel that QEMU loads as it runs, instead of one that unpacks itself first, is up a fifth sooner under
+emulation (docs/design/0051). It must have an entry for that (PVH, Xen's Documentation/misc/pvh.pandoc).
+
 The boot protocol's header is described in Linux's Documentation/arch/x86/boot.rst; memtest86+ and
 others that can be started in place of Linux have it, too. QEMU reads the header's sizes, so they
 must fit the file.
 """
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serai.disk.boot import BOTH
@@ -21,6 +25,10 @@ KERNEL_LIMIT = 1 << 28
 INITRD_LIMIT = 1 << 31
 CMDLINE_LIMIT = 2047
 """What every kernel since 2.6.22 takes (boot.rst, cmdline_size)."""
+
+PAYLOAD_AT = 0x248
+"""Where the payload begins, after the setup code, and its length (boot.rst, payload_offset)."""
+PT_NOTE, PHYS32_ENTRY = 4, 18
 
 INITRD_MAGICS = (
     b"070701",
@@ -79,6 +87,42 @@ def _read_version(reader: Reader, pointer: int) -> str:
         return ""
     text = reader.peek(pointer + 0x200, 256).partition(b"\0")[0].decode("ascii", "replace")
     return "".join(c for c in text if c.isprintable() and c != "\ufffd")[:128]
+
+
+def packed_in(kernel: bytes) -> bytes:
+    """Return what a kernel unpacks when it starts, without the length behind it; b"" where it has none."""
+    if len(kernel) < 1024:
+        return b""
+    start, length = struct.unpack_from("<II", kernel, PAYLOAD_AT)
+    begin = ((kernel[0x1F1] or 4) + 1) * 512 + start
+    return kernel[begin : begin + max(0, length - 4)]
+
+
+def has_pvh_entry(kernel: bytes) -> bool:
+    """Tell whether an unpacked kernel is a 64-bit ELF file that says where to enter it (PVH)."""
+    try:
+        return any(_is_pvh_note(note) for note in _elf_notes(kernel))
+    except struct.error:
+        return False
+
+
+def _elf_notes(kernel: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and the owner of each note of an ELF file (gABI, "Note Section")."""
+    if kernel[:5] != b"\x7fELF\x02":
+        return
+    (table,) = struct.unpack_from("<Q", kernel, 32)
+    size, count = struct.unpack_from("<HH", kernel, 54)
+    for number in range(count):
+        kind, at, length = struct.unpack_from("<I4xQ16xQ", kernel, table + number * size)
+        end = at + length if kind == PT_NOTE else 0
+        while at + 12 <= end:
+            name, data, note = struct.unpack_from("<III", kernel, at)
+            yield note, kernel[at + 12 : at + 12 + name]
+            at += 12 + (name + 3) // 4 * 4 + (data + 3) // 4 * 4
+
+
+def _is_pvh_note(note: tuple[int, bytes]) -> bool:
+    return note == (PHYS32_ENTRY, b"Xen\0")
 
 
 def check_initrd(reader: Reader) -> None:

@@ -4,6 +4,9 @@ from enum import StrEnum
 
 import msgspec
 
+UNPACKED = ".unpacked"
+"""What follows the name of an image's kernel in that of the same kernel as it runs."""
+
 
 class ImageKind(StrEnum):
     """How a guest starts from the image."""

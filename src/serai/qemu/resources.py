@@ -16,6 +16,8 @@ from pathlib import Path
 from serai.errors import Code, HostFailure
 from serai.host.sockets import bind_unix
 from serai.host.tap import open_loose_tap, open_tap
+from serai.model.guest import Firmware
+from serai.model.image import UNPACKED
 from serai.model.machine import Machine
 from serai.qemu.commandline import READ_ONLY, tap_name
 from serai.qemu.memory import ram_name
@@ -66,8 +68,12 @@ def _open_all(stack: ExitStack, machine: Machine, run_dir: Path, state_dir: Path
         stack.callback(os.close, fds[name])
     for name, kernel_path, kept in _boot_files(machine):
         has_booted = machine.ram_private and not machine.boots
-        open_one = _open_beginning if has_booted else _open_whole
-        fds[name] = open_one(stack, kernel_path, kept)
+        if has_booted:
+            fds[name] = _open_beginning(stack, kernel_path, kept)
+        else:
+            fds[name] = _open_whole(
+                stack, kernel_path if name != "kernel" else kernel_to_boot(machine)
+            )
     return fds
 
 
@@ -130,6 +136,16 @@ def _make_badge(stack: ExitStack, machine: Machine, run_dir: Path) -> int:
     return high
 
 
+def kernel_to_boot(machine: Machine) -> str:
+    """Return the file that QEMU boots: the kernel as it runs, where that lies beside it (``disk.images``).
+
+    Its own firmware does that; UEFI's wants the kernel that unpacks itself.
+    """
+    unpacked = machine.kernel + UNPACKED
+    use = machine.firmware is Firmware.BIOS and os.path.exists(unpacked)
+    return unpacked if use else machine.kernel
+
+
 def _boot_files(machine: Machine) -> Iterator[tuple[str, str, int]]:
     if machine.kernel:
         yield "kernel", machine.kernel, KERNEL_KEPT
@@ -137,7 +153,7 @@ def _boot_files(machine: Machine) -> Iterator[tuple[str, str, int]]:
         yield "initrd", machine.initrd, INITRD_KEPT
 
 
-def _open_whole(stack: ExitStack, path: str, _: int) -> int:
+def _open_whole(stack: ExitStack, path: str) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, fd)
     return fd
