@@ -57,6 +57,7 @@ from serai.plan.rules import check_group
 HOST4, OUT4 = "192.0.2.1", "192.0.2.2"
 HOST6, OUT6 = "2001:db8::1", "2001:db8::2"
 PATIENCE = 5.0
+FORWARDING = 3  # BR_STATE_FORWARDING of linux/if_bridge.h
 
 
 def run_in(namespace: str, *argv: str) -> str:
@@ -182,9 +183,21 @@ class Land:
         return Bridge(name=name, label=name)
 
     async def bring_up(self, guest: Guest) -> None:
-        """Let a guest's interface go up, without an address."""
+        """Let a guest's interface go up, without an address; what it sends then reaches the others."""
         async with open_links("inmate", namespace=guest.namespace) as inner:
             await inner.ensure_address("eth0", ())
+
+        async def passes_on() -> bool:  # the bridge hears of it later
+            return (
+                await self.links.do("look at a port", lambda: self._port_state(guest)) == FORWARDING
+            )
+
+        await wait_until("its port passes on", passes_on, timeout=20, every=0.02)
+
+    def _port_state(self, guest: Guest) -> int | None:
+        [link] = self.links.route.link("get", ifname=guest.port.tap)
+        info = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA")
+        return info.get_attr("IFLA_BRPORT_STATE") if info is not None else None
 
     def group(self, name: str, *rules: Rule) -> GroupRecord:
         """Make a security group, or change it."""
