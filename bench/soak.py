@@ -295,7 +295,7 @@ def _kill(guest: Guest) -> None:
 
 
 @contextmanager
-def small_home(size: str = "96m") -> Iterator[Path]:
+def small_home(size: str = "148m") -> Iterator[Path]:
     """A home on a file system of its own that is soon full. Needs root."""
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "soak", name], check=True)

@@ -135,7 +135,8 @@ def test_a_fork_of_a_guest_that_still_boots_learns_who_it_is(daemon: Daemon) -> 
     guest = daemon.inn.launch("tiny", name="early", memory="96MiB", wait=False)
     forks = guest.fork(2, name="twin")
     for each in forks:
-        assert each.run("cat /sys/class/net/eth0/address").stdout.strip() == each.info.mac
+        found = each.run("cd /sys/class/net; until cat eth0/address; do sleep 0.05; done")
+        assert found.stdout.strip() == each.info.mac
         assert each.run("hostname").stdout.strip() == each.name
 
 

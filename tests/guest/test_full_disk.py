@@ -21,7 +21,7 @@ WRITTEN = 48_000_000
 @pytest.fixture
 def daemon(serai_home: Path, tiny_state: Path, nursery: Nursery) -> Iterator[Daemon]:
     """A daemon whose home has 64 MiB."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "small", serai_home], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=116m", "small", serai_home], check=True)
     copy_state(tiny_state, serai_home)
     keeper = Daemon(serai_home, disk_reserve="16MiB", heartbeat="1s")
     keeper.nursery = nursery
@@ -77,7 +77,7 @@ def test_a_full_disk_holds_guests_and_keeps_nobody_from_ending_them(daemon: Daem
     daemon.inn.guest("other").delete(force=True)
 
     (home / "filler").unlink()
-    subprocess.run(["mount", "-o", "remount,size=300m", str(home)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=352m", str(home)], check=True)
     writer = daemon.inn.guest("writer")
     wait_for("it goes on", lambda: writer.state == "running")
     wait_for("it has written all", lambda: writer.run("cat /tmp/done").ok)
@@ -88,7 +88,7 @@ def test_a_full_disk_holds_guests_and_keeps_nobody_from_ending_them(daemon: Daem
 
 
 def test_what_a_full_disk_refuses_has_changed_nothing(daemon: Daemon) -> None:
-    subprocess.run(["mount", "-o", "remount,size=400m", str(daemon.home)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=452m", str(daemon.home)], check=True)
     guest = daemon.inn.launch("tiny", name="web1", memory="96MiB", disk="16MiB")
     old = put(guest, "a")
     guest.snapshot("first")

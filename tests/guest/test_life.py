@@ -253,9 +253,8 @@ def test_deleting_needs_force_while_it_runs(daemon: Daemon, guest: Guest) -> Non
 def test_a_failed_start_says_why_and_leaves_it_stopped(
     daemon: Daemon, guest_defined: Guest
 ) -> None:
-    folder = daemon.home / "state/images"
-    kernel = next(folder.glob("*/kernel"))
-    kernel.rename(kernel.with_name("away"))
+    [initrd] = (daemon.home / "state" / "images").glob("*/initrd")
+    initrd.rename(initrd.with_name("away"))
     try:
         with pytest.raises(SeraiError):
             guest_defined.start()
@@ -263,7 +262,7 @@ def test_a_failed_start_says_why_and_leaves_it_stopped(
         assert guest_defined.info.last_exit == "start-failed"
         assert guest_defined.info.problem is not None
     finally:
-        kernel.with_name("away").rename(kernel)
+        initrd.with_name("away").rename(initrd)
     guest_defined.start()
     assert guest_defined.info.problem is None
 

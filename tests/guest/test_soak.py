@@ -30,7 +30,7 @@ def test_a_hurt_guest_hurts_no_other(serai_home: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small file system")
 def test_a_full_disk_holds_guests_and_loses_nothing() -> None:
     with (
-        small_home("64m") as home,
+        small_home("116m") as home,
         fresh_daemon(home, disk_reserve="16MiB", heartbeat="1s") as daemon,
     ):
         soak.soak_full_disk(daemon, 48 << 20)

@@ -92,6 +92,7 @@ def _publish(daemon: Daemon) -> None:
             daemon.inn.create_network("lan")
         for name, kind in KINDS.items():
             with daemon.inn.launch("tiny", **kind) as guest:
+                guest.run("until ip -4 -o address show dev eth0 | grep inet; do sleep 0.1; done")
                 guest.publish(name)
         for network in daemon.inn.networks():
             daemon.inn.delete_network(network.name)
