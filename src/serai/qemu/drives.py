@@ -4,8 +4,10 @@ A drive that is plugged in gets all its files as descriptors, like those that a 
 and the same names; so nothing later can tell which way it came. On failure nothing of it is left.
 """
 
+import asyncio
 import contextlib
 import os
+import time
 from contextlib import ExitStack
 
 from serai.errors import Code, Conflict, HostFailure, SeraiError
@@ -23,6 +25,8 @@ from serai.qemu.commandline import (
 from serai.qemu.lent import Lent
 from serai.qemu.qmp import Monitor
 
+FREEING_LIMIT, FREEING_LOOK = 5.0, 0.02
+"""For how long a node is asked for that its device still holds, and how often, in seconds."""
 PERIPHERALS = "/machine/peripheral"
 VOLUME = "vol-"
 """How the names of drives begin that are plugged into ports (``plan.machine``)."""
@@ -84,11 +88,27 @@ async def close_chain(monitor: Monitor, lent: Lent, drive: Drive, timeout: float
     """Have QEMU close all files of a drive that no device uses any more; never raises for its words."""
     for index in range(len(drive.chain)):  # heads that were put over others are nodes of their own
         with contextlib.suppress(SeraiError):
-            await commands.remove_node(monitor, node_name(drive, index), timeout)
+            await _remove_node(monitor, node_name(drive, index), timeout)
     with contextlib.suppress(SeraiError):
         for fdset in await commands.query_fdsets(monitor, timeout):
             if any(entry.opaque.startswith(f"{drive.name}/") for entry in fdset.fds):
                 await lent.take_back(monitor, fdset.fdset_id, timeout)
+
+
+async def _remove_node(monitor: Monitor, node: str, timeout: float) -> None:
+    """Close a node as soon as its device has let go.
+
+    A device that is not found in the machine any more holds its node until QEMU has freed it, which
+    waits for a grace period (RCU); of that end nobody hears who was not there when it began.
+    """
+    until = time.monotonic() + FREEING_LIMIT
+    while True:
+        try:
+            return await commands.remove_node(monitor, node, timeout)
+        except HostFailure as error:
+            if "is in use" not in error.message or time.monotonic() > until:
+                raise
+        await asyncio.sleep(FREEING_LOOK)
 
 
 async def is_plugged(monitor: Monitor, drive: str, timeout: float) -> bool:
