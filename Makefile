@@ -21,7 +21,7 @@ dev: ## install what working on serai needs as well
 demo: ## from nothing to a running guest and back, step by step (3 minutes, then 20 s)
 	@begun=$$(date +%s.%N) && scripts/setup && SERAI_DEMO_BEGUN=$$begun $(PYTHON) scripts/demo.py
 
-test: dev ## all tests (some 16 minutes on two cores)
+test: dev ## all tests (14 to 15 minutes on two cores)
 	@$(PYTEST) -n $(WORKERS) --dist worksteal tests
 
 check: dev ## format, lint, types, dead code, layers, sizes, docs, unit and wire (2 minutes at most)
