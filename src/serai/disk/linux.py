@@ -1,7 +1,7 @@
 """Kernels and initial ram disks that are to be loaded by QEMU itself: checked before they are taken.
 
-A kernel that QEMU loads as it runs, instead of one that unpacks itself first, is up a fifth sooner under
-emulation (docs/design/0051). It must have an entry for that (PVH, Xen's Documentation/misc/pvh.pandoc).
+A kernel that QEMU loads as it runs, instead of one that unpacks itself first, is up sooner, under
+emulation by a tenth of its boot (docs/design/0051). It must have an entry for that (PVH, Xen's Documentation/misc/pvh.pandoc).
 
 The boot protocol's header is described in Linux's Documentation/arch/x86/boot.rst; memtest86+ and
 others that can be started in place of Linux have it, too. QEMU reads the header's sizes, so they
