@@ -28,7 +28,7 @@ check: dev ## format, lint, types, dead code, layers, sizes, docs, unit and wire
 	@$(PYTEST) -n $(WORKERS) --dist worksteal tests/habits tests/unit tests/wire
 
 lint: dev ## format, lint, types, dead code only
-	@$(PYTEST) -q -n 2 tests/habits/test_lint.py
+	@$(PYTEST) -q -n $(WORKERS) tests/habits/test_lint.py
 
 guest: dev ## tests with real guests only; PYTEST_ARGS="-k stop --sit" passes options
 	@$(PYTEST) tests/guest $(PYTEST_ARGS)

@@ -47,7 +47,7 @@ def can_not() -> bool:
 
 
 async def measure_networks(scene: Scene) -> list[Row]:
-    """Make networks, add ports to a running guest, change one rule where there are 200 ports."""
+    """Make networks, add ports to a running guest, fork it, change one rule where there are 200 ports."""
     if can_not():
         return []
     with networked("-bench") as (daemon, namespace):

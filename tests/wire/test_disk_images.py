@@ -156,6 +156,33 @@ def test_read_takes_digests_only(folder: ImageFolder, digest: str) -> None:
     assert folder.read(digest) is None
 
 
+async def test_an_unpacked_kernel_goes_with_its_image_and_is_taken_anew(
+    folder: ImageFolder, tmp_path: Path
+) -> None:
+    """It is no part of the image: digest and size are the same without it."""
+    made = new_kernel(tmp_path / "scratch")
+    assert made.kernel is not None and made.initrd is not None
+    kernel, initrd = made.kernel.read_bytes(), made.initrd.read_bytes()
+
+    async def publish(unpacked: bytes) -> Image:
+        made.kernel.write_bytes(kernel)
+        made.initrd.write_bytes(initrd)
+        (tmp_path / "u").write_bytes(unpacked)
+        new = replace(made, unpacked=tmp_path / "u" if unpacked else None)
+        return await folder.publish(new, now=NOW)
+
+    plain = await publish(b"")
+    first = await publish(b"good")
+    path = folder.folder(first) / "kernel.unpacked"
+    assert (first.digest, first.size, path.read_bytes()) == (plain.digest, plain.size, b"good")
+    path.chmod(0o600)
+    path.write_bytes(b"bad!")
+    assert await publish(b"good") == first and path.read_bytes() == b"good"
+    assert path.stat().st_mode & 0o777 == 0o444
+    folder.delete(first)
+    assert not path.exists()
+
+
 async def test_description_that_is_damaged(folder: ImageFolder, tmp_path: Path) -> None:
     image = await folder.publish(new_disk(tmp_path / "s"), now=NOW)
     path = folder.folder(image) / "image.json"

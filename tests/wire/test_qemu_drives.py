@@ -2,15 +2,14 @@
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from adopted import adopted
 from fake_qemu import FakeQemu, fake_qemu
-from test_qemu_instance import MACHINE, SOON, UNCONFINED
+from test_qemu_instance import MACHINE, SOON
 
-from serai.host.process import spawn
 from serai.model.image import DiskFormat
 from serai.model.machine import Drive, LayerFile, Media
 from serai.qemu import drives
@@ -29,17 +28,8 @@ async def qemu(tmp_path: Path) -> AsyncIterator[FakeQemu]:
 
 @pytest.fixture
 async def instance(qemu: FakeQemu, tmp_path: Path) -> AsyncIterator[Instance]:
-    null = os.open(os.devnull, os.O_RDWR)
-    process = await spawn(["/bin/sleep", "60"], pass_fds=(), stderr_to=null, confinement=UNCONFINED)
-    os.close(null)
-    adopted = await Instance.adopt(
-        dataclasses.replace(MACHINE, drives=(DATA,)), process,
-        started_at=1.0, run_dir=tmp_path, state_dir=tmp_path, timeout=SOON,
-    )  # fmt: skip
-    qemu.told.clear()
-    yield adopted
-    await adopted.end(0.0)
-    await adopted.close()
+    async with adopted(qemu, dataclasses.replace(MACHINE, drives=(DATA,)), tmp_path) as instance:
+        yield instance
 
 
 async def test_a_node_that_is_not_free_yet_is_closed_when_it_is(

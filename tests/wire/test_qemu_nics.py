@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from adopted import adopted
 from fake_qemu import FakeQemu, fake_qemu
-from test_qemu_instance import MACHINE, SOON, UNCONFINED
+from test_qemu_instance import MACHINE, SOON
 
 from serai.errors import Code, Conflict, HostFailure
-from serai.host.process import spawn
 from serai.model.machine import Nic
 from serai.qemu.instance import Instance
 
@@ -29,17 +29,8 @@ async def qemu(tmp_path: Path) -> AsyncIterator[FakeQemu]:
 
 @pytest.fixture
 async def instance(qemu: FakeQemu, tmp_path: Path) -> AsyncIterator[Instance]:
-    null = os.open(os.devnull, os.O_RDWR)
-    process = await spawn(["/bin/sleep", "60"], pass_fds=(), stderr_to=null, confinement=UNCONFINED)
-    os.close(null)
-    machine = dataclasses.replace(MACHINE, nics=(NET0,))
-    adopted = await Instance.adopt(
-        machine, process, started_at=1.0, run_dir=tmp_path, state_dir=tmp_path, timeout=SOON
-    )
-    qemu.told.clear()
-    yield adopted
-    await adopted.end(0.0)
-    await adopted.close()
+    async with adopted(qemu, dataclasses.replace(MACHINE, nics=(NET0,)), tmp_path) as instance:
+        yield instance
 
 
 @pytest.fixture

@@ -198,7 +198,11 @@ class ImageFolder:
         sync_folder(self.path)
 
     def _keep_or_mend(self, temporary: Path, image: Image, pulse: Pulse) -> None:
-        """Leave what was published before, unless its files were damaged since."""
+        """Leave what was published before, unless its files were damaged since.
+
+        An unpacked kernel is taken anew: there is no digest that would tell.
+        """
+        unpacked = f"kernel{UNPACKED}"
         try:
             self._verify(image, pulse)
         except HostFailure:
@@ -206,6 +210,10 @@ class ImageFolder:
             self.folder(image).rename(damaged)
             temporary.rename(self.folder(image))
             shutil.rmtree(damaged, ignore_errors=True)
+        else:
+            if (temporary / unpacked).exists():
+                (temporary / unpacked).replace(self.folder(image) / unpacked)
+                sync_folder(self.folder(image))
 
     def _verify(self, image: Image, pulse: Pulse) -> None:
         total = sum(file.size for file in image_files(image).values())
